@@ -1,0 +1,35 @@
+# run and test set everything up first; the first time they compile the kernels, which takes some minutes.
+
+PYTHON ?= python3
+TPI_RUN = .venv/bin/tpi run demo --local-devices 4 --memory 160MiB --window 1MB
+PROMPT ?= Tell me a story about a fox and a lantern.
+
+.PHONY: run test lint bench kernels clean setup setup-dev
+MAKEFLAGS += --no-print-directory
+
+run: setup  ## talk with four devices on this machine; without a terminal: one story
+	@if [ -t 0 ] && [ -t 1 ]; then exec $(TPI_RUN); else exec $(TPI_RUN) "$(PROMPT)"; fi
+
+test: setup-dev  ## everything that must hold
+	@.venv/bin/python -m pytest
+
+lint: setup-dev  ## style, formatting, types
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+
+bench: setup-dev  ## the numbers in the README
+	@.venv/bin/python -m bench
+
+kernels:  ## compile the kernels again, after a crash or a change of compiler
+	@$(PYTHON) -m tools.setup --rebuild-kernels
+
+clean:  ## removes the environment and what tools left; the compiled kernels stay in the user's cache
+	@rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup:
+	@$(PYTHON) -m tools.setup
+
+setup-dev:
+	@$(PYTHON) -m tools.setup --dev

@@ -1,0 +1,1 @@
+"""Measures what the README claims: models of true shape, emulated devices, one program per number. Not installed."""

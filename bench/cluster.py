@@ -1,0 +1,220 @@
+"""One model on 1, 2, 4, … emulated devices: tokens per second, memory of every device, bytes on the wire.
+
+    python -m bench cluster --devices 1,2,4 --cpu 0.4 --latency-ms 1 --mbps 300
+
+Every device is a ``tpi serve`` or ``tpi join`` process with its slices on disk beforehand; with ``--stand-ins`` the
+workers compute nothing, so that one rank of a large model runs with all its links. The wire is counted by the emulated
+switch: IP packets with their headers. Random weights: the answers mean nothing, their speed does.
+"""
+
+import argparse
+import random
+import shutil
+import string
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.models import RandomModel, write_gguf, write_rank
+from bench.report import Report
+from bench.served import STAND_IN, ServedAnswer, ServedCluster
+from bench.shapes import SHAPES, find_shape
+from bench.testbed.testbed import Device, SwitchStatistics, Testbed, can_emulate
+from tpi.cli.environment import find_folders
+from tpi.config import parse_bytes
+from tpi.errors import UsageError
+from tpi.gguf.reader import read_gguf
+from tpi.observe import peak_resident_bytes
+from tpi.runtime.ggml.probe import probe_kernels
+from tpi.weights.shards.store import ShardStore
+
+_PORT = "7600"
+_MASTER = "device-0"
+_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every device has, and how much is asked of them."""
+
+    device: Device
+    latency_s: float
+    rate_bps: float
+    n_threads: int
+    n_prompt_tokens: int
+    n_tokens: int
+    memory: str | None = None
+    f32_payload: bool = False
+    window: str | None = None
+    context: int | None = None
+    repack: bool = True
+    stand_ins: bool = False
+    """Only the master is real; the model may be hollow."""
+
+    def common_options(self) -> list[str]:
+        """Those of every ``tpi`` process."""
+        options = ["--threads", str(self.n_threads)]
+        options += ["--memory", self.memory] if self.memory else []
+        options += ["--window", self.window] if self.window else []
+        return options + ([] if self.repack else ["--no-repack"])
+
+
+class ClusterFolder:
+    """Files of one cluster: every device's state and shards; the kernels' cache is common to all."""
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self._path = path
+        self._cache = cache
+
+    def variables(self, rank: int) -> dict[str, str]:
+        home = self._path / f"device-{rank}"
+        return {
+            "TPI_HOME": "",
+            "XDG_STATE_HOME": str(home / "state"),
+            "XDG_DATA_HOME": str(home / "data"),
+            "XDG_CACHE_HOME": str(self._cache),
+            "XDG_RUNTIME_DIR": "",
+        }
+
+    def shard(self, rank: int) -> Path:
+        return self._path / f"rank-{rank}.tpishard"
+
+    def write_shards(self, model: RandomModel, n_ranks: int, *, only_master: bool = False) -> None:
+        """Puts every rank's shard where its process finds it."""
+        for rank in range(1 if only_master else n_ranks if n_ranks > 1 else 0):
+            shard = write_rank(model, rank, (1.0,) * n_ranks, self.shard(rank))
+            if rank == 0:
+                store = ShardStore(Path(self.variables(0)["XDG_DATA_HOME"]) / "tpi" / "shards" / _MASTER)
+                store.folder.mkdir(parents=True)
+                shutil.move(shard.path, store.path_for(shard.header.spec.digest, 0, shard.pieces))
+
+
+def measure(model: RandomModel, path: Path, n_devices: int, conditions: Conditions, folder: ClusterFolder) -> Report:
+    """One cluster of ``n_devices``; the model lies at ``path``, and may be hollow if there are several devices."""
+    folder.write_shards(model, n_devices, only_master=conditions.stand_ins)
+    report = Report("cluster").add(shape=model.shape.name, quantisation=model.quantisation, devices=n_devices)
+    devices = [conditions.device] * n_devices
+    with Testbed(devices, conditions.latency_s, conditions.rate_bps, disk=path.parent) as bed:
+        common = conditions.common_options()
+        serve = [
+            *(str(path), "--raw", "--workers", str(n_devices - 1), "--bind", bed.address(0), "--port", _PORT),
+            *("--name", _MASTER, "--shares", ",".join("1" * n_devices), "--temperature", "0"),
+            *("--max-tokens", str(conditions.n_tokens), "--context", str(_context(conditions)), *common),
+            *(["--f32-payload"] if conditions.f32_payload else []),
+        ]
+        names = [f"device-{rank}" for rank in range(1, n_devices)]
+        variables = [folder.variables(rank) for rank in range(n_devices)]
+        if conditions.stand_ins:
+            started = ServedCluster(bed, serve, [[name] for name in names], variables, STAND_IN)
+        else:
+            join = [["--name", name, "--shard", str(folder.shard(rank)), *common] for rank, name in enumerate(names, 1)]
+            started = ServedCluster(bed, serve, join, variables)
+        with started as cluster:
+            cluster.ask(make_prompt(_WARM_UP_TOKENS, seed=1))
+            answer = cluster.ask(make_prompt(conditions.n_prompt_tokens, seed=2))
+            real = cluster.processes[: 1 if conditions.stand_ins else None]
+            peaks = [peak_resident_bytes(process.pid) for process in real]
+            report.add(start_s=cluster.start_s)
+    return _add_answer(report, answer).add(
+        peak_rss_bytes=list(peaks),
+        cpu_shares=list(answer.cpu_shares),
+        switch_late_p99_ms=answer.total.late_p99_s * 1e3,
+        cpu=conditions.device.cpu,
+        threads=conditions.n_threads,
+        latency_ms=conditions.latency_s * 1e3,
+        mbps=conditions.rate_bps / 1e6,
+    )
+
+
+def _add_answer(report: Report, answer: ServedAnswer) -> Report:
+    n_decoded = answer.n_tokens - 1
+    decode_bytes = _sent(answer.total) - _sent(answer.prefill)
+    return report.add(
+        decode_tokens_per_s=n_decoded / answer.decode_s if answer.decode_s else None,
+        prefill_tokens_per_s=answer.n_prompt_tokens / answer.first_s,
+        time_to_first_token_s=answer.first_s,
+        decode_wire_bytes_per_token=round(decode_bytes / n_decoded) if n_decoded else None,
+        prefill_wire_bytes_per_token=round(_sent(answer.prefill) / answer.n_prompt_tokens),
+        prompt_tokens=answer.n_prompt_tokens,
+        tokens=answer.n_tokens,
+    )
+
+
+def _sent(statistics: SwitchStatistics) -> int:
+    return sum(device.sent_bytes for device in statistics.devices)
+
+
+def _context(conditions: Conditions) -> int:
+    if conditions.context is not None:
+        return conditions.context
+    return 2 * (conditions.n_prompt_tokens + conditions.n_tokens + _WARM_UP_TOKENS)
+
+
+def make_prompt(n_tokens: int, seed: int) -> str:
+    """A text of ``n_tokens`` tokens, the one at its beginning included: words of two letters, one token each."""
+    chooser = random.Random(seed)
+    return " ".join("".join(chooser.choices(string.ascii_lowercase, k=2)) for _ in range(n_tokens - 1))
+
+
+def _read_conditions(given: argparse.Namespace) -> Conditions:
+    return Conditions(
+        device=Device(given.cpu, parse_bytes(given.limit, "--limit") if given.limit else None),
+        latency_s=given.latency_ms / 1e3,
+        rate_bps=given.mbps * 1e6,
+        n_threads=given.threads,
+        n_prompt_tokens=given.prompt_tokens,
+        n_tokens=given.tokens,
+        memory=given.memory,
+        f32_payload=given.f32_payload,
+        window=given.window,
+        context=given.context,
+        repack=not given.no_repack,
+        stand_ins=given.stand_ins,
+    )
+
+
+def main(arguments: Sequence[str]) -> Iterator[Report]:
+    """``python -m bench cluster``."""
+    parser = argparse.ArgumentParser(prog="bench cluster", description="Measure clusters of emulated devices.")
+    parser.add_argument("--devices", default="1,2,4", metavar="N,N,…")
+    parser.add_argument("--shape", default="tinyllama-1.1b", help=", ".join(SHAPES))
+    parser.add_argument("--quant", default="q4_0")
+    parser.add_argument("--cpu", type=float, default=0.4, metavar="CORES", help="quota of each device (default: 0.4)")
+    parser.add_argument("--limit", metavar="SIZE", help="what the kernel allows each device, page cache included")
+    parser.add_argument("--memory", metavar="SIZE", help="--memory of each tpi process")
+    parser.add_argument("--window", metavar="SIZE", help="--window of each tpi process")
+    parser.add_argument("--context", type=int, help="--context of the master (default: what is used)")
+    parser.add_argument("--no-repack", action="store_true")
+    parser.add_argument("--stand-ins", action="store_true", help="workers that compute nothing, and need no disk")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--latency-ms", type=float, default=1.0)
+    parser.add_argument("--mbps", type=float, default=300.0)
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--f32-payload", action="store_true")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
+    given = parser.parse_args(arguments)
+    reason = can_emulate()
+    if reason is not None:
+        raise UsageError(reason)
+    counts = [int(text) if text.isdecimal() else 0 for text in given.devices.split(",")]
+    if not all(counts):
+        raise UsageError(f"--devices {given.devices}: write numbers, as in 1,2,4")
+    work: Path = given.work or find_folders().cache / "bench"
+    model = RandomModel(find_shape(given.shape), given.quant)
+    if given.stand_ins and 1 in counts:
+        raise UsageError("--stand-ins stand for workers: --devices must be 2 or more")
+    path = find_model(model, work, hollow=given.stand_ins)
+    probe_kernels(work / "tpi").require(sorted({tensor.type.name for tensor in read_gguf(path).tensors.values()}))
+    for count in counts:
+        with tempfile.TemporaryDirectory(dir=work, prefix="cluster-") as folder:
+            yield measure(model, path, count, _read_conditions(given), ClusterFolder(Path(folder), work))
+
+
+def find_model(model: RandomModel, work: Path, *, hollow: bool = False) -> Path:
+    """The whole model in ``work``, or a hollow one, written if it is not there."""
+    path = work / f"{model.shape.name}-{model.quantisation}-{model.seed}{'-hollow' if hollow else ''}.gguf"
+    if not path.exists():
+        write_gguf(model, path.with_suffix(".part"), hollow=hollow).replace(path)
+    return path

@@ -1,0 +1,27 @@
+"""The options of answers, which ``run`` and ``serve`` have, and the settings that they become."""
+
+from typing import Annotated
+
+import typer
+
+from tpi.cli.talk import Manner
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+
+SAMPLING = SamplingSettings()
+GENERATION = GenerationSettings()
+
+MaxTokens = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 always takes the most probable token; more is more varied.")]
+TopP = Annotated[float, typer.Option(help="Draw from the fewest tokens that have this probability together.")]
+TopK = Annotated[int, typer.Option(help="Draw from so many of the most probable tokens; 0: from all.")]
+MinP = Annotated[float, typer.Option(help="Draw from tokens at least this share as probable as the best.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: make recent tokens less probable.")]
+Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable. [default: a new one]")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer before TEXT; repeatable.")]
+Raw = Annotated[bool, typer.Option("--raw", help="Give the prompt to the model as it is, without chat template.")]
+Stats = Annotated[bool, typer.Option("--stats/--no-stats", help="Show what the answer took.")]
+
+
+def read_manner(sampling: SamplingSettings, max_tokens: int, stop: list[str] | None, raw: bool, stats: bool) -> Manner:
+    """How to answer, from the options."""
+    return Manner(sampling, GenerationSettings(max_tokens, tuple(stop or ()), raw), stats)

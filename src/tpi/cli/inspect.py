@@ -1,0 +1,215 @@
+"""``tpi inspect``: what a GGUF or shard file holds; with ``--verify``, whether it is intact."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from tpi.cli import options
+from tpi.cli.display import open_display
+from tpi.cli.environment import find_folders
+from tpi.cli.figures import part, size
+from tpi.cli.memorytable import MemoryQuestion, RankOfModel, memory_facts, memory_lines
+from tpi.config import MAX_RANKS, parse_shares
+from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
+from tpi.gguf.reader import read_gguf
+from tpi.gguf.types import TYPES_BY_ID
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.partition import divide, unit_size, unit_total
+from tpi.model.spec import Block, BlockKind, ModelSpec
+from tpi.weights.identity import model_digest
+from tpi.weights.shards.shard import open_shard
+from tpi.weights.shards.shard import verify as verify_shard
+from tpi.weights.shards.shard_format import MAGIC
+
+Facts = dict[str, Any]
+_MEASURES = {BlockKind.ATTENTION: "KV heads", BlockKind.FFN: "columns", BlockKind.HEAD: "rows"}
+
+
+def command(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A GGUF file (the first of a split one) or a shard file.")
+    ],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare a shard's data with its checksums.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Show what a rank would use so much memory for.")
+    ] = None,
+    ranks: Annotated[int | None, typer.Option(min=1, max=MAX_RANKS, help="Of how many ranks. [default: 1]")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, max=MAX_RANKS - 1, help="Which of them. [default: 0]")] = None,
+    shares: options.Shares = None,
+    window: options.Window = None,
+    context: options.Context = None,
+    kv_type: options.KvType = "F16",
+    threads: options.Threads = None,
+    no_repack: options.NoRepack = False,
+) -> None:
+    """Show what FILE holds: a model's dimensions, data types, blocks and units; a shard's model, rank and pieces.
+
+    With --verify, reads a shard's data and fails if any of it differs from its checksum. GGUF files have none: their
+    headers and sizes are checked always.
+
+    With --memory, shows instead what the rank of a shard, or rank --rank of --ranks that share a GGUF model, will use
+    its memory for, and the least that would do. Fails if that is more than --memory.
+    """
+    is_shard = _starts_like_shard(file)
+    if memory is not None:
+        resources = options.read_resources(memory, window, threads, repack=not no_repack)
+        chosen = _rank_of_shard(file, ranks, rank, shares) if is_shard else _rank_of_model(file, ranks, rank, shares)
+        _show_memory(MemoryQuestion(chosen, resources, context, kv_type, find_folders().cache), json)
+        return
+    if any(option is not None for option in (ranks, rank, shares, window, context, threads)):
+        raise UsageError("--ranks, --rank, --shares, --window, --context and --threads need --memory SIZE")
+    facts = _shard_facts(file) if is_shard else _model_facts(file)
+    if verify:
+        facts["verified"] = _verify(file) if is_shard else "headers and sizes; GGUF files have no checksums"
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+    else:
+        print("\n".join(_lines(facts)))
+
+
+def _rank_of_shard(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
+    if (ranks, rank, shares) != (None, None, None):
+        raise UsageError("--ranks, --rank and --shares are for GGUF files: a shard is of one rank")
+    header = open_shard(file).header
+    return RankOfModel(header.spec, header.partition, header.rank, None)
+
+
+def _rank_of_model(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
+    gguf = read_gguf(file)
+    spec = read_spec(gguf, model_digest(gguf))
+    n_ranks = ranks or (len(parse_shares(shares)) if shares else 1)
+    weights = options.read_shares(shares, n_ranks) or (1.0,) * n_ranks
+    if (rank or 0) >= n_ranks:
+        raise UsageError(f"--rank {rank}: {n_ranks} ranks go from 0 to {n_ranks - 1}")
+    return RankOfModel(spec, divide(spec, blocks_of(spec), weights), rank or 0, gguf)
+
+
+def _show_memory(question: MemoryQuestion, json: bool) -> None:
+    facts = memory_facts(question)
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+    else:
+        print("\n".join(memory_lines(facts)))
+    if "refused" in facts:
+        raise MemoryBudgetError(facts["refused"])
+
+
+def _starts_like_shard(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError as error:
+        raise ModelFileError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _verify(file: Path) -> str:
+    display = open_display()
+    try:
+        verify_shard(open_shard(file), lambda done, total: display.progress(f"checking {file.name}", done, total))
+    finally:
+        display.settle()
+    return "all checksums fit"
+
+
+def _model_facts(file: Path) -> Facts:
+    gguf = read_gguf(file)
+    types = Counter[str]()
+    for tensor in gguf.tensors.values():
+        types[tensor.type.name] += tensor.n_bytes
+    facts: Facts = {
+        "kind": "GGUF model",
+        "files": [str(path) for path in gguf.paths],
+        "bytes": sum(types.values()),
+        "tensors": len(gguf.tensors),
+        "types": dict(types.most_common()),
+    }
+    try:
+        spec = read_spec(gguf, model_digest(gguf))
+    except TpiError as error:
+        # Still worth a look: what is it, then?
+        return {**facts, "architecture": gguf.metadata.get("general.architecture"), "cannot be computed": str(error)}
+    blocks = blocks_of(spec)
+    return {**facts, **_spec_facts(spec), "blocks": len(blocks), "units": _units(spec, blocks)}
+
+
+def _spec_facts(spec: ModelSpec) -> Facts:
+    return {
+        "architecture": spec.architecture,
+        "name": spec.name,
+        "digest": spec.digest,
+        "layers": spec.n_layers,
+        "embedding": spec.n_embd,
+        "heads": spec.n_heads,
+        "KV heads": spec.n_kv_heads,
+        "head size": spec.head_dim,
+        "FFN size": spec.n_ff,
+        "vocabulary": spec.n_vocab,
+        "context trained": spec.n_context_train,
+    }
+
+
+def _units(spec: ModelSpec, blocks: Iterable[Block]) -> dict[str, list[str]]:
+    """For every kind of block, into how many units of which size it can be cut; layers may differ by their types."""
+    found: dict[str, list[str]] = {}
+    for block in blocks:
+        unit, total = unit_size(spec, block), unit_total(spec, block)
+        text = f"{-(-total // unit)} of {unit} {_MEASURES[block.kind]}"
+        kinds = found.setdefault(block.kind.value, [])
+        if text not in kinds:
+            kinds.append(text)
+    return found
+
+
+def _shard_facts(file: Path) -> Facts:
+    shard = open_shard(file)
+    header = shard.header
+    parts = [p for piece in shard.pieces for p in piece.parts]
+    types = Counter[str]()
+    for p in parts:
+        types[TYPES_BY_ID[p.type_id].name] += p.n_bytes
+    weights = sum(piece.n_bytes for piece in shard.pieces)
+    whole = sum(slot.tensor.n_rows * slot.tensor.type.row_bytes(slot.tensor.n_columns) for slot in _slots(header.spec))
+    held = {piece.block for piece in shard.pieces}
+    return {
+        "kind": "shard",
+        "files": [str(file)],
+        "rank": header.rank,
+        "ranks": header.partition.n_ranks,
+        "bytes": weights,
+        "share": weights / whole if whole else 0.0,
+        "file bytes": shard.n_bytes,
+        "pieces": len(shard.pieces),
+        "largest piece": max((piece.n_bytes for piece in shard.pieces), default=0),
+        "blocks held": f"{len(held)} of {len(header.partition.shares)}",
+        "types": dict(types.most_common()),
+        **_spec_facts(header.spec),
+    }
+
+
+def _slots(spec: ModelSpec) -> list[Any]:
+    return [slot for block in blocks_of(spec) for slot in block.slots]
+
+
+def _lines(facts: Mapping[str, Any]) -> list[str]:
+    width = max(map(len, facts))
+    return [f"{name.ljust(width)}  {_text(name, value)}" for name, value in facts.items()]
+
+
+def _text(name: str, value: Any) -> str:
+    if name == "share":
+        return part(value)
+    if name in ("bytes", "file bytes", "largest piece"):
+        return f"{size(value)} ({value:,})"
+    if name == "types":
+        return ", ".join(f"{type_name} {size(n_bytes)}" for type_name, n_bytes in value.items())
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_text('', entry)}" for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,41 @@
+"""Finding the model that an argument names, and trying its kernels. Reads headers only."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from tpi.errors import ModelFileError
+from tpi.gguf.reader import Gguf, read_gguf
+from tpi.runtime.ggml.probe import probe_kernels
+
+DEMO = "demo"
+
+
+def find_model(name: str) -> Path:
+    """The path of the model called ``name``: a GGUF file, or the word ``demo`` for the one in this package.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    path = Path(name)
+    if name == DEMO and not path.is_file():
+        demo = Path(str(files("tpi"))) / "assets" / "demo.gguf"
+        if not demo.is_file():
+            raise ModelFileError("the demo model is missing from this installation: install tpi again")
+        return demo
+    if path.is_dir():
+        raise ModelFileError(f"{path} is a folder: name the GGUF file in it")
+    if not path.exists():
+        raise ModelFileError(f"there is no model {path}: name a GGUF file, or `{DEMO}` for the model that comes along")
+    return path
+
+
+def open_model(path: Path, cache: Path) -> Gguf:
+    """Reads the model's header and makes sure that this machine computes with its data types.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: see ``read_gguf``.
+        KernelError: a kernel is missing or broken.
+    """
+    gguf = read_gguf(path)
+    probe_kernels(cache).require(sorted({tensor.type.name for tensor in gguf.tensors.values()}))
+    return gguf

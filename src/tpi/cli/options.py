@@ -1,0 +1,129 @@
+"""The options that several verbs have, and how their texts become settings."""
+
+import os
+import re
+import socket
+from typing import Annotated
+
+import typer
+
+from tpi.cluster.pairing.connect import make_device_name
+from tpi.config import DEFAULT_CONTEXT, Resources, parse_bytes, parse_shares
+from tpi.errors import UsageError
+from tpi.observe import available_memory_bytes
+
+MAX_CONTEXT = 1 << 20
+_MAX_DEFAULT_THREADS = 8
+_MAX_NAME = 63
+
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What the process may use in all, e.g. 2GiB. [default: half of what is free]"),
+]
+Window = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="What the weights in memory may take. [default: what --memory leaves]"),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=512, help="Threads that compute. [default: the processor's cores, at most 8]")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(
+        min=16,
+        max=MAX_CONTEXT,
+        help=f"Tokens that a chat can have. [default: {DEFAULT_CONTEXT}, or what the model was trained for if less]",
+    ),
+]
+Shares = Annotated[
+    str | None,
+    typer.Option(metavar="N,N,...", help="Each device's part, this one's first. [default: by memory]"),
+]
+F32Payload = Annotated[
+    bool, typer.Option("--f32-payload", help="Exchange sums as 32-bit numbers: twice the traffic, closer sums.")
+]
+NoRepack = Annotated[
+    bool,
+    typer.Option(
+        "--no-repack", help="Keep no second copy of the weights on disk, in the order that the kernels like best."
+    ),
+]
+KvType = Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is made of: F16, or Q8_0 (half of it).")]
+Name = Annotated[str | None, typer.Option(help="What this device is called. [default: its host name]")]
+
+
+def read_resources(
+    memory: str | None,
+    window: str | None,
+    threads: int | None,
+    n_devices: int = 1,
+    free_part: float = 0.5,
+    repack: bool = True,
+) -> Resources:
+    """What each of ``n_devices`` ranks on this machine may use; without ``memory``, its part of ``free_part`` of what
+    is free."""
+    if memory is None:
+        memory_bytes = int(available_memory_bytes() * free_part) // n_devices
+    else:
+        memory_bytes = _positive(memory, "--memory")
+    return Resources(
+        memory_bytes=memory_bytes,
+        window_bytes=None if window is None else _positive(window, "--window"),
+        n_threads=default_threads(n_devices) if threads is None else threads,
+        repack=repack,
+    )
+
+
+def default_threads(n_devices: int = 1) -> int:
+    """Compute threads per rank when ``n_devices`` ranks share this machine."""
+    return min(_n_cores() // n_devices or 1, _MAX_DEFAULT_THREADS)
+
+
+def read_shares(text: str | None, n_ranks: int) -> tuple[float, ...] | None:
+    """The ratios of ``--shares``, exactly one per rank."""
+    if text is None:
+        return None
+    shares = parse_shares(text)
+    if len(shares) != n_ranks:
+        raise UsageError(
+            f"--shares {text} has {len(shares)} numbers for {n_ranks} devices: write one each, this device's first"
+        )
+    return shares
+
+
+def device_name(given: str | None) -> str:
+    """The name that was given, or one made from this device's host name."""
+    if given is None:
+        return make_device_name(socket.gethostname().split(".")[0])
+    if re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_MAX_NAME - 1}}}", given) is None:
+        raise UsageError(f"--name {given!r}: write up to {_MAX_NAME} letters, digits, dots, dashes, a letter first")
+    return given
+
+
+def _positive(text: str, name: str) -> int:
+    n_bytes = parse_bytes(text, name)
+    if n_bytes <= 0:
+        raise UsageError(f"{name} {text}: must be more than nothing")
+    return n_bytes
+
+
+def _n_cores() -> int:
+    """Physical cores that this process may use: two threads of one core only take turns in computing."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, _n_physical_cores() or usable)
+
+
+def _n_physical_cores() -> int | None:
+    cores = set()
+    try:
+        with open("/proc/cpuinfo") as file:
+            package = ""
+            for line in file:
+                key, _, value = line.partition(":")
+                if key.strip() == "physical id":
+                    package = value.strip()
+                elif key.strip() == "core id":
+                    cores.add((package, value.strip()))
+    except OSError:
+        return None
+    return len(cores) or None

@@ -1,0 +1,75 @@
+"""``tpi run``: answers one prompt or chats, on this device alone or with more processes on it."""
+
+from typing import Annotated
+
+import typer
+
+from tpi.cli import answers, options
+from tpi.cli.display import open_display
+from tpi.cli.environment import find_folders
+from tpi.cli.models import find_model
+from tpi.cli.session import open_local
+from tpi.cli.terminal import ChatInput, can_chat, read_prompt
+from tpi.config import MAX_RANKS, MasterSettings
+from tpi.engine.settings import SamplingSettings
+
+_FREE_PART = 0.75
+
+
+def command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file (the first of a split one), or `demo`.")],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT|-]", help="What to answer; - reads it from standard input; without it: a chat."
+        ),
+    ] = None,
+    max_tokens: answers.MaxTokens = answers.GENERATION.max_tokens,
+    temperature: answers.Temperature = answers.SAMPLING.temperature,
+    top_p: answers.TopP = answers.SAMPLING.top_p,
+    top_k: answers.TopK = answers.SAMPLING.top_k,
+    min_p: answers.MinP = answers.SAMPLING.min_p,
+    repetition_penalty: answers.RepetitionPenalty = answers.SAMPLING.repetition_penalty,
+    seed: answers.Seed = None,
+    stop: answers.Stop = None,
+    raw: answers.Raw = False,
+    context: options.Context = None,
+    threads: options.Threads = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="What each process may use in all. [default: 3/4 of what is free]"),
+    ] = None,
+    window: options.Window = None,
+    local_devices: Annotated[
+        int, typer.Option(min=1, max=MAX_RANKS, help="Work as so many devices, each a process with its own slices.")
+    ] = 1,
+    shares: options.Shares = None,
+    f32_payload: options.F32Payload = False,
+    kv_type: options.KvType = "F16",
+    no_repack: options.NoRepack = False,
+    stats: answers.Stats = True,
+) -> None:
+    """Answer PROMPT, or chat when there is none and this is a terminal.
+
+    The answer goes to standard output, everything else to standard error.
+    """
+    sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+    manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
+    settings = MasterSettings(
+        model=find_model(model),
+        folders=find_folders(),
+        resources=options.read_resources(memory, window, threads, local_devices, _FREE_PART, not no_repack),
+        n_workers=local_devices - 1,
+        shares=options.read_shares(shares, local_devices),
+        context=context,
+        f32_payload=f32_payload,
+        kv_type=kv_type.upper(),
+        name="local-0",
+    )
+    if prompt == "-" or (prompt is None and not can_chat()):
+        prompt = read_prompt()
+    with open_local(settings, manner, open_display()) as talk:
+        if prompt is None:
+            talk.chat(ChatInput().read_line)
+        else:
+            talk.answer_once(prompt)

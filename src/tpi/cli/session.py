@@ -1,0 +1,121 @@
+"""A master's session: port, workers, engine, status socket, and their end in the right order. Main thread.
+
+``run`` and ``serve`` differ in who the workers are: processes that this one starts, or devices that people bring.
+"""
+
+import contextlib
+import dataclasses
+import queue
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from tpi.cli.display import Display
+from tpi.cli.environment import child_variables, find_status_folder
+from tpi.cli.localdevices import LocalDevices
+from tpi.cli.models import open_model
+from tpi.cli.statussocket import StatusServer
+from tpi.cli.talk import Manner, Talk
+from tpi.cluster.master import Listener
+from tpi.cluster.status import ClusterStatus, Event, Report, Waiting
+from tpi.config import Folders, MasterSettings
+from tpi.engine.engine import Engine
+from tpi.engine.language import Language
+from tpi.errors import LinkError, TpiError
+
+_LOCAL_WAIT_S = 120.0
+
+
+@contextlib.contextmanager
+def open_local(settings: MasterSettings, manner: Manner, display: Display) -> Iterator[Talk]:
+    """A cluster of this process and ``settings.n_workers`` children of it, with keys of its own that end with it.
+
+    Raises:
+        TpiError: whatever goes wrong, a child's last words included.
+    """
+    with ExitStack() as stack:
+        state = Path(tempfile.mkdtemp(prefix="tpi-"))
+        stack.callback(shutil.rmtree, state, ignore_errors=True)
+        settings = dataclasses.replace(
+            settings,
+            folders=Folders(state / "master", settings.folders.shards, settings.folders.cache),
+            bind="127.0.0.1",
+            port=0,
+            wait_s=_LOCAL_WAIT_S,
+        )
+        open_model(settings.model, settings.folders.cache)
+        listener = stack.enter_context(Listener(settings))
+        devices = stack.enter_context(
+            LocalDevices(settings.n_workers, listener.join_key, settings.resources, state, child_variables())
+        )
+
+        def report(event: Event) -> None:
+            display.report(event)
+            if isinstance(event, Waiting):
+                devices.start_more(event.n_joined)
+
+        try:
+            yield stack.enter_context(_form(settings, listener, manner, display, report, devices.check))
+        except LinkError as error:
+            raise devices.explain() or error from error
+
+
+@contextlib.contextmanager
+def open_served(
+    settings: MasterSettings, manner: Manner, display: Display, announce: Callable[[Listener], None]
+) -> Iterator[Talk]:
+    """A cluster of this process and the devices that join it; ``announce`` tells people how.
+
+    Raises:
+        TpiError: whatever goes wrong.
+    """
+    open_model(settings.model, settings.folders.cache)
+    with Listener(settings) as listener:
+        announce(listener)
+
+        def tell_refusals() -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    display.note(f"turned away {listener.refusals.get_nowait()}")
+
+        with _form(settings, listener, manner, display, display.report, tell_refusals) as talk:
+            yield talk
+
+
+@contextlib.contextmanager
+def _form(
+    settings: MasterSettings,
+    listener: Listener,
+    manner: Manner,
+    display: Display,
+    report: Report,
+    check: Callable[[], None],
+) -> Iterator[Talk]:
+    """Forms the cluster and answers ``tpi status`` from now on."""
+    source = _Source()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(StatusServer(find_status_folder(), source))
+        except TpiError as error:
+            display.note(f"tpi: {error}; going on without")
+        language = stack.enter_context(Language(settings.model))
+        try:
+            cluster = stack.enter_context(listener.form(report, check))
+        finally:
+            display.settle()
+        source.status = cluster.status
+        yield Talk(stack.enter_context(Engine(cluster, language)), cluster.status, manner, display)
+
+
+class _Source:
+    """Where the status socket's thread gets the state from; set once the cluster is there."""
+
+    def __init__(self) -> None:
+        self.status: Callable[[], ClusterStatus] | None = None
+
+    def __call__(self) -> ClusterStatus:
+        if self.status is None:
+            raise LinkError("the cluster is still starting: its devices join or fetch their slices")
+        return self.status()

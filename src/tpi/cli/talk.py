@@ -1,0 +1,176 @@
+"""Prompts in, answers out: one prompt, a chat on a terminal, or a line at a time. Main thread.
+
+Knows neither cluster nor arguments: it is handed who speaks, the state before and after, and where text goes.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+from tpi.cli.display import Display
+from tpi.cli.signals import cancelled_by_interrupt
+from tpi.cli.statistics import COLUMNS, AnswerFigures, headline, measure, rows, summary
+from tpi.cluster.status import ClusterStatus
+from tpi.engine.chat import Message
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import Cancelled, UsageError
+
+_HELP = "/new starts a new chat, /exit (or Ctrl-D) ends; Ctrl-C ends an answer early"
+
+
+class TextPart(Protocol):
+    """What is read of the engine's ``Delta``."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class Answered(AnswerFigures, Protocol):
+    """What is read of the engine's ``Answer``."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def finish(self) -> str: ...
+
+
+class Speaker(Protocol):
+    """What the engine offers."""
+
+    @property
+    def last(self) -> Answered | None: ...
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def raw_prompt(self, text: str) -> list[int]: ...
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[TextPart]: ...
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to answer, and whether to tell what it took."""
+
+    sampling: SamplingSettings
+    generation: GenerationSettings
+    show_statistics: bool = True
+
+
+class Talk:
+    """Answers prompts of one user.
+
+    Args:
+        status: the cluster's state now; asked before and after every answer if statistics are wanted.
+        output: where answers go (default: standard output); on a terminal, characters that would move its cursor are
+            left out.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        status: Callable[[], ClusterStatus],
+        manner: Manner,
+        display: Display,
+        output: TextIO | None = None,
+    ) -> None:
+        self._speaker = speaker
+        self._status = status
+        self._manner = manner
+        self._display = display
+        self._output = output or sys.stdout
+        self._is_terminal = self._output.isatty()
+
+    def answer_once(self, text: str) -> None:
+        """Answers ``text`` on the output, then shows a table of what it took.
+
+        Raises:
+            Cancelled: the user pressed Ctrl-C; the statistics were shown.
+        """
+        answer = self._answer([Message("user", text)], self._show_table)
+        if answer.finish == "cancelled":
+            raise Cancelled("the answer was cancelled")
+
+    def answer_lines(self, lines: Iterable[str]) -> None:
+        """Answers every line that is not blank, each for itself.
+
+        Raises:
+            Cancelled: the user pressed Ctrl-C.
+        """
+        for line in lines:
+            if line.strip():
+                self.answer_once(line.rstrip("\r\n"))
+
+    def chat(self, read_line: Callable[[], str | None]) -> None:
+        """Chats until ``read_line`` gives None or ``/exit``."""
+        self._display.note(_HELP)
+        messages: list[Message] = []
+        while (line := read_line()) is not None:
+            word = line.strip()
+            if word == "/exit":
+                return
+            if word == "/new":
+                messages = []
+                self._display.note("a new chat")
+            elif word in ("/help", "/?"):
+                self._display.note(_HELP)
+            elif word:
+                messages = self._turn(messages, line)
+
+    def _turn(self, messages: list[Message], line: str) -> list[Message]:
+        """The chat with one more question and answer; as it was, if the question cannot be asked."""
+        asked = [*messages, Message("user", line)]
+        try:
+            answer = self._answer(asked, self._show_summary)
+        except UsageError as error:
+            self._display.note(f"tpi: {error}; /new starts a new chat")
+            return messages
+        return [*asked, Message("assistant", answer.text)]
+
+    def _answer(
+        self, messages: Sequence[Message], show: Callable[[ClusterStatus, ClusterStatus, Answered], None]
+    ) -> Answered:
+        cancel = threading.Event()
+        # Around all of it: a Ctrl-C that comes when the answer has just ended must not end the chat.
+        with cancelled_by_interrupt(cancel):
+            before = self._status() if self._manner.show_statistics else None
+            self._generate(self._make_prompt(messages), cancel)
+            answer = self._speaker.last
+            assert answer is not None, "an answer has ended"
+            if before is not None:
+                show(before, self._status(), answer)
+        return answer
+
+    def _make_prompt(self, messages: Sequence[Message]) -> list[int]:
+        if self._manner.generation.raw:
+            return self._speaker.raw_prompt("".join(message.content for message in messages))
+        return self._speaker.chat_prompt(messages)
+
+    def _generate(self, prompt: Sequence[int], cancel: threading.Event) -> None:
+        """Writes the answer as it grows, and ends its last line."""
+        ends_line = True
+        for delta in self._speaker.generate(prompt, self._manner.sampling, self._manner.generation, cancel):
+            self._write(delta.text)
+            ends_line = delta.text.endswith("\n") if delta.text else ends_line
+        if not ends_line:
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if self._is_terminal:
+            text = "".join(c for c in text if c.isprintable() or c in "\n\t")
+        self._output.write(text)
+        self._output.flush()
+
+    def _show_table(self, before: ClusterStatus, after: ClusterStatus, answer: Answered) -> None:
+        statistics = measure(before, after, answer)
+        self._display.table(headline(statistics), COLUMNS, rows(statistics))
+
+    def _show_summary(self, before: ClusterStatus, after: ClusterStatus, answer: Answered) -> None:
+        self._display.note(f"[{summary(measure(before, after, answer))}]")

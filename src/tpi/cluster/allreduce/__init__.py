@@ -1,0 +1,1 @@
+"""Algorithms that satisfy ``tpi.runtime.protocols.Allreduce``, one module each, and the arithmetic that they share."""

@@ -1,0 +1,1 @@
+"""Connections between paired devices: control links with messages, data links with frames."""

@@ -1,0 +1,93 @@
+"""What a cluster tells about itself: the state of every rank, and the events of its start. Data only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+
+class RankStatus(msgspec.Struct, frozen=True):
+    """One rank's figures since its start; times in seconds, sizes in bytes."""
+
+    rank: int
+    name: str
+    memory_limit_bytes: int | None
+    planned_bytes: int
+    """The peak that was planned: when all cells are written and the window is full."""
+    peak_rss_bytes: int
+    rss_bytes: int
+    shard_bytes: int
+    window_bytes: int
+    pinned_bytes: int
+    n_pinned: int
+    n_pieces: int
+    disk_mode: str
+    streamed_bytes: int
+    hold_s: float
+    compute_s: float
+    allreduce_s: float
+    sent_bytes: int
+    received_bytes: int
+    n_passes: int
+    share: float
+    """This rank's part of the bytes of all shards."""
+
+
+class ClusterStatus(msgspec.Struct, frozen=True):
+    """What ``tpi status`` prints."""
+
+    model: str
+    model_digest: str
+    epoch: int
+    context: int
+    payload: str
+    allreduce: str
+    ranks: tuple[RankStatus, ...]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """The master waits for devices: ``n_joined`` of ``n_workers`` are here; ``name`` joined last."""
+
+    n_joined: int
+    n_workers: int
+    name: str | None
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A rank's shard is being put together: ``n_done`` of ``n_bytes``; ``how`` is cut, received or rearranged."""
+
+    rank: int
+    name: str
+    n_done: int
+    n_bytes: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Loading:
+    """A rank has its shard and fills its window."""
+
+    rank: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something that the user should know, and that stops nothing; one line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """All ranks can run passes."""
+
+    n_ranks: int
+
+
+Event: TypeAlias = Waiting | Transfer | Loading | Remark | Ready
+Report: TypeAlias = Callable[[Event], None]
+"""Called from the thread that forms the cluster; must not block."""

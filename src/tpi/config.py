@@ -1,0 +1,101 @@
+"""The settings of a process, frozen and checked once; and how people write sizes and shares.
+
+``cli`` makes these from arguments and environment; components get the part that they need. No I/O.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tpi.errors import UsageError
+
+DEFAULT_PORT = 7600
+DEFAULT_CONTEXT = 2048
+DEFAULT_CHUNK_TOKENS = 128
+MAX_RANKS = 64
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """Bytes in ``2GiB``, ``160MiB``, ``3GB`` or ``500000``; GiB is 2^30, GB is 10^9.
+
+    Raises:
+        UsageError: anything else; ``name`` says which argument it is.
+    """
+    match = _SIZE.match(text)
+    if match is None:
+        raise UsageError(f"{name} {text!r} is not a size: write it as 2GiB, 160MiB or 3GB")
+    number, letter, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** _POWERS[letter.lower()])
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """Ratios in ``3,2,2,1``, one per rank.
+
+    Raises:
+        UsageError: not numbers >= 0, none above 0, or too many.
+    """
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if not shares or not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
+        raise UsageError(f"--shares {text!r}: write one number >= 0 per device, one above 0 at least, as in 3,2,2,1")
+    if len(shares) > MAX_RANKS:
+        raise UsageError(f"--shares has {len(shares)} numbers, the limit is {MAX_RANKS} devices")
+    return shares
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one rank may use. ``memory_bytes`` limits the whole process, ``window_bytes`` the resident weights alone;
+    ``repack`` allows a second, rearranged copy of the weights on disk where that computes faster."""
+
+    memory_bytes: int | None = None
+    window_bytes: int | None = None
+    n_threads: int = 1
+    repack: bool = True
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where a device keeps things: keys and certificates; shards of models; what may be lost at any time."""
+
+    state: Path
+    shards: Path
+    cache: Path
+
+
+@dataclass(frozen=True)
+class MasterSettings:
+    """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one; ``context``
+    None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less."""
+
+    model: Path
+    folders: Folders
+    resources: Resources = field(default_factory=Resources)
+    n_workers: int = 0
+    wait_s: float | None = None
+    shares: tuple[float, ...] | None = None
+    context: int | None = None
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    f32_payload: bool = False
+    kv_type: str = "F16"
+    bind: str = "0.0.0.0"
+    port: int = DEFAULT_PORT
+    name: str = "master"
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs. ``key`` is the join key's text; ``master`` overrides the addresses in it."""
+
+    key: str = field(repr=False)
+    folders: Folders
+    resources: Resources = field(default_factory=Resources)
+    master: str | None = None
+    shard: Path | None = None
+    model: Path | None = None
+    name: str = "worker"

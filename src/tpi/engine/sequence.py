@@ -1,0 +1,101 @@
+"""One sequence of tokens in the KV cache: which are there already, and the passes that bring the next ones.
+
+Token i of the sequence lies in cell i. Knows nothing of text. One thread.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from tpi.errors import UsageError
+from tpi.model.spec import ModelSpec
+from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Float32Array
+
+
+class PassRunner(Protocol):
+    """What runs passes: a cluster of any size."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def n_cells(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def run(self, work: Pass) -> Float32Array:
+        """See ``cluster.session.Cluster.run``."""
+
+
+class TokenSequence:
+    """The tokens whose keys and values are in the cache, kept from prompt to prompt."""
+
+    def __init__(self, runner: PassRunner, table: EmbeddingTable) -> None:
+        self._runner, self._table = runner, table
+        self._tokens: list[int] = []
+        self._n_passes = 0
+
+    @property
+    def n_free(self) -> int:
+        """Cells that are left."""
+        return self._runner.n_cells - len(self._tokens)
+
+    def keep_prefix(self, prompt: Sequence[int]) -> int:
+        """Forgets all tokens but those that ``prompt`` begins with, its last one excluded; returns how many are kept.
+
+        Raises:
+            UsageError: the prompt is empty, or longer than the context.
+        """
+        if not 1 <= len(prompt) < self._runner.n_cells:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens, from 1 to {self._runner.n_cells - 1} fit the context: "
+                "shorten it or use a larger --context"
+            )
+        n_kept = 0
+        for old, new in zip(self._tokens, prompt[:-1], strict=False):
+            if old != new:
+                break
+            n_kept += 1
+        del self._tokens[n_kept:]
+        return n_kept
+
+    def prefill(self, tokens: Sequence[int]) -> Iterator[Float32Array | None]:
+        """Appends ``tokens`` in passes of ``max_tokens``: None after each, after the last the logits f32 [n_vocab] of
+        the last token.
+
+        Raises:
+            TpiError: see ``PassRunner.run``.
+        """
+        step = self._runner.max_tokens
+        for start in range(0, len(tokens), step):
+            chunk = tokens[start : start + step]
+            is_last = start + step >= len(tokens)
+            logits = self.run(chunk, [len(chunk) - 1] if is_last else [])
+            yield logits[0] if is_last else None
+
+    def run(self, tokens: Sequence[int], sampled: Sequence[int]) -> Float32Array:
+        """Appends ``tokens`` in one pass; the logits of the rows ``sampled``, f32 [n_sampled, n_vocab].
+
+        Raises:
+            TpiError: see ``PassRunner.run``; the sequence is then as before.
+        """
+        first, stop = len(self._tokens), len(self._tokens) + len(tokens)
+        assert 0 < len(tokens) <= self._runner.max_tokens and stop <= self._runner.n_cells
+        positions = np.arange(first, stop)
+        self._n_passes += 1
+        logits = self._runner.run(
+            Pass(
+                pass_id=self._n_passes,
+                embeddings=self._table.rows(tokens),
+                positions=positions.astype(np.int32),
+                cells=positions.astype(np.int64),
+                visible=np.arange(stop)[None, :] <= positions[:, None],
+                sampled=np.asarray(sampled, dtype=np.int32),
+            )
+        )
+        self._tokens.extend(tokens)
+        return logits

@@ -1,0 +1,90 @@
+"""The settings of one answer: how tokens are drawn, when it ends. Validated here and nowhere else.
+
+Plain frozen data; parsing of arguments and requests belongs to ``cli`` and ``api``. Any thread may read them.
+"""
+
+import math
+from dataclasses import dataclass
+
+from tpi.errors import UsageError
+
+MAX_TEMPERATURE = 100.0
+MAX_PENALTY = 100.0
+MAX_SEED = 2**63 - 1
+MAX_PENALTY_WINDOW = 1_000_000
+MAX_TOKENS = 1_000_000
+MAX_STOPS = 16
+MAX_STOP_CHARS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """How the next token is drawn from the logits.
+
+    The defaults are llama.cpp's, but for a temperature a little lower (0.7), which keeps small models on the
+    subject. ``temperature=0`` is greedy: the highest logit after the repetition penalty, the other filters idle.
+
+    Raises:
+        UsageError: a value lies outside its limits.
+    """
+
+    temperature: float = 0.7
+    """0 (greedy) to 100."""
+    top_k: int = 40
+    """Keep the k highest logits; 0 keeps all."""
+    top_p: float = 0.95
+    """Keep the fewest tokens whose probabilities reach p; 1 keeps all."""
+    min_p: float = 0.05
+    """Keep tokens at least this share as probable as the most probable one; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies other logits of recent tokens; 1 leaves them alone."""
+    penalty_window_tokens: int = 64
+    """How many of the last tokens (prompt included) count as recent; 0 means none."""
+    seed: int | None = None
+    """None draws a seed, which ``Sampler.seed`` reports."""
+
+    def __post_init__(self) -> None:
+        _check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        _check_integer("top-k", self.top_k, 0, 2**31 - 1)
+        _check_number("top-p", self.top_p, 0.0, 1.0)
+        _check_number("min-p", self.min_p, 0.0, 1.0)
+        _check_number("repetition penalty", self.repetition_penalty, 0.01, MAX_PENALTY)
+        _check_integer("repetition penalty window", self.penalty_window_tokens, 0, MAX_PENALTY_WINDOW)
+        if self.seed is not None:
+            _check_integer("seed", self.seed, 0, MAX_SEED)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSettings:
+    """What ends an answer, and whether the prompt is a chat message or plain text.
+
+    Raises:
+        UsageError: a value lies outside its limits, or a stop string is empty.
+    """
+
+    max_tokens: int = 512
+    """The answer ends after so many tokens, 1 to 1 000 000."""
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these (at most 16, each of 1 to 1024 characters)."""
+    raw: bool = False
+    """The prompt goes to the model as it is, without chat template."""
+
+    def __post_init__(self) -> None:
+        _check_integer("max tokens", self.max_tokens, 1, MAX_TOKENS)
+        if len(self.stop) > MAX_STOPS:
+            raise UsageError(f"{len(self.stop)} stop strings, at most {MAX_STOPS} are allowed")
+        for text in self.stop:
+            if not 1 <= len(text) <= MAX_STOP_CHARS:
+                raise UsageError(f"a stop string has {len(text)} characters, allowed are 1 to {MAX_STOP_CHARS}")
+
+
+def _check_number(name: str, value: float, lowest: float, highest: float) -> None:
+    # bool is an int to Python, and never what somebody meant by a number.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not lowest <= value <= highest:
+        raise UsageError(f"{name} is {value!r}, it must be a number from {lowest:g} to {highest:g}")
+
+
+def _check_integer(name: str, value: int, lowest: int, highest: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
+        raise UsageError(f"{name} is {value!r}, it must be a whole number from {lowest} to {highest}")

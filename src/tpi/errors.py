@@ -1,0 +1,67 @@
+"""Every error that a user can cause or see: one line each, with the value, the limit and what to do.
+
+The command line prints ``str(error)`` after ``tpi: `` and exits with ``error.exit_code``. Anything that is not a
+``TpiError`` is a defect of this program. No input or output happens here.
+"""
+
+
+class TpiError(Exception):
+    """Base of all errors that are reported in one line and without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(TpiError):
+    """An argument or an environment variable has a value that cannot be used."""
+
+    exit_code = 2
+
+
+class ModelFileError(TpiError):
+    """A model or shard file is missing, damaged, or not what its name says."""
+
+
+class UnsupportedModelError(TpiError):
+    """The file is well-formed, but this program cannot compute the model in it."""
+
+
+class ChecksumError(TpiError):
+    """Bytes on disk or from a link differ from their checksum."""
+
+
+class MemoryBudgetError(TpiError):
+    """The memory that was allowed is less than what is needed."""
+
+
+class DiskSpaceError(TpiError):
+    """A file system has too little room for what must be written."""
+
+
+class KernelError(TpiError):
+    """The compute kernels are missing, of another version, or fail when tried."""
+
+
+class PairingError(TpiError):
+    """A join key is malformed or wrong, or a certificate is not of this cluster."""
+
+
+class ProtocolError(TpiError):
+    """A peer sent something that this version does not expect."""
+
+
+class LinkError(TpiError):
+    """A peer cannot be reached, went silent or went away."""
+
+
+class LinkTimeoutError(LinkError):
+    """A peer that is not known to be gone has not said what was waited for."""
+
+
+class NumericError(TpiError):
+    """A computation gave values that are not finite."""
+
+
+class Cancelled(TpiError):
+    """The user stopped what was going on."""
+
+    exit_code = 130

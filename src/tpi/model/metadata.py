@@ -1,0 +1,84 @@
+"""Typed reading of one architecture's GGUF metadata, with errors that name the file and the key."""
+
+from pathlib import Path
+
+from tpi.errors import ModelFileError
+from tpi.gguf.reader import Gguf, MetadataValue
+
+
+class Metadata:
+    """Looks keys up as ``ARCHITECTURE.key``; ``text`` takes whole keys."""
+
+    def __init__(self, gguf: Gguf, architecture: str) -> None:
+        self._values = gguf.metadata
+        self._architecture = architecture
+        self.file: Path = gguf.paths[0]
+
+    def _get(self, key: str, default: MetadataValue | None) -> MetadataValue:
+        value = self._values.get(key, default)
+        if value is None:
+            raise ModelFileError(
+                f"{self.file} has no metadata entry {key}: it is incomplete, fetch or convert it again"
+            )
+        return value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """An integer of 0 to 2^31 - 1.
+
+        Raises:
+            ModelFileError: missing without default, or another type or size.
+        """
+        return self._integer(key, self._get(f"{self._architecture}.{key}", default))
+
+    def uniform(self, key: str, default: int | None = None) -> int:
+        """An integer, or an array with the same integer for every layer.
+
+        Raises:
+            ModelFileError: as :meth:`integer`, or layers differ.
+        """
+        value = self._get(f"{self._architecture}.{key}", default)
+        if isinstance(value, tuple):
+            self.require(len(set(value)) == 1, key, "different values per layer")
+            value = value[0]
+        return self._integer(key, value)
+
+    def _integer(self, key: str, value: MetadataValue) -> int:
+        self.require(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31, key, value)
+        assert isinstance(value, int)
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number.
+
+        Raises:
+            ModelFileError: missing without default, or not a finite number.
+        """
+        value = self._get(f"{self._architecture}.{key}", default)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+        self.require(is_number, key, value)
+        assert isinstance(value, int | float)
+        return float(value)
+
+    def text(self, key: str, default: str) -> str:
+        """A string under the whole key ``key``, or the default."""
+        value = self._values.get(key, default)
+        return value if isinstance(value, str) else default
+
+    def require(self, condition: bool, key: str, value: object) -> None:
+        """Raises:
+        ModelFileError: the condition does not hold.
+        """
+        if not condition:
+            raise ModelFileError(f"{self.file}: {key} = {value} does not fit a {self._architecture} model")
+
+    def require_tensor(self, present: bool, name: str) -> None:
+        """Raises:
+        ModelFileError: the tensor is not there.
+        """
+        if not present:
+            raise ModelFileError(f"{self.file} has no tensor {name}: it is incomplete, fetch or convert it again")
+
+
+def printable(text: str, max_length: int = 200) -> str:
+    """``text`` of a file without anything that moves a terminal's cursor, cut to ``max_length`` characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:max_length])

@@ -1,0 +1,178 @@
+"""The child process of ``probe``: computes small examples with the kernels and compares them with numpy.
+
+Reads the names of the cases from standard input, writes ``try NAME`` before each and ``wrong NAME`` after one whose
+result is off. A crash ends this process; that is what it is for. One thread: several would wait
+for each other by spinning, which takes seconds on a busy device.
+"""
+
+import ctypes
+import sys
+from math import sqrt
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.errors import KernelError
+from tpi.gguf.types import TYPES_BY_NAME, TensorType
+from tpi.runtime.ggml.binding import PREC_F32, TYPE_F16, TYPE_F32, InitParams, Tensor, ggml
+from tpi.runtime.ggml.compute import Compute
+from tpi.runtime.ggml.probe import ATTENTION, REPACKED
+from tpi.runtime.ggml.repack import Repacker
+
+if sys.platform != "win32":
+    import resource
+
+_CONTEXT_BYTES = 16 << 20
+_N_TOKENS = (1, 2, 8, 64)  # other kernels serve single rows, several, and 64 or more
+_TOLERANCE = 0.02
+"""Of the sum of the magnitudes: kernels of quantised types round the activations to 8 bits."""
+
+_Array = npt.NDArray[np.float32]
+
+
+class Example:
+    """A C context that owns its tensors' memory; computes one result."""
+
+    def __init__(self, compute: Compute) -> None:
+        self._compute = compute
+        self._base = ggml().base
+        self._context = self._base.ggml_init(InitParams(_CONTEXT_BYTES, None, False))
+
+    def __enter__(self) -> "Example":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._base.ggml_free(self._context)
+
+    def call(self, name: str, *arguments: object) -> int:
+        """Calls a function of ggml's that makes a tensor or graph in this context."""
+        made: int = getattr(self._base, name)(self._context, *arguments)
+        return made
+
+    def tensor(self, type_id: int, columns: int, values: npt.NDArray[np.generic]) -> int:
+        """A matrix with a copy of the bytes of ``values``, one row of ``columns`` elements after the other."""
+        tensor = self.call("ggml_new_tensor_2d", type_id, columns, values.shape[0])
+        ctypes.memmove(Tensor.from_address(tensor).data, values.tobytes(), values.nbytes)
+        return tensor
+
+    def result(self, tensor: int) -> _Array:
+        """Computes ``tensor`` and returns a copy of its values, flat."""
+        graph = self.call("ggml_new_graph_custom", 64, False)
+        self._base.ggml_build_forward_expand(graph, tensor)
+        self._compute.run(graph, self._compute.plan(graph))
+        made = Tensor.from_address(tensor)
+        values = (ctypes.c_float * (made.ne[0] * made.ne[1] * made.ne[2])).from_address(made.data)
+        return np.frombuffer(values, dtype=np.float32).copy()
+
+
+def agrees(found: _Array, expected: _Array, magnitude: _Array) -> bool:
+    """Whether all values are finite and as near as rounding permits; ``magnitude`` is the sum of absolute terms."""
+    return bool(np.isfinite(found).all() and (np.abs(found - expected) <= _TOLERANCE * magnitude).all())
+
+
+def try_product(compute: Compute, kind: TensorType, repacker: Repacker | None = None) -> bool:
+    """Whether the product with a weight matrix of this type is right, for several numbers of rows; with ``repacker``
+    its weights are rearranged, if they can be."""
+    rows, columns = 64, 512
+    random = np.random.default_rng(kind.id)
+    # Bytes of this range make small, finite and different scales and values in every type.
+    raw = random.integers(0x20, 0x3C, (rows, kind.row_bytes(columns)), dtype=np.uint8)
+    weights = dequantise(kind, raw, columns)
+    right = True
+    for n_tokens in _N_TOKENS:
+        inputs = random.standard_normal((n_tokens, columns), dtype=np.float32)
+        with Example(compute) as example:
+            weight = example.tensor(kind.id, columns, raw)
+            if repacker is not None:
+                if not repacker.takes(kind.id, columns, rows):
+                    return True
+                repacked = bytearray(raw.nbytes)
+                repacker.rearrange(kind.id, columns, rows, memoryview(bytearray(raw.tobytes())), memoryview(repacked))
+                ctypes.memmove(Tensor.from_address(weight).data, bytes(repacked), raw.nbytes)
+                repacker.mark(weight)
+            product = example.call("ggml_mul_mat", weight, example.tensor(TYPE_F32, columns, inputs))
+            found = example.result(product).reshape(n_tokens, rows)
+        right &= agrees(found, inputs @ weights.T, np.abs(inputs) @ np.abs(weights.T))
+    return right
+
+
+def dequantise(kind: TensorType, raw: npt.NDArray[np.uint8], columns: int) -> _Array:
+    """The values, f32 [rows, columns], of the bytes of a matrix of this type."""
+    if kind.id == TYPE_F32:
+        return raw.view(np.float32)
+    values = np.empty((raw.shape[0], columns), dtype=np.float32)
+    traits = ggml().base.ggml_get_type_traits(kind.id).contents
+    traits.to_float(raw.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
+def try_attention(compute: Compute) -> bool:
+    """Whether flash attention is right: grouped heads, F16 cells, a causal mask, several numbers of tokens."""
+    return all(_attends(compute, dim, n_tokens) for dim in (64, 128) for n_tokens in _N_TOKENS)
+
+
+def _attends(compute: Compute, dim: int, n_tokens: int) -> bool:
+    n_heads, n_kv_heads, n_kv = 4, 2, 256
+    random = np.random.default_rng(dim + n_tokens)
+    queries = random.standard_normal((n_tokens, n_heads * dim), dtype=np.float32)
+    keys, values = (random.standard_normal((n_kv, n_kv_heads * dim)).astype(np.float16) for _ in range(2))
+    seen = np.arange(n_kv) <= np.arange(n_tokens)[:, None] + n_kv // 2
+    mask = np.where(seen, 0.0, -np.inf).astype(np.float16)
+    with Example(compute) as example:
+        q = example.call("ggml_reshape_3d", example.tensor(TYPE_F32, n_heads * dim, queries), dim, n_heads, n_tokens)
+        k, v = (
+            example.call(
+                "ggml_view_3d", example.tensor(TYPE_F16, n_kv_heads * dim, cells),
+                dim, n_kv, n_kv_heads, 2 * n_kv_heads * dim, 2 * dim, 0,
+            )
+            for cells in (keys, values)
+        )  # fmt: skip
+        q = example.call("ggml_permute", q, 0, 2, 1, 3)
+        mask_tensor = example.tensor(TYPE_F16, n_kv, mask)
+        attended = example.call("ggml_flash_attn_ext", q, k, v, mask_tensor, 1 / sqrt(dim), 0.0, 0.0)
+        ggml().base.ggml_prec_set_acc(attended, PREC_F32)
+        found = example.result(attended).reshape(n_tokens, n_heads, dim)
+    heads = np.repeat(np.arange(n_kv_heads), n_heads // n_kv_heads)
+    k_seen, v_seen = (cells.astype(np.float32).reshape(n_kv, n_kv_heads, dim)[:, heads] for cells in (keys, values))
+    scores = np.einsum("thd,chd->thc", queries.reshape(n_tokens, n_heads, dim), k_seen) / sqrt(dim)
+    scores = np.where(seen[:, None], scores, -np.inf)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares = (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
+    expected = np.einsum("thc,chd->thd", shares, v_seen)
+    return agrees(found, expected, np.einsum("thc,chd->thd", shares, np.abs(v_seen)))
+
+
+def forbid_core_dumps() -> None:
+    """A crash here is expected and answers the question; it shall leave no file behind."""
+    if sys.platform != "win32":
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def main() -> None:
+    """Tries the cases that standard input names, separated by spaces."""
+    forbid_core_dumps()
+    with Compute(n_threads=1) as compute:
+        for case in sys.stdin.read().split():
+            print("try", case, flush=True)
+            if not try_case(compute, case):
+                print("wrong", case, flush=True)
+
+
+def try_case(compute: Compute, case: str) -> bool:
+    """Whether one of ``probe.CASES`` gives right results."""
+    if case == ATTENTION:
+        return try_attention(compute)
+    if case.startswith(REPACKED):
+        try:
+            with Repacker() as repacker:
+                return try_product(compute, TYPES_BY_NAME[case.removeprefix(REPACKED)], repacker)
+        except KernelError:
+            return True  # nothing can be rearranged, so nothing is
+    return try_product(compute, TYPES_BY_NAME[case])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The KV cache of one rank: keys and values of its KV heads, in cells, per layer. Zero until written.
+
+Owns the memory (private anonymous mappings: cells that were never written cost nothing, even when kernels read them
+behind the mask). One thread.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Mapping
+
+from tpi.errors import MemoryBudgetError
+from tpi.gguf.types import F16, TensorType
+
+
+class KvCache:
+    """``widths[layer]`` values per cell (KV heads times head dimension) for keys and again for values.
+
+    A context manager; ``close`` is idempotent.
+    """
+
+    def __init__(self, widths: Mapping[int, int], n_cells: int, kind: TensorType = F16) -> None:
+        """Raises:
+        MemoryBudgetError: the system does not give so much memory.
+        """
+        self.n_cells = n_cells
+        self._widths = {layer: width for layer, width in widths.items() if width}
+        self._kind = kind
+        self._maps: dict[int, tuple[mmap.mmap, mmap.mmap]] = {}
+        self._addresses: dict[int, tuple[int, int]] = {}
+        for layer, width in self._widths.items():
+            n_bytes = n_cells * kind.row_bytes(width)
+            maps = self._maps[layer] = _reserve(n_bytes), _reserve(n_bytes)
+            addresses = [ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in maps]
+            self._addresses[layer] = addresses[0], addresses[1]
+
+    def __enter__(self) -> "KvCache":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._addresses.clear()
+        self._maps.clear()
+
+    @staticmethod
+    def bytes_for(widths: Mapping[int, int], n_cells: int, kind: TensorType = F16) -> int:
+        """What the cache takes once every cell was written."""
+        return sum(2 * n_cells * kind.row_bytes(width) for width in widths.values())
+
+    def addresses(self, layer: int) -> tuple[int, int]:
+        """Where keys and values of ``layer`` lie, each [n_cells, width] in the cache's type."""
+        return self._addresses[layer]
+
+    def zero(self, first_cell: int, stop_cell: int) -> None:
+        """Clears cells of an aborted pass: a NaN there would spread through masked attention."""
+        for layer, maps in self._maps.items():
+            row = self._kind.row_bytes(self._widths[layer])
+            for memory in maps:
+                memory[first_cell * row : stop_cell * row] = bytes((stop_cell - first_cell) * row)
+
+
+def _reserve(n_bytes: int) -> mmap.mmap:
+    """Zero bytes that become resident as they are written. Shared mappings would grow when read, too."""
+    try:
+        if hasattr(mmap, "MAP_PRIVATE"):
+            return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return mmap.mmap(-1, n_bytes)
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"no room for {n_bytes:,} bytes of KV cache ({error.strerror}): use a smaller --context"
+        ) from error

@@ -1,0 +1,29 @@
+"""A pass as every rank sees it: embeddings, positions, cells, the mask, and which rows are sampled."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.runtime.protocols import Float32Array
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One trip of n tokens through all blocks.
+
+    ``embeddings`` f32 [n_tokens, n_embd]; ``positions`` i32 and ``cells`` i64 [n_tokens]; ``visible`` bool
+    [n_tokens, n_seen], true where a token may attend to a cell (its own included); ``sampled`` i32 [n_sampled], rows
+    whose logits are wanted, maybe none.
+    """
+
+    pass_id: int
+    embeddings: Float32Array
+    positions: npt.NDArray[np.int32]
+    cells: npt.NDArray[np.int64]
+    visible: npt.NDArray[np.bool_]
+    sampled: npt.NDArray[np.int32]
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.positions.shape[0])

@@ -1,0 +1,195 @@
+"""All memory of one rank beside its weights: activations, KV cache, graphs and their intermediates.
+
+Made before the window, so that what it needs is known when the window's budget is decided. Pages become resident as
+they are used. Runs nothing; one thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.errors import MemoryBudgetError
+from tpi.gguf.types import F16, TensorType
+from tpi.model.partition import Partition
+from tpi.model.spec import Block, BlockKind, ModelSpec
+from tpi.runtime.ggml.builder import Addresses, BatchShape, GraphSettings
+from tpi.runtime.ggml.compute import Compute
+from tpi.runtime.ggml.graph import BlockGraph
+from tpi.runtime.ggml.passgraph import PassGraph
+from tpi.runtime.ggml.repack import Repacker
+from tpi.runtime.kvcache import KvCache
+from tpi.runtime.passes import Pass
+from tpi.weights.layout import Piece
+
+N_KV_STEP = 256
+"""The number of cells that a graph sees is rounded up to this, so that few graph shapes exist."""
+
+_GRAPHS_KEPT = 24
+_F16_MINUS_INFINITY = np.uint16(0xFC00)
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """``max_tokens`` per pass, ``n_cells`` of KV cache and their type, ``n_threads`` that compute."""
+
+    max_tokens: int
+    n_cells: int
+    n_threads: int
+    kv_type: TensorType = F16
+    max_sampled: int | None = None
+    """Rows of a pass whose logits may be wanted; None: all."""
+
+    @property
+    def n_sampled(self) -> int:
+        """The most rows that the head computes."""
+        return self.max_tokens if self.max_sampled is None else min(self.max_sampled, self.max_tokens)
+
+
+@dataclass(frozen=True)
+class RankModel:
+    """What one rank holds of a model. ``pieces`` are in execution order."""
+
+    spec: ModelSpec
+    blocks: tuple[Block, ...]
+    partition: Partition
+    rank: int
+    pieces: tuple[Piece, ...]
+
+    def kv_widths(self) -> dict[int, int]:
+        """Values per cell in the KV cache of each layer."""
+        return {
+            block.layer: self.partition.shares[block.index][self.rank].kv_heads.size * self.spec.head_dim
+            for block in self.blocks
+            if block.kind is BlockKind.ATTENTION
+        }
+
+
+class Workspace:
+    """A context manager; ``close`` is idempotent. Arrays are f32 [max_tokens, n_embd] unless said otherwise."""
+
+    def __init__(self, model: RankModel, settings: RankSettings, repacker: Repacker | None = None) -> None:
+        """``repacker``, if given, is the one that rearranged the weights that will be held; it stays the caller's.
+
+        Raises:
+            KernelError: the graphs' intermediates cannot be allocated.
+            MemoryBudgetError: the system does not give the memory for activations or KV cache.
+        """
+        self.model, self.settings = model, settings
+        self.pieces: Mapping[int, tuple[Piece, ...]] = {
+            block: tuple(group) for block, group in groupby(model.pieces, key=lambda piece: piece.block)
+        }
+        n, width = settings.max_tokens, model.spec.n_embd
+        try:
+            self.residual = np.zeros((n, width), dtype=np.float32)
+            self.total = np.zeros((n, width), dtype=np.float32)
+            self._positions = np.zeros(n, dtype=np.int32)
+            self._cells = np.zeros(n, dtype=np.int64)
+            self._mask = np.zeros(n * settings.n_cells, dtype=np.uint16)
+        except MemoryError as error:
+            raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
+        arrays = (self.residual, self._positions, self._cells, self._mask)
+        self._addresses = Addresses(*(array.ctypes.data for array in arrays))
+        self._graphs: OrderedDict[tuple[int, int, int], BlockGraph] = OrderedDict()
+        numbers: dict[tuple[object, ...], int] = {}
+        self._structures = {
+            index: numbers.setdefault(_structure(group), len(numbers)) for index, group in self.pieces.items()
+        }
+        self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
+        self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
+        self._pass_graph: tuple[int, PassGraph] | None = None
+        self.compute = Compute(settings.n_threads)
+        try:
+            self._reserve()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for graph in self._graphs.values():
+            graph.close()
+        self._graphs.clear()
+        self._drop_pass_graph()
+        self.compute.close()
+        self.cache.close()
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory of the arrays when they are used to the full, and of a pass's mask while it is copied."""
+        arrays: tuple[npt.NDArray[Any], ...] = (self.residual, self.total, self._mask)
+        n_bytes: int = sum(array.nbytes for array in arrays)
+        return n_bytes + 2 * self.settings.max_tokens * self.settings.n_cells
+
+    def load(self, work: Pass) -> int:
+        """Copies the pass's inputs to where the graphs read them; returns how many cells the graphs look at."""
+        n, n_seen = work.visible.shape
+        n_kv = min(self.settings.n_cells, -(-int(n_seen) // N_KV_STEP) * N_KV_STEP)
+        self.residual[:n] = work.embeddings
+        self._positions[:n] = work.positions
+        self._cells[:n] = work.cells
+        mask = self._mask[: n * n_kv].reshape(n, n_kv)
+        mask[:, n_seen:] = _F16_MINUS_INFINITY
+        np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
+        return n_kv
+
+    def graph(self, block: Block, shape: BatchShape) -> BlockGraph:
+        """The graph of ``block`` for ``shape``, placed and ready; layers of equal structure share one."""
+        key = (self._structures[block.index], shape.n_tokens, shape.n_kv)
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._build(block, shape)
+            graph.place(self.compute)
+            self._graphs[key] = graph
+            if len(self._graphs) > _GRAPHS_KEPT:
+                self._graphs.popitem(last=False)[1].close()
+        self._graphs.move_to_end(key)
+        return graph
+
+    def pass_graph(self, n_kv: int, resident: Mapping[int, tuple[int, ...]]) -> PassGraph:
+        """The graph of a whole pass of one token that sees ``n_kv`` cells; for a rank that is alone and has all its
+        weights at the addresses ``resident``, which stay the same. Only the last one is kept: ``n_kv`` only grows."""
+        if self._pass_graph is None or self._pass_graph[0] != n_kv:
+            self._drop_pass_graph()
+            blocks = [(block, self.pieces[block.index]) for block in self.model.blocks]
+            shape = BatchShape(1, n_kv)
+            graph = PassGraph(
+                self.model.spec, blocks, shape, self._graph_settings, self._addresses, self.cache, resident
+            )
+            graph.place(self.compute)
+            self._pass_graph = n_kv, graph
+        return self._pass_graph[1]
+
+    def _drop_pass_graph(self) -> None:
+        if self._pass_graph is not None:
+            self._pass_graph[1].close()
+            self._pass_graph = None
+
+    def _build(self, block: Block, shape: BatchShape) -> BlockGraph:
+        pieces = self.pieces[block.index]
+        return BlockGraph(self.model.spec, block.kind, pieces, shape, self._graph_settings, self._addresses)
+
+    def _reserve(self) -> None:
+        """Makes the shared buffers as large as the largest graph of each structure needs."""
+        for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
+            n_kv = self.settings.n_cells if block.kind is BlockKind.ATTENTION else 0
+            n_rows = self.settings.n_sampled if block.kind is BlockKind.HEAD else self.settings.max_tokens
+            with self._build(block, BatchShape(n_rows, n_kv)) as graph:
+                self.compute.reserve(graph.graph)
+                graph.place(self.compute)
+
+
+def _structure(pieces: Sequence[Piece]) -> tuple[object, ...]:
+    """What two blocks must have in common to share graphs: roles, types and sizes of all parts."""
+    return tuple(
+        tuple((part.role, part.type_id, part.columns.size, part.rows.size) for part in piece.parts) for piece in pieces
+    )

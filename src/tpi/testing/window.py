@@ -1,0 +1,69 @@
+"""A window that holds a whole rank in memory, cut straight from the GGUF file: the fake for tests of the runtime."""
+
+import mmap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.gguf.reader import Gguf
+from tpi.weights.layout import PART_ALIGNMENT, Part, Piece
+from tpi.weights.shards.packing import Packer, packs
+
+_Bytes: TypeAlias = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class MemoryPiece:
+    """Satisfies ``runtime.protocols.HeldPiece``."""
+
+    part_addresses: tuple[int, ...]
+
+
+class MemoryWindow:
+    """Satisfies ``runtime.protocols.PieceWindow``; remembers the order of holds in ``held``."""
+
+    def __init__(
+        self, gguf: Gguf, pieces: Sequence[Piece], packer: Packer | None = None, is_resident: bool = False
+    ) -> None:
+        self._is_resident = is_resident
+        self._arrays = [[_packed(_cut(gguf, part), part, packer) for part in piece.parts] for piece in pieces]
+        self.held: list[int] = []
+
+    def try_resident(self) -> tuple[MemoryPiece, ...] | None:
+        """Everything, unless it is to be held piece by piece, as if it were streamed."""
+        if not self._is_resident:
+            return None
+        return tuple(MemoryPiece(tuple(array.ctypes.data for array in arrays)) for arrays in self._arrays)
+
+    @contextmanager
+    def hold(self, index: int) -> Iterator[MemoryPiece]:
+        self.held.append(index)
+        yield MemoryPiece(tuple(array.ctypes.data for array in self._arrays[index]))
+
+
+def _packed(data: _Bytes, part: Part, packer: Packer | None) -> _Bytes:
+    if packer is None or not packs(packer, part):
+        return data
+    out = _allocate(part.n_bytes)
+    packer.rearrange(part.type_id, part.columns.size, part.rows.size, data.data, out.data)
+    return out
+
+
+def _allocate(n_bytes: int) -> _Bytes:
+    return np.frombuffer(mmap.mmap(-1, n_bytes + PART_ALIGNMENT), np.uint8)[:n_bytes]
+
+
+def _cut(gguf: Gguf, part: Part) -> _Bytes:
+    tensor = gguf.tensors[part.tensor]
+    whole = np.memmap(
+        gguf.paths[tensor.file], np.uint8, "r", tensor.offset, (tensor.n_rows, tensor.n_bytes // tensor.n_rows)
+    )
+    first, row = tensor.type.row_bytes(part.columns.start), part.first_row + part.rows.start
+    cut = whole[row : row + part.rows.size, first : first + part.row_bytes]
+    memory = _allocate(part.n_bytes)
+    memory[:] = np.ascontiguousarray(cut).reshape(-1)
+    return memory

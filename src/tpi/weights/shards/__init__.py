@@ -1,0 +1,1 @@
+"""Shard files: format, writing, checking, the folder that holds them, rearranged copies."""

@@ -1,0 +1,54 @@
+"""Compares a shard in use with its checksums, in the background and only while nobody needs the disk.
+
+Owns one thread. Finds what ``weights.shards.shard.verify`` finds; what is done about it is the owner's affair.
+"""
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from tpi.errors import Cancelled, TpiError
+from tpi.weights.shards.shard import Shard, verify
+
+_WAIT_S = 0.5
+
+
+class Patrol:
+    """One round over ``shard``, beginning at once. A context manager; ``close`` is idempotent."""
+
+    def __init__(self, shard: Shard, is_idle: Callable[[], bool], on_damage: Callable[[TpiError], None]) -> None:
+        """``is_idle`` is asked before every piece; ``on_damage`` gets the error. Both run in this thread."""
+        self._shard, self._is_idle, self._on_damage = shard, is_idle, on_damage
+        self._stop = threading.Event()
+        self.is_done = False
+        """Whether the round has ended and everything is as it was written."""
+        self._thread = threading.Thread(target=self._run, name="tpi-patrol", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the round and the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._wait_for_quiet()
+            verify(self._shard, lambda *_: self._wait_for_quiet())
+            self.is_done = True
+        except Cancelled:
+            return
+        except TpiError as error:
+            self._on_damage(error)
+
+    def _wait_for_quiet(self) -> None:
+        while not self._is_idle() and not self._stop.wait(_WAIT_S):
+            pass
+        if self._stop.is_set():
+            raise Cancelled("the check of the shard was ended")

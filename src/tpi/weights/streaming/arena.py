@@ -1,0 +1,73 @@
+"""The memory of a window and the places of pieces in it. Owns one private anonymous mapping.
+
+The kernel gives it memory when a piece first arrives, so an arena that is never used costs nothing. No lock of its own.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import sys
+from dataclasses import dataclass
+
+from tpi.weights.files import PAGE_BYTES
+from tpi.weights.stored import StoredPiece
+from tpi.weights.streaming.disk import PendingRead
+
+_HUGE_FROM_BYTES = 64 << 20
+"""From this size on the kernel may use huge pages, which compute faster; a smaller arena would grow by them."""
+
+
+@dataclass(frozen=True)
+class HeldPiece:
+    """A piece in memory, valid inside ``with`` only: where its bytes start, and where each of its parts does."""
+
+    address: int
+    part_addresses: tuple[int, ...]
+
+
+class Slot:
+    """A piece's place in the arena and how far its bytes are."""
+
+    __slots__ = ("held", "is_dropped", "is_loaded", "is_pinned", "offset", "pending", "piece")
+
+    def __init__(self, piece: StoredPiece, offset: int, held: HeldPiece, is_pinned: bool) -> None:
+        self.piece = piece
+        self.offset = offset
+        self.held = held
+        self.is_pinned = is_pinned
+        self.pending: PendingRead | None = None
+        self.is_loaded = False
+        self.is_dropped = False
+
+
+class Arena:
+    """``n_bytes`` of memory, at least a page. ``close`` is idempotent; nothing may refer to the memory then."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._mapping = _allocate(max(PAGE_BYTES, n_bytes))
+        self._memory = memoryview(self._mapping)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+
+    def slot(self, piece: StoredPiece, offset: int, *, is_pinned: bool) -> Slot:
+        """The place at ``offset`` for ``piece``, still empty."""
+        address = self.address + offset
+        held = HeldPiece(address, tuple(address + part for part in piece.part_offsets))
+        return Slot(piece, offset, held, is_pinned)
+
+    def memory_of(self, slot: Slot) -> memoryview:
+        """What to read the piece into; to be released before the arena is closed."""
+        return self._memory[slot.offset : slot.offset + slot.piece.arena_bytes]
+
+    def close(self) -> None:
+        self._memory.release()
+        self._mapping.close()
+
+
+def _allocate(n_bytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, n_bytes)
+    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if n_bytes >= _HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory

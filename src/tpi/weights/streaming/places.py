@@ -1,0 +1,121 @@
+"""Where the pieces of a window are: pins at fixed places, the others in a ring, in the order in which passes need them.
+
+Decides what to read next and what to forget. Owns no memory and no thread; the window's lock guards it.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tpi.weights.stored import StoredPiece
+from tpi.weights.streaming.arena import Arena, Slot
+from tpi.weights.streaming.pins import PinPlan
+from tpi.weights.streaming.ring import Ring
+
+
+@dataclass(frozen=True)
+class WindowUse:
+    """What the bytes of a window are at one moment; together they are all of its memory.
+
+    ``pinned`` and ``loaded`` are in memory for good and until they are used; ``held`` is used now; ``free`` are also
+    pins that nothing was read into yet, dropped pieces, and what the ring cannot give out in one run.
+    """
+
+    pinned_bytes: int
+    loaded_bytes: int
+    loading_bytes: int
+    held_bytes: int
+    free_bytes: int
+
+
+class Places:
+    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read."""
+
+    def __init__(self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan) -> None:
+        self._pieces, self._arena = pieces, arena
+        self.streamed = [index for index in range(len(pieces)) if index not in plan.pinned]
+        """Indexes of the pieces that pass through the ring."""
+        self.queue: deque[Slot] = deque()
+        """The places taken in the ring, in order; dropped ones among them that are still being read."""
+        self._ring = Ring(plan.ring_bytes)
+        self._next_stream = 0
+        self._pins: dict[int, Slot] = {}
+        offset = plan.ring_bytes
+        for index in sorted(plan.pinned):
+            self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
+            offset += pieces[index].arena_bytes
+        self._unread_pins = deque(self._pins)
+
+    def find(self, index: int) -> Slot | None:
+        """The place of a piece, which may not be loaded yet."""
+        if index in self._pins:
+            return self._pins[index]
+        return next((slot for slot in self.queue if slot.piece.index == index and not slot.is_dropped), None)
+
+    def use(self, n_bytes: int, holding: Slot | None) -> WindowUse:
+        """What the arena's ``n_bytes`` are used for while ``holding`` is held."""
+        pinned = loaded = loading = 0
+        for slot in (*self.queue, *self._pins.values()):
+            if slot.pending is not None:
+                loading += slot.piece.arena_bytes
+            elif slot.is_loaded and not slot.is_dropped and slot is not holding:
+                pinned += slot.piece.arena_bytes if slot.is_pinned else 0
+                loaded += 0 if slot.is_pinned else slot.piece.arena_bytes
+        held = 0 if holding is None else holding.piece.arena_bytes
+        return WindowUse(pinned, loaded, loading, held, n_bytes - pinned - loaded - loading - held)
+
+    def take_next(self, position: int) -> Slot | None:
+        """The slot to fill next for a pass at ``position``: what it needs first, be it a pin or streamed; a pin if the
+        ring has no room."""
+        pin = self._unread_pins[0] if self._unread_pins else None
+        if self.streamed:
+            index = self.streamed[self._next_stream]
+            if pin is None or self._distance(position, index) < self._distance(position, pin):
+                offset = self._ring.try_take(self._pieces[index].arena_bytes)
+                if offset is not None:
+                    self._next_stream = (self._next_stream + 1) % len(self.streamed)
+                    slot = self._arena.slot(self._pieces[index], offset, is_pinned=False)
+                    self.queue.append(slot)
+                    return slot
+        return self._pins[self._unread_pins.popleft()] if pin is not None else None
+
+    def read_again(self, pin: Slot) -> None:
+        """Reading the pin has failed."""
+        self._unread_pins.appendleft(pin.piece.index)
+
+    def drop_skipped(self, index: int) -> None:
+        """Lets go of streamed pieces that lie before the next one that a pass at ``index`` needs."""
+        if not self.streamed:
+            return
+        target = bisect_left(self.streamed, index) % len(self.streamed)
+        waiting = [slot for slot in self.queue if not slot.is_dropped]
+        indexes = [slot.piece.index for slot in waiting]
+        if self.streamed[target] in indexes:
+            self.drop(waiting[: indexes.index(self.streamed[target])])
+        else:
+            self.drop(waiting)
+            self._next_stream = target
+
+    def drop(self, slots: Sequence[Slot]) -> None:
+        """Forgets streamed pieces; what is being read stops soon."""
+        for slot in slots:
+            slot.is_dropped = True
+            if slot.pending is not None:
+                slot.pending.cancel()
+        self.reclaim()
+
+    def reclaim(self) -> None:
+        """Gives memory back to the ring in its order; what is still being read into stays."""
+        while self.queue and self.queue[0].is_dropped and self.queue[0].pending is None:
+            self.queue.popleft()
+            self._ring.give_back()
+
+    def cancel_reads(self) -> None:
+        """Stops all reads soon."""
+        for slot in (*self.queue, *self._pins.values()):
+            if slot.pending is not None:
+                slot.pending.cancel()
+
+    def _distance(self, position: int, index: int) -> int:
+        return (index - position) % len(self._pieces)

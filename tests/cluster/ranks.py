@@ -1,0 +1,231 @@
+"""N ranks as threads of one process, over real shard files with real windows. Called by tests and ``measure`` only."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tests.parity.rig import pass_of
+from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.cluster.allreduce.solo import SoloAllreduce
+from tpi.cluster.master import Listener
+from tpi.cluster.session import Cluster
+from tpi.config import Folders, MasterSettings, Resources
+from tpi.engine.chat import Message
+from tpi.engine.engine import Engine
+from tpi.engine.language import Language
+from tpi.engine.sequence import TokenSequence
+from tpi.gguf.reader import Gguf, read_gguf
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.partition import Partition, divide
+from tpi.model.spec import Block, ModelSpec
+from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.protocols import Allreduce, Float32Array
+from tpi.runtime.rank import Rank
+from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.testing.allreduce import ThreadAllreduce
+from tpi.weights.identity import model_digest
+from tpi.weights.layout import lay_out
+from tpi.weights.shards.assemble import write_shard
+from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.slices import GgufSource
+from tpi.weights.stored import StoredWeights, stored_from_shard
+from tpi.weights.streaming.disk import PieceReader
+from tpi.weights.streaming.window import Window
+
+CONTEXT = 512
+DEMO = Path(__file__).parents[2] / "src" / "tpi" / "assets" / "demo.gguf"
+PROMPTS = [
+    f"Tell me a story about a {hero} and a {thing}."
+    for hero, thing in [("fox", "lantern"), ("bear", "bell"), ("mouse", "boat"), ("owl", "kite"), ("cat", "drum")]
+]
+
+Budget = Callable[[StoredWeights], int]
+"""The bytes of a rank's window."""
+
+
+def smallest(stored: StoredWeights) -> int:
+    """The smallest window that is possible: nothing is pinned, nothing is read ahead."""
+    return Window.minimum_bytes(stored)
+
+
+def half(stored: StoredWeights) -> int:
+    """A window in which some pieces are pinned and the others stream."""
+    return max(Window.minimum_bytes(stored), stored.arena_bytes // 2)
+
+
+def everything(stored: StoredWeights) -> int:
+    """A window in which all pieces are pinned."""
+    return stored.arena_bytes
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A model cut for ``partition``: rank r's shard is ``stored[r]``."""
+
+    gguf: Gguf
+    spec: ModelSpec
+    blocks: tuple[Block, ...]
+    partition: Partition
+    models: tuple[RankModel, ...]
+    stored: tuple[StoredWeights, ...]
+
+    @property
+    def n_ranks(self) -> int:
+        return self.partition.n_ranks
+
+
+def cut(model: Path, shares: Sequence[float], folder: Path) -> Cut:
+    """Writes every rank's shard into ``folder``."""
+    gguf = read_gguf(model)
+    spec = read_spec(gguf, model_digest(gguf))
+    blocks = blocks_of(spec)
+    partition = divide(spec, blocks, shares)
+    models, stored = [], []
+    with GgufSource(gguf) as source:
+        for rank in range(partition.n_ranks):
+            pieces = lay_out(spec, blocks, partition, rank)
+            header = blank_header(spec, partition, rank, pieces)
+            models.append(RankModel(spec, blocks, partition, rank, pieces))
+            stored.append(stored_from_shard(write_shard(folder / f"{rank}.tpishard", header, source).shard))
+    return Cut(gguf, spec, blocks, partition, tuple(models), tuple(stored))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Logits f32 [n_tokens, n_vocab], and how many bytes all ranks streamed for them."""
+
+    logits: Float32Array
+    streamed_bytes: int
+
+
+def thread_run(model: Cut, chunks: Sequence[Sequence[int]], payload: PayloadFormat, budget: Budget) -> Outcome:
+    """Runs the chunks, a pass each, over the allreduce between threads."""
+    if model.n_ranks == 1:
+        return run(model, chunks, [SoloAllreduce()], budget)
+    shared = ThreadAllreduce(model.n_ranks, payload, max(map(len, chunks)) * model.spec.n_embd)
+    return run(model, chunks, shared.ends(), budget, shared.abort)
+
+
+def run(
+    model: Cut,
+    chunks: Sequence[Sequence[int]],
+    ends: Sequence[Allreduce],
+    budget: Budget,
+    release: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Runs the chunks, a pass each, one thread per rank; ``release`` frees the other ranks when one fails."""
+    slices: list[list[Float32Array]] = [[] for _ in ends]
+    streamed = [0] * len(ends)
+    errors: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        try:
+            settings = RankSettings(max(map(len, chunks)), CONTEXT, 1)
+            stored = model.stored[rank]
+            with ExitStack() as stack:
+                table = stack.enter_context(EmbeddingTable(model.gguf, model.spec))
+                workspace = stack.enter_context(Workspace(model.models[rank], settings))
+                window = stack.enter_context(Window(stored, PieceReader(stored), budget(stored)))
+                runner = Rank(workspace, window, ends[rank])
+                first = 0
+                for number, chunk in enumerate(chunks):
+                    logits = runner.run(pass_of(table, number, first, chunk))
+                    empty = np.zeros((len(chunk), 0), np.float32)
+                    slices[rank].append(empty if logits is None else logits.copy())
+                    first += len(chunk)
+                streamed[rank] = window.stats().streamed_bytes
+        except BaseException as error:
+            errors.append(error)
+            release()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(ends))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return Outcome(np.concatenate([np.concatenate(parts) for parts in slices], axis=1), sum(streamed))
+
+
+@dataclass(frozen=True)
+class Story:
+    """A question, its tokens in the model's chat form, and what one rank answers greedily."""
+
+    question: str
+    prompt: list[int]
+    answer: list[int]
+
+    @property
+    def chunks(self) -> list[list[int]]:
+        """As the engine runs them: the prompt in one pass, then token by token. The last token needs no pass."""
+        return [self.prompt, *([token] for token in self.answer[:-1])]
+
+    @property
+    def answering(self) -> slice:
+        """The rows of logits from which the answer's tokens come."""
+        return slice(len(self.prompt) - 1, None)
+
+
+@contextmanager
+def one_device(model: Path, folder: Path) -> Iterator[Cluster]:
+    """The product's cluster of this process alone."""
+    folders = Folders(folder / "state", folder / "shards", folder / "cache")
+    settings = MasterSettings(model, folders, Resources(), context=CONTEXT, bind="127.0.0.1", port=0)
+    with Listener(settings) as listener, listener.form(lambda event: None) as cluster:
+        yield cluster
+
+
+def tell_story(model: Path, folder: Path, n_tokens: int) -> Story:
+    """A story of ``n_tokens`` that one device tells, for the first prompt whose story is so long."""
+    with Language(model) as language, one_device(model, folder) as cluster, Engine(cluster, language) as engine:
+        for text in PROMPTS:
+            prompt = engine.chat_prompt([Message("user", text)])
+            answer = greedy(cluster, model, prompt, n_tokens)
+            if not any(engine.vocabulary.is_end_of_generation(token) for token in answer):
+                return Story(text, prompt, answer)
+    raise AssertionError(f"no story of {n_tokens} tokens: give other prompts")
+
+
+def greedy(cluster: Cluster, model: Path, prompt: Sequence[int], n_tokens: int) -> list[int]:
+    """The most probable tokens after ``prompt``, one after the other."""
+    tokens: list[int] = []
+    with EmbeddingTable(read_gguf(model), cluster.spec) as table:
+        sequence = TokenSequence(cluster, table)
+        logits = [part for part in sequence.prefill(prompt) if part is not None][-1]
+        while True:
+            tokens.append(int(logits.argmax()))
+            if len(tokens) == n_tokens:
+                return tokens
+            logits = sequence.run(tokens[-1:], [0])[0]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two runs' logits of the same tokens, compared: the largest difference as part of the reference's range; where
+    the greedy token differs; and for the worst of these, the gap between the reference's two best as part of what it
+    may be, twice the difference there (0 if none differs)."""
+
+    of_range: float
+    positions: tuple[int, ...]
+    gap_of_allowed: float
+
+
+def compare(logits: Float32Array, reference: Float32Array) -> Difference:
+    """``logits`` against ``reference``, f32 [n_tokens, n_vocab] both."""
+    assert logits.shape == reference.shape
+    apart = np.abs(logits - reference)
+    positions = np.flatnonzero(logits.argmax(axis=1) != reference.argmax(axis=1))
+    gaps = [top_gap(reference[position]) / (2 * float(apart[position].max())) for position in positions]
+    of_range = float(apart.max() / (reference.max() - reference.min()))
+    return Difference(of_range, tuple(int(position) for position in positions), max(gaps, default=0.0))
+
+
+def top_gap(row: Float32Array) -> float:
+    """How much more the best token of ``row`` has than the second."""
+    second, best = np.partition(row, -2)[-2:]
+    return float(best - second)

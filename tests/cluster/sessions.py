@@ -1,0 +1,54 @@
+"""A master in the process of the test, with workers that are processes of ``tpi join``. Called by tests only."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.cluster.commands import Home, Running
+from tests.cluster.ranks import CONTEXT, DEMO
+from tpi.cluster.master import Listener
+from tpi.cluster.session import Cluster
+from tpi.config import Folders, MasterSettings, Resources
+
+WAIT_S = 30.0
+Started = Callable[[list[Running]], None]
+
+
+@contextmanager
+def session(
+    folder: Path,
+    homes: Sequence[Home],
+    shares: tuple[float, ...] | None,
+    options: Sequence[str] = (),
+    started: Started = lambda workers: None,
+) -> Iterator[tuple[Cluster, list[Running]]]:
+    """A cluster for the demo model of a master, whose folders are in ``folder``, and a worker on each of ``homes``,
+    named w1, w2 ... and started with ``options``.
+
+    ``started`` is told of the workers before the cluster is formed.
+    """
+    folders = Folders(folder / "state", folder / "shards", folder / "cache")
+    settings = MasterSettings(
+        DEMO,
+        folders,
+        Resources(window_bytes=1 << 20),
+        n_workers=len(homes),
+        wait_s=WAIT_S,
+        shares=shares,
+        context=CONTEXT,
+        bind="127.0.0.1",
+        port=0,
+    )
+    with ExitStack() as stack:
+        listener = stack.enter_context(Listener(settings))
+        workers = []
+        for number, home in enumerate(homes, start=1):
+            arguments = ["join", "-", "--name", f"w{number}", "--threads", "1", *options]
+            worker = stack.enter_context(home.start(*arguments))
+            worker.say(listener.join_key)
+            workers.append(worker)
+        started(workers)
+        with listener.form(lambda event: None) as cluster:
+            yield cluster, workers
+        for worker in workers:
+            assert worker.process.wait(WAIT_S) == 0, worker.err()

@@ -1,0 +1,9 @@
+"""For all tests: child processes can be ended by signals, however the tests themselves were started."""
+
+import signal
+
+# Background jobs and nohup begin with signals ignored, which children inherit; tests send theirs these signals.
+for name in ("SIGHUP", "SIGTERM", "SIGINT"):
+    number = getattr(signal, name, None)
+    if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)

@@ -1,0 +1,130 @@
+"""Runs our ranks and llama.cpp over the same tokens and compares logits. Called by tests only."""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
+
+import llama_cpp
+import numpy as np
+
+from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.gguf.reader import read_gguf
+from tpi.gguf.types import F16, TensorType
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.partition import Partition, divide
+from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.ggml.repack import Repacker
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Allreduce, Float32Array
+from tpi.runtime.rank import Rank
+from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.testing.window import MemoryWindow
+from tpi.weights.layout import PIECE_BYTES, lay_out
+
+
+def reference_logits(
+    path: Path,
+    chunks: Sequence[Sequence[int]],
+    n_threads: int = 2,
+    context: int = 512,
+    *,
+    repack: bool = False,
+    kv_type: TensorType = F16,
+) -> Float32Array:
+    """llama.cpp's logits f32 [n_tokens, n_vocab] for the chunks, one pass each."""
+    plain = llama_cpp.llama_model_default_params()
+    plain.use_extra_bufts = repack
+    with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: plain):
+        model = llama_cpp.Llama(
+            str(path),
+            n_ctx=context,
+            n_batch=512,
+            n_ubatch=512,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            logits_all=True,
+            flash_attn=True,
+            type_k=kv_type.id,
+            type_v=kv_type.id,
+            verbose=False,
+        )
+    try:
+        for chunk in chunks:
+            model.eval(list(chunk))
+        return np.array(model.scores[: model.n_tokens], dtype=np.float32)
+    finally:
+        model.close()
+
+
+def pass_of(table: EmbeddingTable, pass_id: int, first: int, tokens: Sequence[int]) -> Pass:
+    """A pass of one sequence whose tokens lie in cells equal to their positions; all rows sampled."""
+    positions = np.arange(first, first + len(tokens))
+    return Pass(
+        pass_id=pass_id,
+        embeddings=table.rows(tokens),
+        positions=positions.astype(np.int32),
+        cells=positions.astype(np.int64),
+        visible=np.arange(first + len(tokens))[None, :] <= positions[:, None],
+        sampled=np.arange(len(tokens), dtype=np.int32),
+    )
+
+
+def cluster_logits(
+    path: Path,
+    chunks: Sequence[Sequence[int]],
+    allreduces: Sequence[Allreduce],
+    *,
+    weights: Sequence[float] = (1,),
+    n_threads: int = 2,
+    context: int = 512,
+    piece_bytes: int = PIECE_BYTES,
+    repacker: Repacker | None = None,
+    is_resident: bool = False,
+    kv_type: TensorType = F16,
+    release: Callable[[], None] = lambda: None,
+) -> list[Float32Array]:
+    """Every rank's view of the whole logits, f32 [n_tokens, n_vocab]: ranks as threads, windows in memory."""
+    gguf = read_gguf(path)
+    spec = read_spec(gguf, "test")
+    blocks = blocks_of(spec)
+    partition: Partition = divide(spec, blocks, weights)
+    slices: list[list[Float32Array]] = [[] for _ in weights]
+    errors: list[BaseException] = []
+
+    def work(rank: int) -> None:
+        try:
+            pieces = lay_out(spec, blocks, partition, rank, piece_bytes)
+            settings = RankSettings(max(map(len, chunks)), context, n_threads, kv_type)
+            with ExitStack() as stack:
+                table = stack.enter_context(EmbeddingTable(gguf, spec))
+                model = RankModel(spec, blocks, partition, rank, pieces)
+                workspace = stack.enter_context(Workspace(model, settings, repacker))
+                runner = Rank(workspace, MemoryWindow(gguf, pieces, repacker, is_resident), allreduces[rank])
+                first = 0
+                for number, chunk in enumerate(chunks):
+                    logits = runner.run(pass_of(table, number, first, chunk))
+                    empty = np.zeros((len(chunk), 0), np.float32)
+                    slices[rank].append(empty if logits is None else logits.copy())
+                    first += len(chunk)
+        except BaseException as error:
+            errors.append(error)
+            release()
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(weights))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [np.concatenate(parts) for parts in slices]
+
+
+def range_difference(ours: Float32Array, reference: Float32Array) -> float:
+    """The largest difference as a part of the reference's range."""
+    return float(np.abs(ours - reference).max() / (reference.max() - reference.min()))
+
+
+__all__ = ["PayloadFormat", "cluster_logits", "range_difference", "reference_logits"]

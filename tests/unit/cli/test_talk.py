@@ -1,0 +1,187 @@
+"""Answering one prompt, lines, and chats, with an engine that only echoes."""
+
+import dataclasses
+import io
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from tests.unit.cli.states import FakeAnswer, cluster_state
+from tpi.cli.display import PlainDisplay
+from tpi.cli.talk import Manner, Talk
+from tpi.cluster.status import ClusterStatus
+from tpi.engine.chat import Message
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import Cancelled, UsageError
+
+
+@dataclasses.dataclass
+class Part:
+    text: str
+
+
+class Echo:
+    """Answers with the last message's words, one by one; what it was asked stays in ``asked``."""
+
+    def __init__(self, before_word: Callable[[str], None] = lambda word: None, prefix: str = "") -> None:
+        self.asked: list[list[Message] | str] = []
+        self.last: FakeAnswer | None = None
+        self._before_word = before_word
+        self._prefix = prefix
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        if messages[-1].content == "too long":
+            raise UsageError("the prompt is too long")
+        self.asked.append(list(messages))
+        return [1]
+
+    def raw_prompt(self, text: str) -> list[int]:
+        self.asked.append(text)
+        return [2]
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[Part]:
+        asked = self.asked[-1]
+        text = self._prefix + (asked if isinstance(asked, str) else asked[-1].content)
+        said, finish = "", "stop"
+        for word in text.split():
+            self._before_word(word)
+            if cancel is not None and cancel.is_set():
+                finish = "cancelled"
+                break
+            said += (" " if said else "") + word
+            yield Part((" " if said != word else "") + word)
+        self.last = FakeAnswer(text=said, finish=finish)
+
+
+@dataclasses.dataclass
+class Desk:
+    """A talk and what it wrote."""
+
+    talk: Talk
+    echo: Echo
+    output: io.StringIO
+    notes: io.StringIO
+
+
+def make_desk(
+    echo: Echo | None = None, raw: bool = False, statistics: bool = True, output: io.StringIO | None = None
+) -> Desk:
+    echo, output, notes = echo or Echo(), output or io.StringIO(), io.StringIO()
+    states = iter(range(0, 1000, 5))
+
+    def status() -> ClusterStatus:
+        return cluster_state(2, grown_by=next(states))
+
+    manner = Manner(SamplingSettings(), GenerationSettings(raw=raw), statistics)
+    return Desk(Talk(echo, status, manner, PlainDisplay(notes), output), echo, output, notes)
+
+
+def test_one_answer_and_what_it_took() -> None:
+    desk = make_desk()
+    desk.talk.answer_once("Hello there")
+    assert desk.output.getvalue() == "Hello there\n"
+    assert desk.echo.asked == [[Message("user", "Hello there")]]
+    notes = desk.notes.getvalue()
+    assert "seed 42" in notes and "device-1" in notes and "1.0 kB" in notes
+
+
+def test_a_raw_prompt_and_no_statistics() -> None:
+    desk = make_desk(raw=True, statistics=False)
+    desk.talk.answer_once("Once upon")
+    assert desk.echo.asked == ["Once upon"]
+    assert desk.notes.getvalue() == ""
+
+
+def test_lines_are_answered_each_for_itself() -> None:
+    desk = make_desk()
+    desk.talk.answer_lines(["one\n", "\n", "  \n", "two\r\n"])
+    assert desk.output.getvalue() == "one\ntwo\n"
+    assert desk.echo.asked == [[Message("user", "one")], [Message("user", "two")]]
+
+
+def test_a_chat_remembers() -> None:
+    desk = make_desk()
+    lines = iter(["first", "", "/help", "second", "/new", "third", "/exit", "never"])
+    desk.talk.chat(lambda: next(lines))
+    first = [Message("user", "first"), Message("assistant", "first")]
+    assert desk.echo.asked == [
+        first[:1],
+        [*first, Message("user", "second")],
+        [Message("user", "third")],
+    ]
+    assert next(lines) == "never"
+    assert desk.notes.getvalue().count("seed 42") == 3
+
+
+def test_a_chat_survives_what_cannot_be_asked() -> None:
+    desk = make_desk()
+    lines = iter(["first", "too long", "second", None])
+    desk.talk.chat(lambda: next(lines))
+    assert "tpi: the prompt is too long" in desk.notes.getvalue()
+    assert desk.echo.asked[-1] == [
+        Message("user", "first"),
+        Message("assistant", "first"),
+        Message("user", "second"),
+    ]
+
+
+def interrupt(word: str) -> None:
+    if word == "stop":
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_ends_one_answer_with_an_error() -> None:
+    desk = make_desk(Echo(interrupt))
+    with pytest.raises(Cancelled):
+        desk.talk.answer_once("go on stop here")
+    assert desk.output.getvalue() == "go on\n"
+    assert "seed" in desk.notes.getvalue()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_ends_an_answer_of_a_chat_and_not_the_chat() -> None:
+    desk = make_desk(Echo(interrupt))
+    lines = iter(["go stop here", "more", None])
+    desk.talk.chat(lambda: next(lines))
+    assert desk.echo.asked[-1][1:] == [Message("assistant", "go"), Message("user", "more")]
+
+
+def test_the_second_ctrl_c_ends_everything() -> None:
+    def twice(word: str) -> None:
+        if word == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_desk(Echo(twice)).talk.answer_once("go stop")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_model_cannot_drive_the_terminal() -> None:
+    harmful = "\x1b[2Jred\x07\x9b31m"
+    desk = make_desk(Echo(prefix=harmful), output=Terminal())
+    desk.talk.answer_once(" tail")
+    assert desk.output.getvalue() == "[2Jred31m tail\n"
+    plain = make_desk(Echo(prefix=harmful))
+    plain.talk.answer_once(" tail")
+    assert plain.output.getvalue() == harmful + " tail\n"
+
+
+def test_no_answer_at_all_ends_no_line() -> None:
+    desk = make_desk()
+    desk.talk.answer_once("   ")
+    assert desk.output.getvalue() == ""

@@ -1,0 +1,46 @@
+"""What a rank needs, counted before it is used; passes are cut shorter where memory is tight."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.runtime.rigs import make_model
+from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, chunk_tokens, needs_of
+from tpi.gguf.types import TYPES_BY_NAME
+from tpi.planner.memory import minimum_bytes
+from tpi.runtime.workspace import RankSettings, Workspace
+
+SETTINGS = RankSettings(128, 512, 1, max_sampled=8)
+PROCESS_BYTES = 50_000_000
+
+
+def test_the_parts_are_those_of_the_rank(tmp_path: Path) -> None:
+    _, alone = make_model(tmp_path / "model.gguf", n_embd=256, n_vocab=320)
+    _, master = make_model(tmp_path / "model.gguf", weights=(1, 1))
+    _, worker = make_model(tmp_path / "model.gguf", weights=(1, 1), rank=1)
+    found = []
+    for model in (alone, master, worker):
+        with Workspace(model, SETTINGS) as workspace:
+            found.append(needs_of(workspace, PROCESS_BYTES))
+    one, first, second = found
+    # Two layers, keys and values, 512 cells of two heads of 64 values of two bytes.
+    assert one.kv_bytes == 2 * 2 * 512 * 2 * 64 * 2 == 2 * first.kv_bytes
+    assert one.links_bytes == 0 and first.links_bytes > 2 * 128 * 256 * 4 and second.links_bytes > first.links_bytes
+    assert one.logits_bytes == 8 * 320 * 4 and first.logits_bytes == 8 * (320 + 160) * 4
+    assert second.logits_bytes == 8 * 160 * 4
+    assert first.activations_bytes - second.activations_bytes == 128 * 256 * 4
+    assert all(needs.graphs_bytes > 0 and needs.process_bytes == PROCESS_BYTES for needs in found)
+    with Workspace(alone, RankSettings(128, 512, 1, TYPES_BY_NAME["Q8_0"])) as workspace:
+        assert needs_of(workspace, PROCESS_BYTES).kv_bytes == one.kv_bytes * 34 // 64
+
+
+@pytest.mark.parametrize(("missing_bytes", "expected"), [(0, 128), (1, SMALL_CHUNK_TOKENS)])
+def test_passes_are_shorter_where_two_pieces_would_not_fit(tmp_path: Path, missing_bytes: int, expected: int) -> None:
+    _, model = make_model(tmp_path / "model.gguf")
+    with Workspace(model, SETTINGS) as workspace:
+        enough = minimum_bytes(needs_of(workspace, PROCESS_BYTES), 2 * 4096)
+    ample = Claim(model, [4096], PROCESS_BYTES, 1 << 40)
+    tight = Claim(model, [1024, 4096], PROCESS_BYTES, enough - missing_bytes)
+    assert chunk_tokens([ample], SETTINGS) == 128
+    assert chunk_tokens([ample, tight], SETTINGS) == expected
+    assert chunk_tokens([tight], RankSettings(20, 512, 1)) == 20

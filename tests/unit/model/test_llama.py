@@ -1,0 +1,213 @@
+"""Reading a llama model's description: what is missing, impossible or not supported is one line that says so."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.models import write_random_model
+from tests.unit.model.specs import make_spec
+from tpi.errors import ModelFileError, UnsupportedModelError
+from tpi.gguf.reader import Gguf, GgufTensor, MetadataValue, read_gguf
+from tpi.gguf.types import F16, F32
+from tpi.model.architectures import blocks_of, check_spec, read_spec
+from tpi.model.metadata import printable
+from tpi.model.spec import BlockKind, ModelSpec
+
+PATH = Path("made")
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Gguf:
+    return read_gguf(write_random_model(tmp_path_factory.mktemp("model") / "model.gguf", rope_factors=True))
+
+
+def _with(gguf: Gguf, **changes: MetadataValue) -> Gguf:
+    """Keys of the architecture, dots written as double underscores."""
+    return replace(gguf, metadata=gguf.metadata | {f"llama.{k.replace('__', '.')}": v for k, v in changes.items()})
+
+
+def _without(gguf: Gguf, key: str) -> Gguf:
+    return replace(gguf, metadata={name: value for name, value in gguf.metadata.items() if name != f"llama.{key}"})
+
+
+def test_a_model_is_described(gguf: Gguf) -> None:
+    spec = read_spec(gguf, "digest")
+    assert (spec.n_layers, spec.n_embd, spec.n_heads, spec.n_kv_heads, spec.head_dim) == (2, 256, 4, 2, 64)
+    assert (spec.n_ff, spec.n_vocab, spec.heads_per_group, spec.digest) == (512, 320, 2, "digest")
+    assert spec.rope.frequency_scale == 1.0 and spec.rope.original_context == 512
+    kinds = [block.kind for block in blocks_of(spec)]
+    assert kinds == [BlockKind.ATTENTION, BlockKind.FFN] * 2 + [BlockKind.HEAD]
+    assert [block.index for block in blocks_of(spec)] == list(range(5))
+
+
+def test_a_tied_head_is_the_embedding_table(tmp_path: Path) -> None:
+    spec = read_spec(read_gguf(write_random_model(tmp_path / "tied.gguf", tied=True)), "")
+    assert blocks_of(spec)[-1].slots[-1].tensor == spec.embedding
+
+
+def test_a_head_count_per_layer_is_fine_when_layers_agree(gguf: Gguf) -> None:
+    assert read_spec(_with(gguf, attention__head_count_kv=(2, 2)), "").n_kv_heads == 2
+    with pytest.raises(ModelFileError, match=r"attention\.head_count_kv = different values per layer"):
+        read_spec(_with(gguf, attention__head_count_kv=(2, 4)), "")
+    with pytest.raises(ModelFileError, match=r"attention\.head_count_kv"):
+        read_spec(_with(gguf, attention__head_count_kv=()), "")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "block_count",
+        "embedding_length",
+        "attention.head_count",
+        "feed_forward_length",
+        "context_length",
+        "attention.layer_norm_rms_epsilon",
+    ],
+)
+def test_missing_entries_are_named(gguf: Gguf, key: str) -> None:
+    with pytest.raises(ModelFileError, match=rf"has no metadata entry llama\.{key}"):
+        read_spec(_without(gguf, key), "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", 0),
+        ("block_count", True),
+        ("block_count", -1),
+        ("block_count", 1 << 31),
+        ("block_count", 2.0),
+        ("block_count", "2"),
+        ("embedding_length", 0),
+        ("embedding_length", 128),
+        ("attention__head_count", 0),
+        ("attention__head_count", 3),
+        ("attention__head_count_kv", 0),
+        ("attention__head_count_kv", 3),
+        ("attention__head_count_kv", 4),
+        ("attention__key_length", 0),
+        ("attention__key_length", 63),
+        ("attention__value_length", 32),
+        ("feed_forward_length", 0),
+        ("feed_forward_length", 1024),
+        ("context_length", 0),
+        ("attention__layer_norm_rms_epsilon", -1e-5),
+        ("attention__layer_norm_rms_epsilon", float("nan")),
+        ("attention__layer_norm_rms_epsilon", True),
+        ("rope__dimension_count", 32),
+        ("rope__freq_base", 0.0),
+        ("rope__freq_base", -1.0),
+        ("rope__freq_base", float("inf")),
+        ("rope__scaling__factor", -2.0),
+        ("rope__scaling__factor", 1e-300),
+        ("rope__scaling__original_context_length", -1),
+        ("rope__scaling__attn_factor", float("nan")),
+    ],
+)
+def test_impossible_values_are_named(gguf: Gguf, key: str, value: MetadataValue) -> None:
+    with pytest.raises(ModelFileError) as caught:
+        read_spec(_with(gguf, **{key: value}), "")
+    message = str(caught.value)
+    assert "does not fit a llama model" in message and "\n" not in message
+    assert message.startswith(str(gguf.paths[0]))
+
+
+@pytest.mark.parametrize("factor", [-1.0, 4.5399929762484854e-05, 1e-310])
+def test_yarn_factors_that_have_no_logarithm(gguf: Gguf, factor: float) -> None:
+    changes: dict[str, MetadataValue] = {"rope__scaling__type": "yarn", "rope__scaling__factor": factor}
+    with pytest.raises(ModelFileError, match=r"rope\.scaling\.factor"):
+        read_spec(_with(gguf, **changes), "")
+
+
+def test_the_value_that_is_wrong_is_the_one_that_is_shown(gguf: Gguf) -> None:
+    with pytest.raises(ModelFileError, match=r"attention\.value_length = 32 "):
+        read_spec(_with(gguf, attention__value_length=32), "")
+
+
+def test_rope_scaling(gguf: Gguf) -> None:
+    linear = read_spec(_with(gguf, rope__scaling__type="linear", rope__scaling__factor=4.0), "").rope
+    assert linear.frequency_scale == 0.25 and linear.extrapolation == 0
+    none = read_spec(_with(gguf, rope__scaling__type="none", rope__scaling__factor=4.0), "").rope
+    assert none.frequency_scale == 1.0
+    yarn = read_spec(_with(gguf, rope__scaling__type="yarn", rope__scaling__factor=4.0), "").rope
+    assert yarn.extrapolation == 1.0 and yarn.attention_factor == pytest.approx(1.0)
+    with pytest.raises(UnsupportedModelError, match="rope scaling 'longrope' is not supported"):
+        read_spec(_with(gguf, rope__scaling__type="longrope"), "")
+
+
+def test_experts_are_not_supported(gguf: Gguf) -> None:
+    with pytest.raises(UnsupportedModelError, match="experts"):
+        read_spec(_with(gguf, expert_count=8), "")
+
+
+@pytest.mark.parametrize("name", ["camel", "", 7])
+def test_other_architectures(gguf: Gguf, name: MetadataValue) -> None:
+    with pytest.raises(UnsupportedModelError, match="is not supported; supported: llama"):
+        read_spec(replace(gguf, metadata=gguf.metadata | {"general.architecture": name}), "")
+
+
+@pytest.mark.parametrize("name", ["token_embd", "output_norm", "blk.1.attn_q", "blk.0.ffn_down", "blk.1.ffn_norm"])
+def test_missing_tensors_are_named(gguf: Gguf, name: str) -> None:
+    tensors = {key: tensor for key, tensor in gguf.tensors.items() if key != f"{name}.weight"}
+    with pytest.raises(ModelFileError, match=rf"has no tensor {name}\.weight"):
+        read_spec(replace(gguf, tensors=tensors), "")
+
+
+@pytest.mark.parametrize("name", ["output", "output_norm", "rope_freqs", "blk.1.attn_output", "blk.0.ffn_gate"])
+@pytest.mark.parametrize("change", [{"n_rows": 7}, {"n_columns": 0}, {"n_columns": 1 << 40}])
+def test_shapes_are_checked(gguf: Gguf, name: str, change: dict[str, Any]) -> None:
+    wrong = replace(gguf.tensors[f"{name}.weight"], **change)
+    with pytest.raises(ModelFileError, match="does not fit"):
+        read_spec(replace(gguf, tensors=gguf.tensors | {wrong.name: wrong}), "")
+
+
+def test_tensors_that_nothing_uses(gguf: Gguf) -> None:
+    bias = GgufTensor("blk.0.attn_q.bias", F32, 256, 1, 0, 0)
+    with pytest.raises(UnsupportedModelError, match=r"blk\.0\.attn_q\.bias; not supported"):
+        read_spec(replace(gguf, tensors=gguf.tensors | {bias.name: bias}), "")
+
+
+def test_norms_are_f32(gguf: Gguf) -> None:
+    norm = replace(gguf.tensors["blk.0.attn_norm.weight"], type=F16)
+    with pytest.raises(ModelFileError, match=r"type of blk\.0\.attn_norm\.weight = F16"):
+        read_spec(replace(gguf, tensors=gguf.tensors | {norm.name: norm}), "")
+
+
+def test_a_name_cannot_move_the_cursor(gguf: Gguf) -> None:
+    changed = replace(gguf, metadata=gguf.metadata | {"general.name": "a\x1b[2Jb\n" + "c" * 1000})
+    name = read_spec(changed, "").name
+    assert name.isprintable() and name.startswith("a [2Jb c") and len(name) == 200
+
+
+def test_printable_keeps_what_people_read() -> None:
+    assert printable("Llama 3.2, café 模型") == "Llama 3.2, café 模型"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layers": 0},
+        {"n_layers": 3},
+        {"head_dim": 0},
+        {"head_dim": 65},
+        {"rms_eps": -1.0},
+        {"rms_eps": 0.0},
+        {"n_kv_heads": 0},
+        {"n_ff": 0},
+        {"n_context_train": 0},
+    ],
+)
+def test_specs_from_elsewhere_are_checked_too(change: dict[str, float]) -> None:
+    spec: ModelSpec = msgspec.structs.replace(make_spec(), **change)
+    with pytest.raises(ModelFileError):
+        check_spec(spec, PATH)
+
+
+@pytest.mark.parametrize("change", [{"base": -1.0}, {"frequency_scale": 0.0}, {"original_context": 1 << 40}])
+def test_ropes_from_elsewhere_are_checked_too(change: dict[str, float]) -> None:
+    spec = make_spec()
+    with pytest.raises(ModelFileError):
+        check_spec(msgspec.structs.replace(spec, rope=msgspec.structs.replace(spec.rope, **change)), PATH)

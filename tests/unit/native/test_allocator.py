@@ -1,0 +1,34 @@
+"""What is freed goes back to the system."""
+
+import subprocess
+import sys
+
+import pytest
+
+KEEPS = """
+import sys
+from tpi.native.allocator import give_back_freed, keep_allocator_small
+from tpi.observe import resident_bytes
+if sys.argv[1] != "as it is":
+    keep_allocator_small()
+before = resident_bytes()
+size = 30_000_000 if sys.argv[1] == "large" else 500_000
+for _ in range(2):
+    blocks = [bytearray(b"x") * size for _ in range(30_000_000 // size)]
+    end = bytes(2000)
+    del blocks
+if sys.argv[1] == "given back":
+    give_back_freed()
+print(resident_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc's allocator is known")
+def test_freed_blocks_are_not_kept() -> None:
+    def kept_bytes(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", KEEPS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert kept_bytes("large") < 2_000_000
+    assert kept_bytes("given back") < 2_000_000
+    assert kept_bytes("as it is") > 10_000_000, "then the two calls are not needed"

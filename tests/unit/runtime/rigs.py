@@ -1,0 +1,58 @@
+"""One rank over a small random model, with its weights in memory."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from tests.models import write_random_model
+from tpi.cluster.allreduce.solo import SoloAllreduce
+from tpi.gguf.reader import Gguf, read_gguf
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.partition import divide
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Allreduce, Float32Array
+from tpi.runtime.rank import Rank
+from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.testing.window import MemoryWindow
+from tpi.weights.layout import PIECE_BYTES, lay_out
+
+
+def make_model(
+    path: Path, weights: Sequence[float] = (1,), rank: int = 0, piece_bytes: int = PIECE_BYTES, **dimensions: int
+) -> tuple[Gguf, RankModel]:
+    gguf = read_gguf(write_random_model(path, **dimensions))  # type: ignore[arg-type]
+    spec = read_spec(gguf, "test")
+    blocks = blocks_of(spec)
+    partition = divide(spec, blocks, weights)
+    return gguf, RankModel(spec, blocks, partition, rank, lay_out(spec, blocks, partition, rank, piece_bytes))
+
+
+def make_pass(
+    model: RankModel, first: int, n_tokens: int, sampled: Sequence[int] | None = None, seed: int | None = None
+) -> Pass:
+    """Tokens in cells equal to their positions, embeddings at random but always the same; samples all rows if None."""
+    table = np.random.default_rng(3 if seed is None else seed).standard_normal((2048, model.spec.n_embd))
+    positions = np.arange(first, first + n_tokens)
+    return Pass(
+        pass_id=first + 1,
+        embeddings=table[first : first + n_tokens].astype(np.float32),
+        positions=positions.astype(np.int32),
+        cells=positions.astype(np.int64),
+        visible=np.arange(first + n_tokens)[None, :] <= positions[:, None],
+        sampled=np.arange(n_tokens, dtype=np.int32) if sampled is None else np.asarray(sampled, np.int32),
+    )
+
+
+class Nobody:
+    """An allreduce for ranks whose sums do not matter."""
+
+    def sum(self, step: object, partial: Float32Array | None, out: Float32Array) -> None:
+        out[:] = 0 if partial is None else partial
+
+
+@contextmanager
+def running(gguf: Gguf, model: RankModel, settings: RankSettings, sums: Allreduce | None = None) -> Iterator[Rank]:
+    with Workspace(model, settings) as workspace:
+        yield Rank(workspace, MemoryWindow(gguf, model.pieces), sums or SoloAllreduce())

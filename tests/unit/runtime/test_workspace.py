@@ -1,0 +1,149 @@
+"""A rank's memory: whatever shape a pass has, what was reserved at the start is enough, and results stay the same."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
+from tpi.errors import MemoryBudgetError
+from tpi.model.spec import BlockKind
+from tpi.runtime import workspace
+from tpi.runtime.ggml.builder import BatchShape
+from tpi.runtime.kvcache import KvCache
+from tpi.runtime.workspace import RankSettings, Workspace
+
+N_CELLS = 600
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 7, 64])
+@pytest.mark.parametrize("piece_bytes", [7_000, 16_000_000])
+def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, piece_bytes: int) -> None:
+    """Numbers of tokens, of cells and of sampled rows, graphs built in any order, more of them than are kept."""
+    _, model = make_model(tmp_path / "model.gguf", piece_bytes=piece_bytes, n_ff=544, n_vocab=331, n_layers=1)
+    with Workspace(model, RankSettings(max_tokens, N_CELLS, 2)) as space:
+        before = space.compute.scratch_bytes
+        shapes = [
+            (block, BatchShape(n, n_kv if block.kind is BlockKind.ATTENTION else 0))
+            for block in model.blocks
+            for n in {1, 2, 3, 5, max_tokens // 2, max_tokens - 1, max_tokens}
+            if 1 <= n <= max_tokens
+            for n_kv in (256, 512, N_CELLS)
+        ]
+        random.Random(max_tokens).shuffle(shapes)
+        for block, shape in shapes * 2:
+            space.graph(block, shape)
+        intermediates = space.compute._lib.base.ggml_gallocr_get_buffer_size(space.compute._allocator, 0)
+        assert intermediates <= before
+
+
+def test_a_rank_that_holds_nothing(tmp_path: Path) -> None:
+    gguf, model = make_model(tmp_path / "model.gguf", weights=(1, 0), rank=1)
+    assert model.pieces == () and set(model.kv_widths().values()) == {0}
+    with running(gguf, model, RankSettings(8, 64, 1), Nobody()) as rank:
+        assert rank.run(make_pass(model, 0, 8)) is None
+        rank.zero_cells(0, 8)
+
+
+def test_evicted_graphs_are_built_again_with_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf, model = make_model(tmp_path / "model.gguf")
+    cuts = [3, 1, 5, 2, 1, 4, 3, 1, 1, 2, 5, 3]
+
+    def run() -> list[np.ndarray]:
+        results = []
+        with running(gguf, model, RankSettings(5, 64, 1)) as rank:
+            first = 0
+            for n in cuts:
+                logits = rank.run(make_pass(model, first, n))
+                assert logits is not None
+                results.append(logits.copy())
+                first += n
+            assert len(rank._workspace._graphs) <= workspace._GRAPHS_KEPT
+        return results
+
+    kept = run()
+    monkeypatch.setattr(workspace, "_GRAPHS_KEPT", 1)
+    for one, two in zip(kept, run(), strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_many_parts_make_one_graph(tmp_path: Path) -> None:
+    """A block of hundreds of parts, as a large model's has on one device."""
+    gguf, model = make_model(tmp_path / "model.gguf", piece_bytes=1200, n_layers=1)
+    of_block = [sum(len(p.parts) for p in model.pieces if p.block == block.index) for block in model.blocks]
+    assert max(of_block) > 600
+    with running(gguf, model, RankSettings(4, 64, 1)) as rank:
+        logits = rank.run(make_pass(model, 0, 4))
+        assert logits is not None
+        many = logits.copy()
+    gguf, model = make_model(tmp_path / "model.gguf", n_layers=1)
+    with running(gguf, model, RankSettings(4, 64, 1)) as rank:
+        one = rank.run(make_pass(model, 0, 4))
+        assert one is not None and one.std() > 0.5
+        assert np.abs(many - one).max() < 2e-3
+
+
+def test_unseen_cells_do_not_matter(tmp_path: Path) -> None:
+    """What lies in cells behind the mask changes nothing, short of numbers that are not finite."""
+    gguf, model = make_model(tmp_path / "model.gguf")
+    results = []
+    for pollute in (False, True):
+        with running(gguf, model, RankSettings(8, 300, 1)) as rank:
+            if pollute:
+                rank.run(make_pass(model, 8, 8, seed=9))
+            logits = rank.run(make_pass(model, 0, 8))
+            assert logits is not None
+            results.append(logits.copy())
+    assert np.array_equal(results[0], results[1])
+
+
+def test_zeroed_cells_are_as_new(tmp_path: Path) -> None:
+    gguf, model = make_model(tmp_path / "model.gguf")
+    with running(gguf, model, RankSettings(8, 64, 1)) as rank:
+        rank.run(make_pass(model, 0, 8))
+        cache = rank._workspace.cache
+        assert any(any(memory[:]) for maps in cache._maps.values() for memory in maps)
+        rank.zero_cells(0, 4)
+        row = 2 * model.kv_widths()[0]
+        assert not any(any(memory[: 4 * row]) for maps in cache._maps.values() for memory in maps)
+        assert all(any(memory[4 * row : 8 * row]) for maps in cache._maps.values() for memory in maps)
+
+
+def test_closing_twice(tmp_path: Path) -> None:
+    _, model = make_model(tmp_path / "model.gguf")
+    space = Workspace(model, RankSettings(4, 64, 2))
+    space.close()
+    space.close()
+
+
+def test_threads_and_memory_are_freed_when_the_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = make_model(tmp_path / "model.gguf")
+    closed = []
+    monkeypatch.setattr(Workspace, "_reserve", lambda self: 1 / 0)
+    monkeypatch.setattr(Workspace, "close", lambda self: closed.append(True))
+    with pytest.raises(ZeroDivisionError):
+        Workspace(model, RankSettings(4, 64, 1))
+    assert closed
+
+
+def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
+    _, model = make_model(tmp_path / "model.gguf")
+    with pytest.raises(MemoryBudgetError, match="smaller --context"):
+        Workspace(model, RankSettings(1 << 16, 1 << 45, 1))
+
+
+def test_the_cache_of_layers_without_heads_is_nothing() -> None:
+    with KvCache({0: 64, 1: 0}, 32) as cache:
+        assert len(cache._maps) == 1 and all(address % 4096 == 0 for address in cache.addresses(0))
+        assert KvCache.bytes_for({0: 64, 1: 0}, 32) == 2 * 32 * 64 * 2
+    cache.close()
+
+
+def test_a_cache_beyond_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("tpi.runtime.kvcache.mmap.mmap", refuse)
+    with pytest.raises(MemoryBudgetError, match=r"8,192 bytes of KV cache \(Cannot allocate memory\): use a smaller"):
+        KvCache({0: 64}, 64)

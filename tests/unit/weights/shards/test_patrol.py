@@ -1,0 +1,45 @@
+"""The check of a shard in use: waits for quiet, finds damage, ends when told."""
+
+import threading
+import time
+from pathlib import Path
+
+from tests.unit.weights.helpers import cut_shard, flip, make_model
+from tpi.errors import ChecksumError, TpiError
+from tpi.weights.shards.patrol import Patrol
+
+
+def test_finds_damage_once_it_is_quiet(tmp_path: Path) -> None:
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 1)
+    flip(shard.path, shard.file_offset(2) + 5)
+    quiet, found = threading.Event(), threading.Event()
+    errors: list[TpiError] = []
+
+    def on_damage(error: TpiError) -> None:
+        errors.append(error)
+        found.set()
+
+    with Patrol(shard, quiet.is_set, on_damage) as patrol:
+        assert not found.wait(0.2)
+        quiet.set()
+        assert found.wait(10)
+        assert not patrol.is_done
+    assert isinstance(errors[0], ChecksumError) and "piece 2" in str(errors[0])
+
+
+def test_a_sound_shard_is_done(tmp_path: Path) -> None:
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 0)
+    errors: list[TpiError] = []
+    with Patrol(shard, lambda: True, errors.append) as patrol:
+        deadline = time.monotonic() + 10
+        while not patrol.is_done and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert patrol.is_done and not errors
+
+
+def test_closing_ends_a_round_that_waits(tmp_path: Path) -> None:
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 0)
+    patrol = Patrol(shard, lambda: False, lambda error: None)
+    patrol.close()
+    patrol.close()
+    assert not patrol.is_done
