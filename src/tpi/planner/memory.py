@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from tpi.errors import MemoryBudgetError
 
-MASTER_GROWTH_BYTES = 7_000_000
+MASTER_GROWTH_BYTES = 9_000_000
 WORKER_GROWTH_BYTES = 5_000_000
 """What a process grows by while it works, beside all that is planned: the kernels' code and stacks as they are first
 used, graphs, TLS buffers, the interpreter's heap. Checked by tests that read the kernel's peak figure."""
