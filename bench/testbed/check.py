@@ -6,6 +6,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ _PROBE = str(Path(__file__).with_name("probe.py"))
 _PORT = "7700"
 _N_PINGS = 200
 _SEND_S = 2.0
+_SETTLE_S, _WIRE_S = 0.8, 1.2
+"""When, while programs send, bytes on the wire are counted, and for how long."""
+
 _BURN_S = 1.0
 _READ_S = 1.0
 _MIN_READ_BYTES, _MAX_READ_BYTES = 16 << 20, 512 << 20
@@ -57,16 +61,25 @@ def _check_links(bed: Testbed, report: Report) -> None:
         half_round_trip_worst_pair_p50_ms=max(statistics.median(pair) for pair in halves) * 1e3,
         switch_late_p99_ms=late.late_p99_s * 1e3,
     )
-    report.add(rate_mbps=_rates(bed, [(0, 1)])[0])
-    report.add(duplex_rate_mbps=min(_rates(bed, [(0, 1), (1, 0)])))
+    rates, wire = _rates(bed, [(0, 1)])
+    report.add(rate_mbps=rates[0], wire_rate_mbps=wire)
+    rates, wire = _rates(bed, [(0, 1), (1, 0)])
+    report.add(duplex_rate_mbps=min(rates), duplex_wire_rate_mbps=wire)
     if n > 2:
-        report.add(shared_port_rate_mbps=sum(_rates(bed, [(0, 1), (2, 1)])))
+        rates, wire = _rates(bed, [(0, 1), (2, 1)])
+        report.add(shared_port_rate_mbps=sum(rates), shared_port_wire_rate_mbps=wire)
 
 
-def _rates(bed: Testbed, pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Megabits per second that arrive when all pairs (from, to) send at once."""
+def _rates(bed: Testbed, pairs: Sequence[tuple[int, int]]) -> tuple[list[float], float]:
+    """Megabits per second when all pairs (from, to) send at once: of what each pair's programs get, and what the least
+    loaded of the receivers' ports carried on the wire, headers and acknowledgements included."""
     senders = [_start(bed, a, "send", bed.address(b), _PORT, str(_SEND_S)) for a, b in pairs]
-    return [_result(sender) / 1e6 for sender in senders]
+    time.sleep(_SETTLE_S)
+    before, began = bed.statistics(), time.perf_counter()
+    time.sleep(_WIRE_S)
+    after, took_s = bed.statistics(), time.perf_counter() - began
+    n_bytes = min(after.devices[b].received_bytes - before.devices[b].received_bytes for _, b in pairs)
+    return [_result(sender) / 1e6 for sender in senders], n_bytes * 8 / took_s / 1e6
 
 
 def _read_rate(bed: Testbed, rank: int, limit: float) -> float:
