@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bench.models import RandomModel, write_gguf, write_rank
 from bench.report import Report
-from bench.served import STAND_IN, ServedAnswer, ServedCluster
+from bench.served import Bed, ServedAnswer, ServedCluster, real_worker, stand_in
 from bench.shapes import SHAPES, find_shape
 from bench.testbed.testbed import Device, SwitchStatistics, Testbed, can_emulate
 from tpi.cli.environment import find_folders
@@ -27,9 +27,10 @@ from tpi.errors import UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.observe import peak_resident_bytes
 from tpi.runtime.ggml.probe import probe_kernels
+from tpi.weights.shards.shard import Shard
 from tpi.weights.shards.store import ShardStore
 
-_PORT = "7600"
+_PORT = "0"  # any
 _MASTER = "device-0"
 _WARM_UP_TOKENS = 8
 
@@ -48,6 +49,7 @@ class Conditions:
     f32_payload: bool = False
     window: str | None = None
     context: int | None = None
+    kv_type: str = "F16"
     repack: bool = True
     stand_ins: bool = False
     """Only the master is real; the model may be hollow."""
@@ -58,6 +60,16 @@ class Conditions:
         options += ["--memory", self.memory] if self.memory else []
         options += ["--window", self.window] if self.window else []
         return options + ([] if self.repack else ["--no-repack"])
+
+    def serve_options(self, model: Path, bed: Bed, n_devices: int) -> list[str]:
+        """Those of the master, which has an equal part and takes prompts as they are."""
+        return [
+            *(str(model), "--raw", "--workers", str(n_devices - 1), "--bind", bed.address(0), "--port", _PORT),
+            *("--name", _MASTER, "--shares", ",".join("1" * n_devices), "--temperature", "0"),
+            *("--max-tokens", str(self.n_tokens), "--context", str(_context(self)), "--kv-type", self.kv_type),
+            *(["--f32-payload"] if self.f32_payload else []),
+            *self.common_options(),
+        ]
 
 
 class ClusterFolder:
@@ -77,6 +89,10 @@ class ClusterFolder:
             "XDG_RUNTIME_DIR": "",
         }
 
+    def state(self, rank: int) -> Path:
+        """Where a device that stands in keeps its certificate."""
+        return self._path / f"device-{rank}" / "state"
+
     def shard(self, rank: int) -> Path:
         return self._path / f"rank-{rank}.tpishard"
 
@@ -85,9 +101,13 @@ class ClusterFolder:
         for rank in range(1 if only_master else n_ranks if n_ranks > 1 else 0):
             shard = write_rank(model, rank, (1.0,) * n_ranks, self.shard(rank))
             if rank == 0:
-                store = ShardStore(Path(self.variables(0)["XDG_DATA_HOME"]) / "tpi" / "shards" / _MASTER)
-                store.folder.mkdir(parents=True)
-                shutil.move(shard.path, store.path_for(shard.header.spec.digest, 0, shard.pieces))
+                shutil.move(shard.path, self.stored_path(shard))
+
+    def stored_path(self, shard: Shard) -> Path:
+        """Where the master looks for its shard; the folder is made."""
+        store = ShardStore(Path(self.variables(0)["XDG_DATA_HOME"]) / "tpi" / "shards" / _MASTER)
+        store.folder.mkdir(parents=True, exist_ok=True)
+        return store.path_for(shard.header.spec.digest, 0, shard.pieces)
 
 
 def measure(model: RandomModel, path: Path, n_devices: int, conditions: Conditions, folder: ClusterFolder) -> Report:
@@ -96,26 +116,20 @@ def measure(model: RandomModel, path: Path, n_devices: int, conditions: Conditio
     report = Report("cluster").add(shape=model.shape.name, quantisation=model.quantisation, devices=n_devices)
     devices = [conditions.device] * n_devices
     with Testbed(devices, conditions.latency_s, conditions.rate_bps, disk=path.parent) as bed:
-        common = conditions.common_options()
-        serve = [
-            *(str(path), "--raw", "--workers", str(n_devices - 1), "--bind", bed.address(0), "--port", _PORT),
-            *("--name", _MASTER, "--shares", ",".join("1" * n_devices), "--temperature", "0"),
-            *("--max-tokens", str(conditions.n_tokens), "--context", str(_context(conditions)), *common),
-            *(["--f32-payload"] if conditions.f32_payload else []),
+        serve = conditions.serve_options(path, bed, n_devices)
+        workers = [
+            stand_in(device_name(rank), folder.state(rank))
+            if conditions.stand_ins
+            else real_worker(*join_options(rank, folder.shard(rank), conditions))
+            for rank in range(1, n_devices)
         ]
-        names = [f"device-{rank}" for rank in range(1, n_devices)]
         variables = [folder.variables(rank) for rank in range(n_devices)]
-        if conditions.stand_ins:
-            started = ServedCluster(bed, serve, [[name] for name in names], variables, STAND_IN)
-        else:
-            join = [["--name", name, "--shard", str(folder.shard(rank)), *common] for rank, name in enumerate(names, 1)]
-            started = ServedCluster(bed, serve, join, variables)
-        with started as cluster:
+        with ServedCluster(bed, serve, workers, variables) as cluster:
             cluster.ask(make_prompt(_WARM_UP_TOKENS, seed=1))
             answer = cluster.ask(make_prompt(conditions.n_prompt_tokens, seed=2))
             real = cluster.processes[: 1 if conditions.stand_ins else None]
             peaks = [peak_resident_bytes(process.pid) for process in real]
-            report.add(start_s=cluster.start_s)
+            report.add(start_s=cluster.start.ready_s)
     return _add_answer(report, answer).add(
         peak_rss_bytes=list(peaks),
         cpu_shares=list(answer.cpu_shares),
@@ -125,6 +139,16 @@ def measure(model: RandomModel, path: Path, n_devices: int, conditions: Conditio
         latency_ms=conditions.latency_s * 1e3,
         mbps=conditions.rate_bps / 1e6,
     )
+
+
+def device_name(rank: int) -> str:
+    """What the device is called."""
+    return f"device-{rank}"
+
+
+def join_options(rank: int, shard: Path, conditions: Conditions) -> list[str]:
+    """Those of a worker that brings its shard."""
+    return ["--name", device_name(rank), "--shard", str(shard), *conditions.common_options()]
 
 
 def _add_answer(report: Report, answer: ServedAnswer) -> Report:

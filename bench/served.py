@@ -1,4 +1,4 @@
-"""A cluster of ``tpi serve`` and ``tpi join`` processes on emulated devices, driven like a user would.
+"""A cluster of ``tpi serve`` and its workers' processes on emulated devices, driven like a user would.
 
 The thread that makes a cluster drives it. Two threads read what the master writes, with the time.
 """
@@ -14,21 +14,62 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 from bench.children import PYTHON_PATH
-from bench.testbed.testbed import SwitchStatistics, Testbed
+from bench.testbed.testbed import SwitchStatistics
 from tpi.errors import LinkError
-
-STAND_IN = ("bench.standins", "/dev/stdin")
-"""The module and first argument of workers that compute nothing."""
 
 _KEY = re.compile(r"^\s+tpi join (\S+)")
 _HEADLINE = re.compile(r"^(\d+) prompt tokens.*; (\d+) tokens, ")
+_JOINED = re.compile(r"^(?:.* )?(\d+) of \1 devices are here")
 _READY = re.compile(r"^ready: ")
 _START_S = 300.0
-_ANSWER_S = 600.0
+_ANSWER_S = 7200.0
 _END_S = 10.0
+
+
+class Bed(Protocol):
+    """Where the processes run: an emulated network, or loopback. See ``Testbed``."""
+
+    def address(self, rank: int) -> str: ...
+
+    def popen(self, rank: int, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
+
+    def statistics(self) -> SwitchStatistics: ...
+
+    def reset_statistics(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker's process: the module that it runs and its arguments; it gets the join key on standard input.
+
+    One that ``is_early`` is started before the master and writes a line when it waits for the key, so that its start
+    does not count as the cluster's.
+    """
+
+    command: tuple[str, ...]
+    is_early: bool = False
+
+
+def real_worker(*options: str) -> Worker:
+    """``tpi join`` with ``options``."""
+    return Worker(("tpi", "join", "-", *options))
+
+
+def stand_in(name: str, state: Path) -> Worker:
+    """One that computes nothing, and keeps its certificate in ``state``."""
+    return Worker(("bench.standins", "--state", str(state), "/dev/stdin", name), is_early=True)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Seconds from the start of the master's process until it listened, had all its workers, and was ready."""
+
+    listening_s: float
+    joined_s: float
+    ready_s: float
 
 
 @dataclass(frozen=True)
@@ -63,35 +104,54 @@ class ServedCluster:
 
     def __init__(
         self,
-        bed: Testbed,
+        bed: Bed,
         serve: Sequence[str],
-        join: Sequence[Sequence[str]],
+        workers: Sequence[Worker],
         variables: Sequence[Mapping[str, str]],
-        worker: Sequence[str] = ("tpi", "join", "-"),
     ) -> None:
-        """``serve`` and ``join`` (one per worker) are arguments after the verb; ``variables`` the environments.
-
-        ``worker`` is the module that workers run and its first arguments; it gets the join key on standard input.
-        """
+        """``serve`` are the arguments after the verb; ``workers`` those of ranks 1 on; ``variables`` every device's
+        environment."""
         self._bed = bed
         self._written: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._last = ""
-        self.processes: list[subprocess.Popen[Any]] = []
-        master = self._start(0, ["tpi", "serve", *serve], variables[0])
+        self._running: dict[int, subprocess.Popen[Any]] = {}
+        self._variables = variables
+        for rank, worker in enumerate(workers, start=1):
+            if worker.is_early:
+                self._start(rank, worker.command, stdout=subprocess.PIPE)
+        for rank, process in self._running.items():
+            assert process.stdout is not None
+            with process.stdout as said:
+                if not said.readline():
+                    raise LinkError(f"the measured cluster failed: the process of device {rank} did not start")
+        started = time.perf_counter()
+        master = self._start(0, ("tpi", "serve", *serve), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert master.stdin is not None
         self._input: IO[bytes] = master.stdin
         for stream, is_answer in ((master.stdout, True), (master.stderr, False)):
             threading.Thread(target=self._read, args=(stream, is_answer), daemon=True).start()
-        started = time.perf_counter()
-        if join:
+        self.start = self._bring(workers, started)
+
+    def _bring(self, workers: Sequence[Worker], started: float) -> Start:
+        """Gives every worker the join key and waits until the cluster is ready."""
+        listening = joined = 0.0
+        if workers:
             key = self._wait_for(_KEY, _START_S)[1]
-            for rank, arguments in enumerate(join, start=1):
-                process = self._start(rank, [*worker, *arguments], variables[rank])
+            listening = time.perf_counter() - started
+            for rank, worker in enumerate(workers, start=1):
+                process = self._running.get(rank) or self._start(rank, worker.command)
                 assert process.stdin is not None
                 process.stdin.write(key.encode() + b"\n")
                 process.stdin.close()
+            self._wait_for(_JOINED, _START_S)
+            joined = time.perf_counter() - started
         self._wait_for(_READY, _START_S)
-        self.start_s = time.perf_counter() - started
+        return Start(listening, joined, time.perf_counter() - started)
+
+    @property
+    def processes(self) -> list[subprocess.Popen[Any]]:
+        """By rank."""
+        return [self._running[rank] for rank in sorted(self._running)]
 
     def __enter__(self) -> Self:
         return self
@@ -101,8 +161,7 @@ class ServedCluster:
 
     def close(self) -> None:
         """Ends the master, and with it the workers; the testbed ends who does not."""
-        if self.processes and self.processes[0].poll() is None:
-            self.processes[0].send_signal(signal.SIGTERM)
+        self._running[0].send_signal(signal.SIGTERM)
         for process in self.processes:
             try:
                 process.wait(_END_S)
@@ -110,21 +169,25 @@ class ServedCluster:
                 process.kill()
 
     def ask(self, text: str) -> ServedAnswer:
-        """Asks one line and waits for the whole answer."""
+        """Asks one line and waits for the whole answer.
+
+        Raises:
+            LinkError: the cluster failed, or answered nothing.
+        """
         assert "\n" not in text
         self._bed.reset_statistics()
         asked, used = time.perf_counter(), self._cpu_times()
         self._input.write(text.encode() + b"\n")
         self._input.flush()
         times: list[float] = []
-        prefill = None
-        while True:
+        prefill = match = None
+        while prefill is None or match is None:  # two threads read them
             line = self._next(asked + _ANSWER_S)
             if line.is_answer:
                 times.append(line.at_s)
                 prefill = prefill or self._bed.statistics()
-            elif (match := _HEADLINE.match(line.text)) is not None and prefill is not None:
-                break
+            elif (match := match or _HEADLINE.match(line.text)) is not None and match[2] == "0":
+                raise LinkError("the measured cluster's answer ended before its first token: take another prompt")
         wall = time.perf_counter() - asked
         return ServedAnswer(
             n_prompt_tokens=int(match[1]),
@@ -142,17 +205,18 @@ class ServedCluster:
         fields = [Path(f"/proc/{p.pid}/stat").read_text().rpartition(")")[2].split() for p in self.processes]
         return [(int(field[11]) + int(field[12])) / ticks for field in fields]
 
-    def _start(self, rank: int, arguments: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[Any]:
-        is_master = rank == 0
+    def _start(
+        self, rank: int, command: Sequence[str], stdout: int = subprocess.DEVNULL, stderr: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[Any]:
         process = self._bed.popen(
             rank,
-            [sys.executable, "-m", *arguments],
-            env={**os.environ, "PYTHONPATH": PYTHON_PATH, **variables},
+            [sys.executable, "-m", *command],
+            env={**os.environ, "PYTHONPATH": PYTHON_PATH, **self._variables[rank]},
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE if is_master else subprocess.DEVNULL,
-            stderr=subprocess.PIPE if is_master else subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
         )
-        self.processes.append(process)
+        self._running[rank] = process
         return process
 
     def _read(self, stream: IO[bytes], is_answer: bool) -> None:
@@ -176,7 +240,7 @@ class ServedCluster:
             try:
                 line = self._written.get(timeout=0.5)
             except queue.Empty:
-                ended = [rank for rank, process in enumerate(self.processes) if process.poll() is not None]
+                ended = [rank for rank, process in self._running.items() if process.poll() is not None]
                 if ended or time.perf_counter() > deadline_s:
                     why = f"the process of device {ended[0]} ended" if ended else "it took too long"
                     raise LinkError(f"the measured cluster failed: {why}; last words: {self._last}") from None

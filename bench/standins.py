@@ -1,11 +1,13 @@
 """Devices that join a cluster and compute nothing: their parts of all sums and logits are zeros.
 
-    python -m bench.standins KEY-FILE NAME [NAME …]
+    python -m bench.standins [--state DIR] KEY-FILE NAME [NAME …]
 
 With them one real rank of a cluster, the master included, runs with all its links and sums on a machine that could
-never hold the others. One thread per device; ends when the master does.
+never hold the others. One thread per device; ends when the master does. Says ``waiting`` when it is about to read the
+key. With ``--state`` the devices keep their certificates there and join once.
 """
 
+import argparse
 import queue
 import sys
 import tempfile
@@ -21,10 +23,20 @@ from tpi.cluster.allreduce.star import StarWorker
 from tpi.cluster.datapath import WorkerDatapath
 from tpi.cluster.links.control import ControlLink
 from tpi.cluster.links.datalink import DataLink
-from tpi.cluster.links.messages import AnyMessage, Goodbye, Offer, OpenData, Plan, Prepared
+from tpi.cluster.links.messages import (
+    AnyMessage,
+    Goodbye,
+    Offer,
+    OpenData,
+    Plan,
+    Prepared,
+    StatusReply,
+    StatusRequest,
+)
 from tpi.cluster.pairing.connect import find_or_join, open_control, open_data
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
+from tpi.cluster.status import RankStatus
 from tpi.errors import LinkError, TpiError
 from tpi.model.architectures import blocks_of
 from tpi.model.spec import Block, BlockKind
@@ -43,7 +55,9 @@ class StandIn:
         self._key, self._name = key, name
         self._store = IdentityStore(folder / name)
         self._inbox: queue.SimpleQueue[AnyMessage | LinkError] = queue.SimpleQueue()
+        self._control: ControlLink | None = None
         self._data: DataLink | None = None
+        self._rank = 0
 
     def run(self) -> None:
         """Joins, takes part, returns when the master ends.
@@ -54,8 +68,10 @@ class StandIn:
         identity = find_or_join(self._key, self._name, self._store)
         opened = open_control(self._key.addresses, identity)
         with ControlLink(opened.socket, "the master", None, self._take, self._end) as control:
+            self._control = control
             control.send(Offer(_MEMORY_BYTES, []))
             plan = self._wait_for(Plan)
+            self._rank = plan.rank
             control.send(Prepared())
             order = self._wait_for(OpenData)
             data = open_data(opened.address, identity, order.epoch, order.token)
@@ -92,6 +108,9 @@ class StandIn:
     def _take(self, message: AnyMessage) -> None:
         if isinstance(message, Goodbye):
             self._end(LinkError(message.reason or "the master has ended"))
+        elif isinstance(message, StatusRequest) and self._control is not None:
+            # The master waits for it around every answer.
+            self._control.send(StatusReply(message.number, _no_figures(self._rank, self._name)))
         else:
             self._inbox.put(message)
 
@@ -106,11 +125,42 @@ def _no_logits(plan: Plan, head: Block, work: Pass) -> Float32Array | None:
     return np.zeros((len(work.sampled), n_rows), np.float32) if n_rows and len(work.sampled) else None
 
 
+def _no_figures(rank: int, name: str) -> RankStatus:
+    return RankStatus(
+        rank=rank,
+        name=name,
+        memory_limit_bytes=None,
+        planned_bytes=0,
+        peak_rss_bytes=0,
+        rss_bytes=0,
+        shard_bytes=0,
+        window_bytes=0,
+        pinned_bytes=0,
+        n_pinned=0,
+        n_pieces=0,
+        disk_mode="",
+        streamed_bytes=0,
+        hold_s=0.0,
+        compute_s=0.0,
+        allreduce_s=0.0,
+        sent_bytes=0,
+        received_bytes=0,
+        n_passes=0,
+        share=0.0,
+    )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs all devices until the master ends."""
-    key = JoinKey.decode(Path(arguments[0]).read_text().strip())
+    parser = argparse.ArgumentParser(prog="bench.standins")
+    parser.add_argument("--state", type=Path)
+    parser.add_argument("key_file", type=Path)
+    parser.add_argument("names", nargs="+")
+    given = parser.parse_args(arguments)
+    print("waiting", flush=True)
+    key = JoinKey.decode(given.key_file.read_text().strip())
     with tempfile.TemporaryDirectory() as folder:
-        devices = [StandIn(key, name, Path(folder)) for name in arguments[1:]]
+        devices = [StandIn(key, name, given.state or Path(folder)) for name in given.names]
         threads = [threading.Thread(target=device.run, name=f"standin-{i}") for i, device in enumerate(devices)]
         for thread in threads:
             thread.start()

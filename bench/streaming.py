@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 import tpi.cluster.worker  # noqa: F401 - what a worker loads belongs to what is measured
+from tpi.gguf.types import TYPES_BY_NAME
 from tpi.model.architectures import blocks_of
 from tpi.native.allocator import keep_allocator_small
 from tpi.observe import peak_resident_bytes, resident_bytes
@@ -31,7 +32,8 @@ from tpi.weights.streaming.window import Window
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What to measure. ``window_bytes`` None: ``window_part`` of the shard. ``sum_s`` is how long a sum takes."""
+    """What to measure. ``window_bytes`` None: ``window_part`` of the shard. ``sum_s`` is how long a sum takes,
+    ``kv_type`` the GGUF name of what the KV cache is made of."""
 
     shard: str
     window_bytes: int | None = None
@@ -42,6 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     n_threads: int = 1
     n_pairs: int = 5
     sum_s: float = 0.0
+    kv_type: str = "F16"
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -140,7 +143,7 @@ def measure(request: Request) -> Figures:
     shard = open_shard(Path(request.shard))
     header, stored = shard.header, stored_from_shard(shard)
     model = RankModel(header.spec, blocks_of(header.spec), header.partition, header.rank, shard.pieces)
-    settings = RankSettings(request.chunk_tokens, request.n_cells, request.n_threads)
+    settings = RankSettings(request.chunk_tokens, request.n_cells, request.n_threads, TYPES_BY_NAME[request.kv_type])
     size = int(stored.arena_bytes * request.window_part) if request.window_bytes is None else request.window_bytes
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(model, settings))
@@ -158,7 +161,7 @@ def measure(request: Request) -> Figures:
         pairs = [(measured.token(), measured.bare()) for _ in range(request.n_pairs)]
         stats = window.stats()
         n_streamed = sum(piece.arena_bytes for piece in stored.pieces) - stats.pinned_bytes
-        kv_bytes = workspace.cache.bytes_for(model.kv_widths(), request.n_cells)
+        kv_bytes = workspace.cache.bytes_for(model.kv_widths(), request.n_cells, settings.kv_type)
     tokens, bares = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return Figures(
         peak_rss_bytes=peak_resident_bytes(),

@@ -22,15 +22,26 @@ from bench.shapes import SHAPES, find_shape
 from bench.streaming import Figures, Request
 from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
+from tpi.cluster.forming import kv_type_of
+from tpi.cluster.plancheck import KV_TYPES
 from tpi.config import parse_bytes
 from tpi.errors import ModelFileError, TpiError, UsageError
 from tpi.weights.shards.shard import open_shard
 
 
+def rank_path(model: RandomModel, rank: int, count: int, work: Path) -> Path:
+    """Where the shard of one of ``count`` ranks of equal parts lies, or will lie."""
+    return work / f"{model.shape.name}-{model.quantisation}-{model.seed}-{rank}of{count}.tpishard"
+
+
 def find_rank(model: RandomModel, rank_text: str, work: Path) -> Path:
-    """The shard of one rank of equal parts in ``work``, written if it is not there or of another format."""
+    """The shard of one rank of equal parts in ``work``, written if it is not there or of another format.
+
+    Raises:
+        DiskSpaceError: it is not there, and there is no room for it.
+    """
     rank, count = read_rank(rank_text)
-    path = work / f"{model.shape.name}-{model.quantisation}-{model.seed}-{rank}of{count}.tpishard"
+    path = rank_path(model, rank, count, work)
     try:
         open_shard(path)
     except ModelFileError:
@@ -63,6 +74,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--window", metavar="SIZE", default="64MB", help="bytes of weights in memory (default: 64MB)")
     parser.add_argument("--part", type=float, metavar="SHARE", help="instead of --window: this share of the shard")
     parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--kv-type", type=str.upper, choices=KV_TYPES, default="F16", help="of the KV cache")
     parser.add_argument("--prefill", type=int, default=512, metavar="TOKENS")
     parser.add_argument("--chunk", type=int, default=128, metavar="TOKENS", help="of the prompt in one pass")
     parser.add_argument("--threads", type=int, default=default_threads())
@@ -88,6 +100,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
         n_threads=given.threads,
         n_pairs=given.pairs,
         sum_s=given.sum_ms / 1e3,
+        kv_type=kv_type_of(given.kv_type, open_shard(shard).header.spec),
     )
     figures = run_alone(request)
-    yield report.add(**msgspec.to_builtins(figures), context=given.context, threads=given.threads)
+    conditions = {"context": given.context, "kv_type": given.kv_type, "threads": given.threads}
+    yield report.add(**msgspec.to_builtins(figures), **conditions)
