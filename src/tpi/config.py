@@ -71,7 +71,8 @@ class Folders:
 @dataclass(frozen=True)
 class MasterSettings:
     """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one; ``context``
-    None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less."""
+    None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``chunk_tokens`` None means
+    ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow."""
 
     model: Path
     folders: Folders
@@ -80,7 +81,7 @@ class MasterSettings:
     wait_s: float | None = None
     shares: tuple[float, ...] | None = None
     context: int | None = None
-    chunk_tokens: int = DEFAULT_CHUNK_TOKENS
+    chunk_tokens: int | None = None
     f32_payload: bool = False
     kv_type: str = "F16"
     bind: str = "0.0.0.0"

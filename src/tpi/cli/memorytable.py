@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tpi.cli.figures import size
-from tpi.cluster.footprint import AMPLE_BYTES, SMALL_CHUNK_TOKENS, Claim, chunk_tokens, needs_of
+from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, chunk_tokens, needs_of
 from tpi.cluster.forming import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
 from tpi.cluster.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.links.messages import Plan
@@ -72,10 +72,8 @@ def memory_facts(question: MemoryQuestion) -> dict[str, Any]:
             stack.enter_context(repacker)
         pieces = piece_bytes_of(model, None if repacker else whole)
         process_bytes, settings = resident_bytes(), rank_settings(plan, resources.n_threads)
-        if limit < AMPLE_BYTES:
-            settings = replace(
-                settings, max_tokens=chunk_tokens([Claim(model, pieces, process_bytes, limit)], settings, repacker)
-            )
+        claim = Claim(model, pieces, process_bytes, limit)
+        settings = replace(settings, max_tokens=chunk_tokens([claim], settings, repacker))
 
         def needs_with(max_tokens: int) -> Needs:
             with Workspace(model, replace(settings, max_tokens=max_tokens), repacker) as workspace:

@@ -4,13 +4,16 @@ The workspace is made for that, but only as addresses: the system gives it memor
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpi.cluster.datapath import master_frame_bytes, worker_frame_bytes
+from tpi.errors import KernelError, MemoryBudgetError
+from tpi.planner.chunks import PassLoad
 from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.weights.streaming.pins import minimum_budget, plan_pins
 
 SMALL_CHUNK_TOKENS = 64
 """Shorter passes take other kernels, which are slower per token."""
@@ -18,34 +21,75 @@ SMALL_CHUNK_TOKENS = 64
 WORKER_PROCESS_BYTES = 60_000_000
 """A worker before it has a workspace, for who cannot ask it; measured: 53 MB, and 5 for what describes a 70B model."""
 
-AMPLE_BYTES = 4 << 30
-"""With so much, nobody needs to count whether passes are too long."""
+_CHEAP = 0.05
+"""The part of a window that longer passes may cost: every token of an answer pays for it, with more that is read."""
 
 _F32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A rank's slice, what the pieces take in its window, and the memory that its process has and may have."""
+    """A rank's slice, what the pieces take in its window, the memory that its process has and may have, and what its
+    window may have at most, where somebody said so."""
 
     model: RankModel
     piece_bytes: Sequence[int]
     process_bytes: int
     limit_bytes: int
+    window_limit_bytes: int | None = None
+
+    @property
+    def two_pieces_bytes(self) -> int:
+        """A window in which one piece is read while the other is used."""
+        return 2 * max(self.piece_bytes, default=0)
+
+    def window_bytes(self, room_bytes: int) -> int:
+        """What the window takes of the memory that is left for it."""
+        window = min(room_bytes, sum(self.piece_bytes))
+        return window if self.window_limit_bytes is None else min(window, self.window_limit_bytes)
 
 
 def chunk_tokens(claims: Iterable[Claim], settings: RankSettings, repacker: Repacker | None = None) -> int:
     """How many tokens a pass should have at most: ``settings.max_tokens``, or, where that leaves a rank too little for
     two pieces of weights, so that one is read while the other is used, fewer."""
     small = min(settings.max_tokens, SMALL_CHUNK_TOKENS)
-    is_tight = any(not _fits(claim, settings, repacker) for claim in claims)
+    is_tight = any(_room_bytes(claim, settings, repacker) < claim.two_pieces_bytes for claim in claims)
     return small if is_tight else settings.max_tokens
 
 
-def _fits(claim: Claim, settings: RankSettings, repacker: Repacker | None) -> bool:
+def pass_load(claim: Claim, settings: RankSettings) -> PassLoad:
+    """What the rank reads and computes in passes of ``settings``; the head is left out, as only the last pass of a
+    prompt needs it."""
+    model, head = claim.model, len(claim.model.blocks) - 1
+    window = max(claim.window_bytes(_room_bytes(claim, settings)), minimum_budget(claim.piece_bytes))
+    pins = plan_pins(claim.piece_bytes, window)
+    pieces = [piece for piece in model.pieces if piece.block != head]
+    return PassLoad(
+        streamed_bytes=sum(claim.piece_bytes[piece.index] for piece in pieces if piece.index not in pins.pinned),
+        flop_per_token=2 * sum(part.rows.size * part.columns.size for piece in pieces for part in piece.parts),
+    )
+
+
+def are_cheap(claims: Iterable[Claim], settings: RankSettings, n_tokens: int) -> bool:
+    """Whether passes of ``n_tokens`` instead of ``settings.max_tokens`` leave every rank room for two pieces, most of
+    its window, and all of its weights in memory if they are now."""
+    longer = replace(settings, max_tokens=n_tokens)
+    try:
+        return all(_is_cheap(claim, _room_bytes(claim, settings), _room_bytes(claim, longer)) for claim in claims)
+    except (KernelError, MemoryBudgetError):  # this device cannot even give addresses for such passes
+        return False
+
+
+def _is_cheap(claim: Claim, room_bytes: int, longer_room_bytes: int) -> bool:
+    window, left = claim.window_bytes(room_bytes), claim.window_bytes(longer_room_bytes)
+    is_resident = window == sum(claim.piece_bytes)
+    return longer_room_bytes >= claim.two_pieces_bytes and left >= (window if is_resident else (1 - _CHEAP) * window)
+
+
+def _room_bytes(claim: Claim, settings: RankSettings, repacker: Repacker | None = None) -> int:
+    """What is left for the window."""
     with Workspace(claim.model, settings, repacker) as workspace:
-        needs = needs_of(workspace, claim.process_bytes)
-    return claim.limit_bytes >= minimum_bytes(needs, 2 * max(claim.piece_bytes, default=0))
+        return claim.limit_bytes - minimum_bytes(needs_of(workspace, claim.process_bytes), 0)
 
 
 def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0) -> Needs:

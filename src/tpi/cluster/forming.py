@@ -6,20 +6,22 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.footprint import AMPLE_BYTES, WORKER_PROCESS_BYTES, Claim, chunk_tokens
+from tpi.cluster.footprint import WORKER_PROCESS_BYTES, Claim, are_cheap, chunk_tokens, pass_load
 from tpi.cluster.host import RankHost, host_of, piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.links.messages import MAX_CELLS, AnyMessage, Plan, Prepared, Progress, one_line
 from tpi.cluster.member import Member
 from tpi.cluster.plancheck import check_kv_type
 from tpi.cluster.shards import Stock, make_shard, open_repacker, rearranged, stock_of
+from tpi.cluster.speeds import measure_speeds
 from tpi.cluster.status import Loading, Report, Transfer
-from tpi.config import DEFAULT_CONTEXT, MasterSettings, Resources
+from tpi.config import DEFAULT_CHUNK_TOKENS, DEFAULT_CONTEXT, MasterSettings
 from tpi.errors import ProtocolError, UsageError
 from tpi.gguf.reader import Gguf
 from tpi.model.architectures import blocks_of
 from tpi.model.partition import Partition, divide, is_whole
 from tpi.model.spec import ModelSpec
 from tpi.observe import available_memory_bytes, resident_bytes
+from tpi.planner.chunks import Speeds, covering_tokens, possible_tokens
 from tpi.planner.shares import check_shares, shares_by_memory
 from tpi.runtime.ggml.repack import Repacker
 from tpi.weights.shards.shard import ByteProgress, Shard
@@ -53,12 +55,12 @@ class Forming:
             spec=spec,
             partition=_partition(settings, spec, members),
             n_cells=n_cells,
-            max_tokens=min(settings.chunk_tokens, n_cells),
+            max_tokens=min(settings.chunk_tokens or DEFAULT_CHUNK_TOKENS, n_cells),
             max_sampled=MAX_SAMPLED,
             kv_type=kv_type_of(settings.kv_type, spec),
             payload=(PayloadFormat.F32 if settings.f32_payload else PayloadFormat.F16).value,
         )
-        self.plan = msgspec.structs.replace(self.plan, max_tokens=_chunk_tokens(self.plan, settings.resources, members))
+        self.plan = msgspec.structs.replace(self.plan, max_tokens=_chunk_tokens(self.plan, settings, members))
         self._model = rank_model(self.plan)
         self._whole = stored_from_gguf(gguf, self._model.pieces) if not members else None
         self._store = ShardStore(settings.folders.shards / settings.name)
@@ -133,17 +135,41 @@ class Forming:
         return tell
 
 
-def _chunk_tokens(plan: Plan, own: Resources, members: Sequence[Member]) -> int:
-    """How many tokens a pass may have, so that no rank runs short of memory for weights."""
+def _chunk_tokens(plan: Plan, settings: MasterSettings, members: Sequence[Member]) -> int:
+    """How many tokens a pass may have, so that no rank runs short of memory for weights, and disks keep up if the
+    settings leave that open."""
+    claims = _claims(plan, settings, members)
+    usual = rank_settings(plan, settings.resources.n_threads)
+    n_tokens = chunk_tokens(claims.values(), usual)
+    if settings.chunk_tokens is not None or n_tokens < plan.max_tokens:
+        return n_tokens
+    loads = {rank: pass_load(claim, usual) for rank, claim in claims.items()}
+    if not any(load.streamed_bytes for load in loads.values()):
+        return n_tokens
+    speeds = {
+        member.rank: Speeds(member.offer.flop_per_s, member.offer.disk_bytes_per_s)
+        for member in members
+        if member.offer is not None
+    }
+    if 0 in claims:
+        folder = settings.folders.shards / settings.name
+        speeds[0] = measure_speeds(claims[0].model.pieces, settings.resources, settings.folders.cache, folder)
+    lengths = possible_tokens(n_tokens, plan.n_cells)
+    wanted = covering_tokens(list(loads.values()), [speeds[rank] for rank in loads], lengths)
+    return max(n for n in lengths if n == n_tokens or (n <= wanted and are_cheap(claims.values(), usual, n)))
+
+
+def _claims(plan: Plan, settings: MasterSettings, members: Sequence[Member]) -> dict[int, Claim]:
+    """What the ranks whose memory is limited make of it."""
+    own, claims = settings.resources, {}
     limits = {0: own.memory_bytes}
     limits |= {member.rank: member.offer.memory_bytes for member in members if member.offer is not None}
-    claims = []
     for rank, limit in limits.items():
-        if limit is not None and limit < AMPLE_BYTES:
+        if limit is not None:
             model = rank_model(_with_rank(plan, rank))
-            process_bytes = WORKER_PROCESS_BYTES if rank else resident_bytes()
-            claims.append(Claim(model, piece_bytes_of(model, None), process_bytes, limit))
-    return chunk_tokens(claims, rank_settings(plan, own.n_threads))
+            process_bytes, window_bytes = (WORKER_PROCESS_BYTES, None) if rank else (resident_bytes(), own.window_bytes)
+            claims[rank] = Claim(model, piece_bytes_of(model, None), process_bytes, limit, window_bytes)
+    return claims
 
 
 def _with_rank(plan: Plan, rank: int) -> Plan:

@@ -7,6 +7,7 @@ status, and ends a pass under way when the master is gone.
 import queue
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 from tpi.cluster.allreduce.payload import PayloadFormat
@@ -35,9 +36,10 @@ from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
 from tpi.cluster.plancheck import check_plan
 from tpi.cluster.shards import Stock, check_kernels, make_shard, open_repacker, rearranged, stock_of
+from tpi.cluster.speeds import measure_speeds
 from tpi.cluster.status import Loading, Ready, Report, Transfer
 from tpi.cluster.transfer import LinkSource
-from tpi.config import WorkerSettings
+from tpi.config import Resources, WorkerSettings
 from tpi.errors import LinkError, ModelFileError, PairingError, TpiError
 from tpi.gguf.reader import read_gguf
 from tpi.observe import available_memory_bytes
@@ -88,10 +90,19 @@ class _HeldShards:
         self.store = ShardStore(settings.folders.shards / settings.name)
         self.given = open_shard(settings.shard) if settings.shard else None
 
-    def offer(self, memory_bytes: int) -> Offer:
+    def offer(self, resources: Resources, cache: Path) -> Offer:
+        """With what this device can do, measured now."""
         shards = [self.given] if self.given else self.store.shards()
         held = [HeldShard(shard.header.spec.digest, shard.header.rank) for shard in shards[:64]]
-        return Offer(memory_bytes, held, self.given.header.partition if self.given else None)
+        folder = self.given.path.parent if self.given else self.store.folder
+        speeds = measure_speeds(shards[0].pieces if shards else (), resources, cache, folder)
+        return Offer(
+            memory_bytes=resources.memory_bytes or max(1, available_memory_bytes() // 2),
+            held=held,
+            locked=self.given.header.partition if self.given else None,
+            flop_per_s=speeds.flop_per_s,
+            disk_bytes_per_s=speeds.disk_bytes_per_s,
+        )
 
 
 class _Worker:
@@ -134,8 +145,7 @@ class _Worker:
             raise
 
     def _work(self) -> None:
-        limit = self._settings.resources.memory_bytes
-        self._control.send(self._held.offer(limit or max(1, available_memory_bytes() // 2)))
+        self._control.send(self._held.offer(self._settings.resources, self._settings.folders.cache))
         plan = self._wait_for(Plan)
         check_plan(plan)
         model = rank_model(plan)

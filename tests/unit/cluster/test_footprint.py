@@ -1,14 +1,15 @@
 """What a rank needs, counted before it is used; passes are cut shorter where memory is tight."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.runtime.rigs import make_model
-from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, chunk_tokens, needs_of
+from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, are_cheap, chunk_tokens, needs_of, pass_load
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.planner.memory import minimum_bytes
-from tpi.runtime.workspace import RankSettings, Workspace
+from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 
 SETTINGS = RankSettings(128, 512, 1, max_sampled=8)
 PROCESS_BYTES = 50_000_000
@@ -44,3 +45,46 @@ def test_passes_are_shorter_where_two_pieces_would_not_fit(tmp_path: Path, missi
     assert chunk_tokens([ample], SETTINGS) == 128
     assert chunk_tokens([ample, tight], SETTINGS) == expected
     assert chunk_tokens([tight], RankSettings(20, 512, 1)) == 20
+
+
+def least_bytes(model: RankModel, n_tokens: int) -> int:
+    """A limit that leaves nothing for the window."""
+    with Workspace(model, replace(SETTINGS, max_tokens=n_tokens)) as workspace:
+        return minimum_bytes(needs_of(workspace, PROCESS_BYTES), 0)
+
+
+def test_what_a_pass_reads_and_computes(tmp_path: Path) -> None:
+    _, model = make_model(tmp_path / "model.gguf", weights=(1, 1), rank=1)
+    *pieces, head = model.pieces
+    assert len(pieces) == 4 and head.block == 4
+    # Half of two layers: keys and values are as wide as half of the queries.
+    matrices = 2 * (256 * 256 * (1 + 1 / 2 + 1 / 2 + 1) + 3 * 256 * 512) / 2
+    vectors = 2 * 2 * 256
+    sizes, least = [1000, 1000, 1000, 1000, 1000], least_bytes(model, 128)
+    for room, window_limit, streamed in [
+        (5000, None, 0), (4999, None, 4000), (3000, None, 3000), (5000, 3000, 3000), (-500, None, 4000), (5000, 1, 4000)
+    ]:  # fmt: skip
+        load = pass_load(Claim(model, sizes, PROCESS_BYTES, least + room, window_limit), SETTINGS)
+        assert load.flop_per_token == 2 * (matrices + vectors)
+        assert load.streamed_bytes <= streamed and (load.streamed_bytes > 0) == (streamed > 0)
+
+
+def test_longer_passes_cost_little_or_are_not_had(tmp_path: Path) -> None:
+    _, model = make_model(tmp_path / "model.gguf")
+    least, longer = least_bytes(model, 128), least_bytes(model, 256)
+    extra = longer - least
+
+    def is_cheap(window_bytes: int, sizes: list[int], window_limit: int | None = None) -> bool:
+        claim = Claim(model, sizes, PROCESS_BYTES, least + window_bytes, window_limit)
+        return are_cheap([claim], SETTINGS, 256)
+
+    assert extra > 0
+    streaming = [extra] * 100
+    assert is_cheap(20 * extra, streaming) and not is_cheap(20 * extra - 1, streaming)
+    assert is_cheap(101 * extra, streaming), "all weights stay in memory"
+    assert not is_cheap(101 * extra - 1, streaming), "some would not any more"
+    assert not is_cheap(20 * extra, [10 * extra] * 10), "two pieces would not fit"
+    assert is_cheap(4 * extra, streaming, 3 * extra) and not is_cheap(3 * extra, streaming, 3 * extra)
+    ample = Claim(model, [4096], PROCESS_BYTES, 1 << 40)
+    tight = Claim(model, streaming, PROCESS_BYTES, least + 3 * extra)
+    assert are_cheap([ample], SETTINGS, 512) and not are_cheap([ample, tight], SETTINGS, 512)

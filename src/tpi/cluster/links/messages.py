@@ -30,6 +30,7 @@ DeviceName: TypeAlias = Annotated[
 Epoch: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 RankNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1024)]
 Digest: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
+Rate: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
 Token: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -64,12 +65,15 @@ class HeldShard(msgspec.Struct, frozen=True):
 class Offer(Message, frozen=True, tag="offer"):
     """Worker to master, first: what this device may use, and which shards it has.
 
-    ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``.
+    ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``. The rates are those
+    at which it computes and reads its disk; 0: not known.
     """
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
     held: Annotated[list[HeldShard], msgspec.Meta(max_length=64)]
     locked: Partition | None = None
+    flop_per_s: Rate = 0.0
+    disk_bytes_per_s: Rate = 0.0
 
 
 class Plan(Message, frozen=True, tag="plan"):

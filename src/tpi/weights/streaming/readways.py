@@ -62,6 +62,14 @@ def find_way(stored: StoredWeights, budget_bytes: int, note: Path | None) -> Rea
     return way
 
 
+def noted_rate(folder: Path) -> float:
+    """Bytes per second of the disk that weights were read from, by the note in ``folder`` about the files that changed
+    last; 0 if no rate was noted."""
+    notes = [note for path in folder.glob(f"*{NOTE_SUFFIX}") if (note := _read(path)) and note.way.bytes_per_s > 0]
+    newest = max(notes, key=lambda note: max((changed for _, changed, _ in note.files), default=0), default=None)
+    return newest.way.bytes_per_s if newest else 0.0
+
+
 def try_ways(stored: StoredWeights, memory_bytes: int) -> ReadWay:
     """Reads parts of ``stored`` in several ways by turns, each part once, for less than a second if the disk is fast
     enough, into ``memory_bytes`` of its own. The default way if the file system refuses direct reads or the disk is too

@@ -12,6 +12,7 @@ from tpi.cluster.links.messages import (
     AnyMessage,
     Goodbye,
     Heartbeat,
+    Offer,
     OpenData,
     decode_length,
     decode_message,
@@ -48,6 +49,14 @@ def test_every_message_comes_back(message: AnyMessage) -> None:
     assert decode_message(encode_message(message)[4:]) == message
 
 
+@given(st.floats(0, 1e17), st.floats(0, 1e17))
+def test_an_offer_with_and_without_rates(flop_per_s: float, disk_bytes_per_s: float) -> None:
+    offer = Offer(1 << 30, [], flop_per_s=flop_per_s, disk_bytes_per_s=disk_bytes_per_s)
+    assert decode_message(encode_message(offer)[4:]) == offer
+    plain = msgspec.msgpack.encode({"type": "offer", "memory_bytes": 1, "held": []})
+    assert decode_message(plain) == Offer(1, [], None, 0.0, 0.0)
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     with contextlib.suppress(ProtocolError):
@@ -67,6 +76,11 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
         msgspec.msgpack.encode({"type": "goodbye", "reason": "x" * 1001}),
         msgspec.msgpack.encode({"type": "open_data", "epoch": -1, "token": bytes(16)}),
         msgspec.msgpack.encode({"type": "open_data", "epoch": 1, "token": bytes(15)}),
+        *(
+            msgspec.msgpack.encode({"type": "offer", "memory_bytes": 1, "held": [], name: rate})
+            for name in ("flop_per_s", "disk_bytes_per_s")
+            for rate in (-1.0, float("nan"), float("inf"), 1e18, "1")
+        ),
         msgspec.msgpack.encode({"type": "heartbeat"}) + b"\x00",
         b"\x82\xa4type\xa7goodbye\xa6reason\xa1\xff",
         b"\x82\xa4type\xa7goodbye\xa6reason\xdb\xff\xff\xff\xff",

@@ -11,7 +11,7 @@ from tpi.weights.files import PAGE_BYTES
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming import readways
 from tpi.weights.streaming.disk import PieceReader, ReadWay
-from tpi.weights.streaming.readways import find_way, try_ways
+from tpi.weights.streaming.readways import find_way, noted_rate, try_ways
 
 
 @pytest.fixture
@@ -45,6 +45,16 @@ def test_it_is_tried_again_only_if_the_file_changes(
     find_way(stored, budget, note)
     find_way(stored, budget, None)
     assert len(trials) == 4
+
+
+def test_the_rate_that_was_noted_last(stored: StoredWeights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert noted_rate(tmp_path / "missing") == noted_rate(tmp_path) == 0.0
+    for age, (name, rate) in enumerate([("unknown", 0.0), ("new", 1e9), ("old", 5e8)]):
+        count_trials(monkeypatch, ReadWay(1 << 20, 4, rate))
+        os.utime(stored.paths[0], ns=(0, 10**18 - age))
+        find_way(stored, 120 * PAGE_BYTES, tmp_path / f"{name}.disk")
+    (tmp_path / "damaged.disk").write_bytes(b"{")
+    assert noted_rate(tmp_path) == 1e9
 
 
 def test_what_is_read_once_or_small_is_not_tried(
