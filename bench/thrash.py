@@ -30,7 +30,7 @@ from tpi.gguf.reader import read_gguf
 from tpi.runtime.ggml.probe import probe_kernels
 
 _KINDS = ("tpi", "llama-plain")
-_SLACK_BYTES = 96 << 20
+_SLACK_BYTES = 16 << 20
 """Of the limit, what this program is not told of: the kernel counts page tables, files and sockets as well."""
 
 _N_PROMPT = 8

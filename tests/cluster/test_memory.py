@@ -114,6 +114,17 @@ def test_the_plan_is_what_the_kernel_counts(home: Home, middle: Path, kv_type: s
             assert 0.95 * least <= facts["minimum_bytes"] <= 1.05 * least
 
 
+def test_cells_that_are_not_written_lend_their_memory(home: Home, middle: Path) -> None:
+    """A short answer reads less per token than the plan, which counts every cell as written."""
+    options = ["--memory", "170MB", "--context", str(CONTEXT), "--threads", "1"]
+    planned = json.loads(home.run("inspect", str(middle), *options, "--json").out)
+    ended = home.run("run", str(middle), "w1 w2 w3", "--raw", "--max-tokens", "24", "--temperature", "0", *options)
+    read = re.search(r"^0 .* (\d+) MB +0 B +\S+ \S+$", ended.err, re.MULTILINE)
+    assert ended.code == 0 and read, ended.err
+    print(f"{read[1]} MB per token, {planned['streamed_bytes'] / 1e6:.0f} MB when the cache is full")
+    assert int(read[1]) * 1e6 < 0.75 * planned["streamed_bytes"]
+
+
 def test_a_workers_own_minimum(home: Home, away: Home, big: Path) -> None:
     """A worker that cannot hold its share says so, and so does the master; what it names is enough."""
     serve_arguments = ["serve", str(big), "--bind", "127.0.0.1", "--port", "0", "--workers", "1", "--shares", "1,3"]

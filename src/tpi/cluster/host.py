@@ -36,6 +36,9 @@ from tpi.weights.streaming.pins import minimum_budget
 from tpi.weights.streaming.readways import find_way
 from tpi.weights.streaming.window import Window
 
+_CELLS_STEP = 32
+"""By so many cells the KV cache takes back memory that was lent to the window."""
+
 _QUIET_S = 2.0
 """How long after a pass the disk is left alone."""
 
@@ -72,6 +75,8 @@ class RankHost:
         self._count_links: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._busy_until_s = time.monotonic() + _QUIET_S
         self._damage: TpiError | None = None
+        self._n_free_cells = _CELLS_STEP
+        """The window uses none of the memory of so many cells."""
         try:
             self.memory = self._plan_memory(process_bytes)
         except BaseException:
@@ -95,9 +100,9 @@ class RankHost:
             ModelFileError: the shard cannot be opened.
         """
         give_back_freed()  # what making the shard took
-        budget = self.memory.window_bytes
+        budget, lent = self.memory.window_bytes, self._lent_bytes(_CELLS_STEP)
         reader = PieceReader(stock.stored, find_way(stock.stored, budget, stock.disk_note))
-        self._window = self._stack.enter_context(Window(stock.stored, reader, budget))
+        self._window = self._stack.enter_context(Window(stock.stored, reader, budget, lent))
         if stock.shard is not None:
             remove = stock.shard.path if stock.is_stored_here else None
             self._stack.enter_context(Patrol(stock.shard, self._is_idle, partial(self._on_damage, remove)))
@@ -119,9 +124,21 @@ class RankHost:
             raise self._damage
         self._busy_until_s = float("inf")
         try:
+            self._make_room(int(work.cells.max()) + 1)
             return self._rank.run(work)
         finally:
             self._busy_until_s = time.monotonic() + _QUIET_S
+
+    def _make_room(self, n_cells: int) -> None:
+        """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells."""
+        if n_cells > self._n_free_cells:
+            assert self._window is not None
+            self._n_free_cells = -(-n_cells // _CELLS_STEP) * _CELLS_STEP
+            self._window.shrink(self.memory.window_bytes + self._lent_bytes(self._n_free_cells))
+
+    def _lent_bytes(self, n_cells: int) -> int:
+        """What the window may use of the KV cache's memory while only ``n_cells`` cells were written."""
+        return max(0, self.memory.lendable_bytes - self._workspace.cache.written_bytes(n_cells))
 
     def _is_idle(self) -> bool:
         return time.monotonic() > self._busy_until_s
@@ -151,7 +168,7 @@ class RankHost:
             rss_bytes=resident_bytes(),
             shard_bytes=sum(piece.n_bytes for piece in self._model.pieces),
             planned_bytes=self.memory.total_bytes,
-            window_bytes=self.memory.window_bytes,
+            window_bytes=window.pinned_bytes + window.ring_bytes if window else self.memory.window_bytes,
             pinned_bytes=window.pinned_bytes if window else 0,
             n_pinned=window.pinned_pieces if window else 0,
             n_pieces=len(self._model.pieces),

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from tpi.errors import MemoryBudgetError
 
-MASTER_GROWTH_BYTES = 9_000_000
+MASTER_GROWTH_BYTES = 8_000_000
 WORKER_GROWTH_BYTES = 5_000_000
 """What a process grows by while it works, beside all that is planned: the kernels' code and stacks as they are first
 used, graphs, TLS buffers, the interpreter's heap. Checked by tests that read the kernel's peak figure."""
@@ -50,6 +50,8 @@ class MemoryPlan:
     minimum_window_bytes: int
     """What the largest piece needs."""
     limit_bytes: int | None
+    lendable_bytes: int = 0
+    """Of the KV cache: weights that do not fit may use it until cells are written."""
 
     @property
     def total_bytes(self) -> int:
@@ -98,7 +100,8 @@ def plan_memory(
                 "allow more, or use a smaller --context or more devices"
             )
         window = min(window, left)
-    return MemoryPlan(needs, window, minimum_window_bytes, limit_bytes)
+    is_lent = wanted_window_bytes is None and window < full_window_bytes
+    return MemoryPlan(needs, window, minimum_window_bytes, limit_bytes, needs.kv_bytes if is_lent else 0)
 
 
 def _mib(n_bytes: int, up: bool = False) -> str:

@@ -4,6 +4,7 @@ Owns the memory (private anonymous mappings: cells that were never written cost 
 behind the mask). One thread.
 """
 
+import contextlib
 import ctypes
 import mmap
 from collections.abc import Mapping
@@ -48,6 +49,11 @@ class KvCache:
         """What the cache takes once every cell was written."""
         return sum(2 * n_cells * kind.row_bytes(width) for width in widths.values())
 
+    def written_bytes(self, stop_cell: int) -> int:
+        """What the cache takes once the cells before ``stop_cell`` were written, in whole pages."""
+        rows = (self._kind.row_bytes(width) for width in self._widths.values())
+        return sum(2 * -(-stop_cell * row // mmap.PAGESIZE) * mmap.PAGESIZE for row in rows)
+
     def addresses(self, layer: int) -> tuple[int, int]:
         """Where keys and values of ``layer`` lie, each [n_cells, width] in the cache's type."""
         return self._addresses[layer]
@@ -63,10 +69,14 @@ class KvCache:
 def _reserve(n_bytes: int) -> mmap.mmap:
     """Zero bytes that become resident as they are written. Shared mappings would grow when read, too."""
     try:
-        if hasattr(mmap, "MAP_PRIVATE"):
-            return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        return mmap.mmap(-1, n_bytes)
+        if not hasattr(mmap, "MAP_PRIVATE"):
+            return mmap.mmap(-1, n_bytes)
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryBudgetError(
             f"no room for {n_bytes:,} bytes of KV cache ({error.strerror}): use a smaller --context"
         ) from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory

@@ -1,5 +1,6 @@
 """A rank's memory: whatever shape a pass has, what was reserved at the start is enough, and results stay the same."""
 
+import mmap
 import random
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_the_cache_of_layers_without_heads_is_nothing() -> None:
     with KvCache({0: 64, 1: 0}, 32) as cache:
         assert len(cache._maps) == 1 and all(address % 4096 == 0 for address in cache.addresses(0))
         assert KvCache.bytes_for({0: 64, 1: 0}, 32) == 2 * 32 * 64 * 2
+        assert [cache.written_bytes(n) for n in (0, 1, 32)] == [0, 2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE]
     cache.close()
 
 

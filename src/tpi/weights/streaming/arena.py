@@ -16,6 +16,9 @@ from tpi.weights.streaming.disk import PendingRead
 _HUGE_FROM_BYTES = 64 << 20
 """From this size on the kernel may use huge pages, which compute faster; a smaller arena would grow by them."""
 
+CAN_FORGET = hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux"
+"""Whether memory can be given back before the arena is closed."""
+
 
 @dataclass(frozen=True)
 class HeldPiece:
@@ -44,7 +47,8 @@ class Arena:
     """``n_bytes`` of memory, at least a page. ``close`` is idempotent; nothing may refer to the memory then."""
 
     def __init__(self, n_bytes: int) -> None:
-        self._mapping = _allocate(max(PAGE_BYTES, n_bytes))
+        self.n_bytes = max(PAGE_BYTES, n_bytes)
+        self._mapping = _allocate(self.n_bytes)
         self._memory = memoryview(self._mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
@@ -57,6 +61,13 @@ class Arena:
     def memory_of(self, slot: Slot) -> memoryview:
         """What to read the piece into; to be released before the arena is closed."""
         return self._memory[slot.offset : slot.offset + slot.piece.arena_bytes]
+
+    def forget(self, offset: int, n_bytes: int) -> None:
+        """Gives memory back to the system, which gives it anew if something is read into it."""
+        if CAN_FORGET and n_bytes:
+            with contextlib.suppress(OSError):  # a kernel without huge pages, which would swallow the hole again
+                self._mapping.madvise(mmap.MADV_NOHUGEPAGE, offset, n_bytes)
+            self._mapping.madvise(mmap.MADV_DONTNEED, offset, n_bytes)
 
     def close(self) -> None:
         self._memory.release()

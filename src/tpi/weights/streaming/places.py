@@ -3,6 +3,7 @@
 Decides what to read next and what to forget. Owns no memory and no thread; the window's lock guards it.
 """
 
+import contextlib
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
@@ -79,6 +80,19 @@ class Places:
                     self.queue.append(slot)
                     return slot
         return self._pins[self._unread_pins.popleft()] if pin is not None else None
+
+    def unpin(self, index: int) -> Slot:
+        """From now on the piece streams; returns its former place, whose read, if there is one, stops soon."""
+        slot = self._pins.pop(index)
+        slot.is_pinned, slot.is_dropped = False, True
+        if slot.pending is not None:
+            slot.pending.cancel()
+        with contextlib.suppress(ValueError):
+            self._unread_pins.remove(index)
+        at = bisect_left(self.streamed, index)
+        self.streamed.insert(at, index)
+        self._next_stream += at < self._next_stream
+        return slot
 
     def read_again(self, pin: Slot) -> None:
         """Reading the pin has failed."""

@@ -14,10 +14,10 @@ from typing import Self
 from tpi.errors import Cancelled
 from tpi.weights.files import PAGE_BYTES
 from tpi.weights.stored import StoredWeights
-from tpi.weights.streaming.arena import Arena, HeldPiece, Slot
+from tpi.weights.streaming.arena import CAN_FORGET, Arena, HeldPiece, Slot
 from tpi.weights.streaming.disk import PieceReader, ReadWay
 from tpi.weights.streaming.pacing import PassClock
-from tpi.weights.streaming.pins import minimum_budget, plan_again, plan_pins
+from tpi.weights.streaming.pins import fewer_pins, loan_ring, minimum_budget, plan_again, plan_with_loan
 from tpi.weights.streaming.places import Places, WindowUse
 
 _IN_FLIGHT_BYTES = 32 << 20
@@ -71,19 +71,22 @@ class Window:
     """Makes pieces of ``stored`` available in memory, never using more than ``budget_bytes`` for them.
 
     Reading begins at once and goes on, in order and around the corner into the next pass, whenever there is room. Takes
-    the reader over and closes it.
+    the reader over and closes it. ``lent_bytes`` more are used for pins until :meth:`shrink` wants them back.
 
     Raises:
         MemoryBudgetError: the budget is less than :meth:`minimum_bytes`.
     """
 
-    def __init__(self, stored: StoredWeights, reader: PieceReader, budget_bytes: int) -> None:
+    def __init__(self, stored: StoredWeights, reader: PieceReader, budget_bytes: int, lent_bytes: int = 0) -> None:
         self._sizes = [piece.arena_bytes for piece in stored.pieces]
+        self._least_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
+        lent_bytes = lent_bytes // PAGE_BYTES * PAGE_BYTES if CAN_FORGET else 0
         try:
-            self._plan = plan_pins(self._sizes, budget_bytes // PAGE_BYTES * PAGE_BYTES)
+            self._plan = plan_with_loan(self._sizes, self._least_bytes, lent_bytes)
         except BaseException:
             reader.close()
             raise
+        self._has_loan = self._plan.pinned_bytes + self._plan.ring_bytes > self._least_bytes
         self._pieces = stored.pieces
         self._reader = reader
         self._changed = threading.Condition()
@@ -124,9 +127,10 @@ class Window:
         return _Hold(self, index)
 
     def try_resident(self) -> tuple[HeldPiece, ...] | None:
-        """All pieces, if every one is pinned and loaded; None otherwise. Valid until :meth:`close`. Does not wait."""
+        """All pieces, if every one is pinned for good and loaded; None otherwise. Valid until :meth:`close`. Does not
+        wait."""
         with self._changed:
-            if self._places.streamed or self._is_closed:
+            if self._places.streamed or self._has_loan or self._is_closed:
                 return None
             slots = [self._places.find(index) for index in range(len(self._pieces))]
             held = [slot.held for slot in slots if slot is not None and slot.is_loaded]
@@ -168,10 +172,26 @@ class Window:
 
     # The thread of passes.
 
+    def shrink(self, n_bytes: int) -> None:
+        """Gives memory back until at most ``n_bytes``, but no less than the budget, are in use: pins that are spread
+        evenly stream from now on. Between passes; waits for reads that it stops."""
+        with self._changed:
+            if not self._has_loan or self._is_closed:
+                return
+            plan = fewer_pins(self._sizes, self._plan, max(n_bytes, self._least_bytes))
+            self._has_loan = n_bytes > self._least_bytes
+            if plan is self._plan:
+                return
+            slots = [self._places.unpin(index) for index in sorted(self._plan.pinned - plan.pinned)]
+            self._plan = plan
+            self._changed.wait_for(lambda: all(slot.pending is None for slot in slots))
+            for slot in slots:
+                self._arena.forget(slot.offset, slot.piece.arena_bytes)
+
     def _wait_for(self, index: int) -> HeldPiece:
         begins_pass = self._clock.ask(index)
         if begins_pass and not self._is_measured and self._clock.n_complete >= _PASSES_TO_MEASURE:
-            self._is_measured = True
+            self._is_measured = bool(self._places.streamed)
             self._reconsider_pins()
         with self._changed:
             assert self._holding is None, "one piece at a time"
@@ -221,7 +241,9 @@ class Window:
         stats = self.stats()
         if not self._places.streamed or not stats.reading_s:
             return
-        plan = plan_again(self._sizes, self._clock.times(stats.read_bytes / stats.reading_s), self._plan)
+        times = self._clock.times(stats.read_bytes / stats.reading_s)
+        rings = (loan_ring(self._sizes), self._least_bytes) if self._has_loan else None
+        plan = plan_again(self._sizes, times, self._plan, rings)
         if plan is None:
             return
         with self._changed:
@@ -230,6 +252,8 @@ class Window:
             self._changed.wait_for(lambda: self._in_flight_bytes == 0)
             self._is_paused = False
             self._plan, self._places = plan, Places(self._pieces, self._arena, plan)
+            used = plan.pinned_bytes + plan.ring_bytes
+            self._arena.forget(used, self._arena.n_bytes - used)
 
     # Any thread, with the lock.
 

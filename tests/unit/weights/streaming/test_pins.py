@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpi.errors import MemoryBudgetError
-from tpi.weights.streaming.pins import minimum_budget, plan_pins
+from tpi.weights.streaming.pins import fewer_pins, loan_ring, minimum_budget, plan_pins, plan_with_loan
 from tpi.weights.streaming.ring import Ring
 
 sizes_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -21,6 +21,21 @@ def test_a_plan_fits_its_budget(sizes: list[int], extra: int) -> None:
     assert plan.ring_bytes >= max(streamed, default=0)
     assert not streamed or sum(streamed) > plan.ring_bytes
     assert bool(streamed) == (sum(sizes) > budget)
+
+
+@given(sizes=st.lists(st.integers(1, 50), max_size=60), extra=st.integers(0, 3000), lent=st.integers(0, 3000))
+def test_what_is_lent_can_be_given_back(sizes: list[int], extra: int, lent: int) -> None:
+    budget = minimum_budget(sizes) + extra
+    plan = plan_with_loan(sizes, budget, lent)
+    if plan.pinned_bytes + plan.ring_bytes > budget:
+        assert plan.ring_bytes == loan_ring(sizes) and plan.pinned_bytes + plan.ring_bytes <= budget + lent
+        for left in (lent, lent // 2, 0):
+            fewer = fewer_pins(sizes, plan, budget + left)
+            assert fewer.pinned_bytes + fewer.ring_bytes <= budget + left
+            assert fewer.pinned <= plan.pinned and fewer.ring_bytes == plan.ring_bytes
+            plan = fewer
+    else:
+        assert plan == plan_pins(sizes, budget)
 
 
 @pytest.mark.parametrize("share", (0.1, 0.3, 0.5, 0.7, 0.9))

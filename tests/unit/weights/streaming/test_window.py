@@ -103,6 +103,31 @@ def test_right_bytes_under_every_budget(
         assert threading.active_count() < 20
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=1, max_size=14),
+    budget=st.floats(0, 1),
+    lent=st.floats(0, 1.2),
+    steps=st.lists(st.floats(0, 1), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_lent_memory_is_given_back(sizes: list[int], budget: float, lent: float, steps: list[float], seed: int) -> None:
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        stored, contents = store(Path(folder) / "w", sizes)
+        least = Window.minimum_bytes(stored)
+        budget_bytes = int(least + budget * (stored.arena_bytes - least))
+        lent_bytes = int(lent * stored.arena_bytes)
+        with Window(stored, SlowReader(stored, lambda: dice.random() * 0.0005), budget_bytes, lent_bytes) as window:
+            for step in [1.0, *sorted(steps, reverse=True), 0.0]:
+                window.shrink(budget_bytes + int(step * lent_bytes))
+                stats = window.stats()
+                n_used = stats.pinned_bytes + (0 if stats.pinned_pieces == stats.n_pieces else stats.ring_bytes)
+                assert n_used <= budget_bytes + int(step * lent_bytes)
+                for stop in (len(contents), dice.randrange(len(contents) + 1), len(contents)):
+                    run_pass(window, contents[:stop])
+
+
 @pytest.fixture
 def weights(tmp_path: Path) -> Iterator[tuple[StoredWeights, list[bytes]]]:
     yield store(tmp_path / "w", [2, 5, 3, 2, 5, 3, 2, 5, 3, 4])
@@ -261,22 +286,39 @@ def test_an_exception_inside_hold_frees_the_slot(weights: tuple[StoredWeights, l
         run_pass(window, contents)
 
 
+def test_weights_that_fit_only_with_lent_memory_stream_later(weights: tuple[StoredWeights, list[bytes]]) -> None:
+    stored, contents = weights
+    reader = SlowReader(stored, lambda: 0)
+    with Window(stored, reader, 20 * PAGE_BYTES, 40 * PAGE_BYTES) as window:
+        for _ in range(3):
+            run_pass(window, contents)
+        assert sorted(reader.started) == list(range(len(contents)))
+        assert window.try_resident() is None, "the memory is only lent"
+        window.shrink(25 * PAGE_BYTES)
+        run_pass(window, contents)
+        run_pass(window, contents)
+        assert window.stats().pinned_bytes + window.stats().ring_bytes <= 25 * PAGE_BYTES
+        assert sum(reader.started.count(i) == 1 for i in range(len(contents))) == window.stats().pinned_pieces
+
+
 MEASURE = """
 import sys, pathlib
 from tests.unit.weights.streaming.test_window import Window, PieceReader, StoredWeights, StoredPiece, Extent
 from tpi import observe
-path, n, size, budget = pathlib.Path(sys.argv[1]), 24, 3 << 20, 20 << 20
+path, n, size, budget, lent = pathlib.Path(sys.argv[1]), 24, 3 << 20, 20 << 20, int(sys.argv[2]) << 20
 pieces = tuple(StoredPiece(i, (Extent(0, i * size, size, 0),), size, (0,)) for i in range(n))
 stored = StoredWeights((path,), pieces)
 before = observe.resident_bytes()
 observe.reset_peak()
-with Window(stored, PieceReader(stored), budget) as window:
-    for _ in range(3):
+with Window(stored, PieceReader(stored), budget, lent) as window:
+    for used in (lent, lent // 2, 0, 0):
+        window.shrink(budget + used)
         for i in range(n):
             with window.hold(i):
                 pass
     assert window.stats().pinned_pieces > 1
-print(observe.peak_resident_bytes() - before)
+    now = observe.resident_bytes() - before
+print(observe.peak_resident_bytes() - before, now)
 """
 
 
@@ -285,10 +327,13 @@ def test_resident_memory_grows_by_the_budget_and_no_more(tmp_path: Path) -> None
     path = tmp_path / "w"
     path.write_bytes(bytes(24 * (3 << 20)))
     root = Path(__file__).parents[4]
-    command = [sys.executable, "-c", MEASURE, str(path)]
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
-    # Six places of 3 MiB; other memory of the process may shrink a little meanwhile.
-    assert (17 << 20) < int(result.stdout) < (20 << 20) + 3_000_000
+    # Places of 3 MiB; other memory of the process may shrink a little meanwhile.
+    for lent in (0, 40):
+        command = [sys.executable, "-c", MEASURE, str(path), str(lent)]
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+        peak, now = map(int, result.stdout.split())
+        assert (17 + lent << 20) - 3_000_000 < peak < (20 + lent << 20) + 3_000_000
+        assert (17 << 20) - 3_000_000 < now < (20 << 20) + 3_000_000
 
 
 def test_use_accounts_for_every_byte(tmp_path: Path) -> None:
