@@ -18,8 +18,8 @@ lint: setup-dev  ## style, formatting, types
 	@.venv/bin/ruff format --check
 	@.venv/bin/mypy
 
-bench: setup-dev  ## the numbers in the README
-	@.venv/bin/python -m bench
+bench: setup-dev  ## the numbers in the README, for an hour on a quiet machine as root
+	@.venv/bin/python -m bench reach
 
 kernels:  ## compile the kernels again, after a crash or a change of compiler
 	@$(PYTHON) -m tools.setup --rebuild-kernels

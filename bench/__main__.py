@@ -31,6 +31,7 @@ NAMES = {
     "cluster": Measurement("bench.cluster", "a model on 1, 2, 4, … emulated devices with slow processors"),
     "rank": Measurement("bench.rank", "a real master and one real worker of a large model: memory and loading"),
     "paper": Measurement("bench.paper", "the table of the TPI-LLM paper, row by row"),
+    "reach": Measurement("bench.reach", "all that is to be reached on one machine, each figure with its limit"),
     "plots": Measurement("bench.plots", "pictures: memory of a rank over time, time per token against memory"),
 }
 

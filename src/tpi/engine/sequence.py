@@ -64,16 +64,19 @@ class TokenSequence:
         return n_kept
 
     def prefill(self, tokens: Sequence[int]) -> Iterator[Float32Array | None]:
-        """Appends ``tokens`` in passes of ``max_tokens``: None after each, after the last the logits f32 [n_vocab] of
-        the last token.
+        """Appends ``tokens`` in as few passes as ``max_tokens`` allows, of about the same length: None after each, and
+        after the last the logits f32 [n_vocab] of the last token.
+
+        A short rest would be computed by other kernels (below 64 tokens), so that the logits would depend on
+        ``max_tokens``.
 
         Raises:
             TpiError: see ``PassRunner.run``.
         """
-        step = self._runner.max_tokens
-        for start in range(0, len(tokens), step):
-            chunk = tokens[start : start + step]
-            is_last = start + step >= len(tokens)
+        n_passes = -(-len(tokens) // self._runner.max_tokens)
+        for number in range(n_passes):
+            chunk = tokens[len(tokens) * number // n_passes : len(tokens) * (number + 1) // n_passes]
+            is_last = number == n_passes - 1
             logits = self.run(chunk, [len(chunk) - 1] if is_last else [])
             yield logits[0] if is_last else None
 
