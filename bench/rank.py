@@ -66,11 +66,10 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
     _require_room(model, ranks, work)
     shards = {rank: find_rank(model, f"{rank}/{ranks.n_devices}", work) for rank in ranks.real}
     path = find_model(model, work, hollow=True)
-    network = (conditions.latency_s, conditions.rate_bps)
     devices = [conditions.device] * ranks.n_devices
     with (
         tempfile.TemporaryDirectory(dir=work, prefix="rank-") as name,
-        Loopback() if can_emulate() else Testbed(devices, *network) as bed,
+        Testbed(devices, conditions.latency_s, conditions.rate_bps) if conditions.rate_bps else Loopback() as bed,
     ):
         folder = ClusterFolder(Path(name), work)
         os.link(shards[0], folder.stored_path(open_shard(shards[0])))
@@ -107,7 +106,7 @@ def _require_room(model: RandomModel, ranks: Ranks, work: Path) -> None:
 
 def _report(model: RandomModel, ranks: Ranks, conditions: Conditions, measured: Measured) -> Report:
     start, answer = measured.start, measured.answer
-    is_emulated = can_emulate() is None
+    is_emulated = conditions.rate_bps > 0
     who = " and ".join(f"rank {rank}" for rank in ranks.real)
     return Report("rank").add(
         shape=model.shape.name,
@@ -146,7 +145,7 @@ def _read_conditions(given: argparse.Namespace) -> Conditions:
     return Conditions(
         device=Device(),
         latency_s=given.latency_ms / 1e3,
-        rate_bps=given.mbps * 1e6,
+        rate_bps=(given.mbps or 0.0) * 1e6,
         n_threads=given.threads,
         n_prompt_tokens=n_prompt,
         n_tokens=given.context if is_full else given.tokens,
@@ -191,11 +190,14 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument(
         "--repack", action=argparse.BooleanOptionalAction, default=False, help="rearrange the shards (default: no)"
     )
-    parser.add_argument("--latency-ms", type=float, default=1.0, help="of the emulated network, if this is root")
-    parser.add_argument("--mbps", type=float, default=300.0)
+    parser.add_argument("--mbps", type=float, help="of an emulated network, which needs root (default: loopback)")
+    parser.add_argument("--latency-ms", type=float, default=1.0, help="of the emulated network (default: 1)")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
     ranks, conditions = _read_ranks(given), _read_conditions(given)
+    reason = can_emulate() if given.mbps else None
+    if reason is not None:
+        raise UsageError(reason)
     work: Path = (given.work or find_folders().cache / "bench").absolute()
     work.mkdir(parents=True, exist_ok=True)
     model = RandomModel(find_shape(given.shape), given.quant)
