@@ -26,6 +26,7 @@ class Loopback:
                 process.wait(_GRACE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
     def address(self, rank: int) -> str:
         """The same for all."""

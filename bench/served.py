@@ -3,6 +3,7 @@
 The thread that makes a cluster drives it. Two threads read what the master writes, with the time.
 """
 
+import contextlib
 import os
 import queue
 import re
@@ -141,8 +142,9 @@ class ServedCluster:
             for rank, worker in enumerate(workers, start=1):
                 process = self._running.get(rank) or self._start(rank, worker.command)
                 assert process.stdin is not None
-                process.stdin.write(key.encode() + b"\n")
-                process.stdin.close()
+                with contextlib.suppress(BrokenPipeError):  # it ended: waiting says so
+                    process.stdin.write(key.encode() + b"\n")
+                    process.stdin.close()
             self._wait_for(_JOINED, _START_S)
             joined = time.perf_counter() - started
         self._wait_for(_READY, _START_S)

@@ -26,6 +26,7 @@ from bench.testbed.testbed import Device, Testbed
 from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
 from tpi.config import parse_bytes
+from tpi.errors import UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.runtime.ggml.probe import probe_kernels
 
@@ -33,7 +34,6 @@ _KINDS = ("tpi", "llama-plain")
 _SLACK_BYTES = 16 << 20
 """Of the limit, what this program is not told of: the kernel counts page tables, files and sockets as well."""
 
-_N_PROMPT = 8
 _FIRST_WORD = 259
 
 
@@ -57,7 +57,7 @@ def _compare(setups: Sequence[Setup], device: Device, n_vocab: int, given: argpa
             for rank, setup in enumerate(setups)
         ]
         for number in range(given.rounds + 1):
-            prompt = [chooser.randrange(_FIRST_WORD, n_vocab - _FIRST_WORD) for _ in range(_N_PROMPT)]
+            prompt = [chooser.randrange(_FIRST_WORD, n_vocab - _FIRST_WORD) for _ in range(given.prompt_tokens)]
             took = [side.perform(Task(prompt, given.tokens if number else 1)) for side in sides]
             if number:
                 rounds.append(took)
@@ -74,9 +74,12 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt-tokens", type=int, default=8, help="the fewer, the more memory holds weights")
     parser.add_argument("--tokens", type=int, default=8, help="per round")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
+    if given.prompt_tokens + given.tokens > given.context:
+        raise UsageError(f"--context {given.context}: the prompt and {given.tokens} tokens do not fit")
     limit = parse_bytes(given.limit, "--limit")
     disk = parse_bytes(given.disk, "--disk") if given.disk else None
     model = RandomModel(find_shape(given.shape), given.quant)
@@ -99,5 +102,6 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
         disk_bytes_per_s=disk,
         peak_rss_bytes=max(row[0].peak_rss_bytes for row in rounds),
         context=given.context,
+        written_cells=given.prompt_tokens + given.tokens,
         threads=given.threads,
     )

@@ -100,13 +100,14 @@ def many_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("offer", "wish", "expected"),
     [
-        (Offer(LIMIT_BYTES, [], None, 1e11, SLOW), None, 256),
-        (Offer(LIMIT_BYTES, [], None, 1e11, FAST), None, 128),
-        (Offer(LIMIT_BYTES, [], None, 0.0, SLOW), None, 128),
-        (Offer(LIMIT_BYTES, [], None, 1e11, SLOW), 128, 128),
-        (Offer(1 << 30, [], None, 1e11, SLOW), None, 128),
+        (Offer(LIMIT_BYTES, [], flop_per_s=1e11, disk_bytes_per_s=SLOW), None, 256),
+        (Offer(LIMIT_BYTES, [], flop_per_s=1e11, disk_bytes_per_s=FAST), None, 128),
+        (Offer(LIMIT_BYTES, [], flop_per_s=0.0, disk_bytes_per_s=SLOW), None, 128),
+        (Offer(LIMIT_BYTES, [], flop_per_s=1e11, disk_bytes_per_s=SLOW), 128, 128),
+        (Offer(1 << 30, [], flop_per_s=1e11, disk_bytes_per_s=SLOW), None, 128),
+        (Offer(1 << 30, [], window_bytes=10_000_000, flop_per_s=1e11, disk_bytes_per_s=SLOW), None, CONTEXT),
     ],
-    ids=["slow", "fast", "unknown", "as wished", "resident"],
+    ids=["slow", "fast", "unknown", "as wished", "resident", "small window"],
 )
 def test_what_a_worker_says_of_its_disk(
     tmp_path: Path, cache: Path, many_layers: Path, offer: Offer, wish: int | None, expected: int

@@ -110,6 +110,9 @@ def test_the_plan_is_what_the_kernel_counts(home: Home, middle: Path, kv_type: s
         print(f"{kv_type}, rank {rank}: planned {limit / 1e6:.1f} MB, peak {peak / 1e6:.1f} MB, {facts}")
         assert facts["total_bytes"] == limit and facts["streamed_bytes"] > 0
         assert 0.95 * limit <= peak <= limit
+        in_memory = re.search(rf"^{rank} +\S+ +\S+ MB +\S+ MB +\S+ MB +(\S+) MB", ended.err, re.MULTILINE)
+        assert in_memory, ended.err
+        assert abs(float(in_memory[1]) * 1e6 - facts["arena_bytes"] - facts["pins_bytes"]) < 1.5e6
         if rank == 0:
             assert 0.95 * least <= facts["minimum_bytes"] <= 1.05 * least
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tpi.cluster.datapath import master_frame_bytes, worker_frame_bytes
-from tpi.errors import KernelError, MemoryBudgetError
 from tpi.planner.chunks import PassLoad
 from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
 from tpi.runtime.ggml.repack import Repacker
@@ -74,10 +73,7 @@ def are_cheap(claims: Iterable[Claim], settings: RankSettings, n_tokens: int) ->
     """Whether passes of ``n_tokens`` instead of ``settings.max_tokens`` leave every rank room for two pieces, most of
     its window, and all of its weights in memory if they are now."""
     longer = replace(settings, max_tokens=n_tokens)
-    try:
-        return all(_is_cheap(claim, _room_bytes(claim, settings), _room_bytes(claim, longer)) for claim in claims)
-    except (KernelError, MemoryBudgetError):  # this device cannot even give addresses for such passes
-        return False
+    return all(_is_cheap(claim, _room_bytes(claim, settings), _room_bytes(claim, longer)) for claim in claims)
 
 
 def _is_cheap(claim: Claim, room_bytes: int, longer_room_bytes: int) -> bool:

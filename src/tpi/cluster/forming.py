@@ -15,7 +15,7 @@ from tpi.cluster.shards import Stock, make_shard, open_repacker, rearranged, sto
 from tpi.cluster.speeds import measure_speeds
 from tpi.cluster.status import Loading, Report, Transfer
 from tpi.config import DEFAULT_CHUNK_TOKENS, DEFAULT_CONTEXT, MasterSettings
-from tpi.errors import ProtocolError, UsageError
+from tpi.errors import KernelError, MemoryBudgetError, ProtocolError, UsageError
 from tpi.gguf.reader import Gguf
 from tpi.model.architectures import blocks_of
 from tpi.model.partition import Partition, divide, is_whole
@@ -137,7 +137,14 @@ class Forming:
 
 def _chunk_tokens(plan: Plan, settings: MasterSettings, members: Sequence[Member]) -> int:
     """How many tokens a pass may have, so that no rank runs short of memory for weights, and disks keep up if the
-    settings leave that open."""
+    settings leave that open. What this device has no addresses to count stays as it is."""
+    try:
+        return _count_chunk_tokens(plan, settings, members)
+    except (KernelError, MemoryBudgetError):
+        return plan.max_tokens
+
+
+def _count_chunk_tokens(plan: Plan, settings: MasterSettings, members: Sequence[Member]) -> int:
     claims = _claims(plan, settings, members)
     usual = rank_settings(plan, settings.resources.n_threads)
     n_tokens = chunk_tokens(claims.values(), usual)
@@ -162,13 +169,15 @@ def _chunk_tokens(plan: Plan, settings: MasterSettings, members: Sequence[Member
 def _claims(plan: Plan, settings: MasterSettings, members: Sequence[Member]) -> dict[int, Claim]:
     """What the ranks whose memory is limited make of it."""
     own, claims = settings.resources, {}
-    limits = {0: own.memory_bytes}
-    limits |= {member.rank: member.offer.memory_bytes for member in members if member.offer is not None}
-    for rank, limit in limits.items():
-        if limit is not None:
+    limits = {0: (own.memory_bytes, own.window_bytes)}
+    for member in members:
+        if member.offer is not None:
+            limits[member.rank] = member.offer.memory_bytes, member.offer.window_bytes
+    for rank, (memory_bytes, window_bytes) in limits.items():
+        if memory_bytes is not None:
             model = rank_model(_with_rank(plan, rank))
-            process_bytes, window_bytes = (WORKER_PROCESS_BYTES, None) if rank else (resident_bytes(), own.window_bytes)
-            claims[rank] = Claim(model, piece_bytes_of(model, None), process_bytes, limit, window_bytes)
+            process_bytes = WORKER_PROCESS_BYTES if rank else resident_bytes()
+            claims[rank] = Claim(model, piece_bytes_of(model, None), process_bytes, memory_bytes, window_bytes)
     return claims
 
 

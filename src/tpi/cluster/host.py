@@ -133,8 +133,9 @@ class RankHost:
         """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells."""
         if n_cells > self._n_free_cells:
             assert self._window is not None
-            self._n_free_cells = -(-n_cells // _CELLS_STEP) * _CELLS_STEP
-            self._window.shrink(self.memory.window_bytes + self._lent_bytes(self._n_free_cells))
+            n_free = -(-n_cells // _CELLS_STEP) * _CELLS_STEP
+            self._window.shrink(self.memory.window_bytes + self._lent_bytes(n_free))
+            self._n_free_cells = n_free
 
     def _lent_bytes(self, n_cells: int) -> int:
         """What the window may use of the KV cache's memory while only ``n_cells`` cells were written."""

@@ -100,6 +100,7 @@ class _HeldShards:
             memory_bytes=resources.memory_bytes or max(1, available_memory_bytes() // 2),
             held=held,
             locked=self.given.header.partition if self.given else None,
+            window_bytes=resources.window_bytes,
             flop_per_s=speeds.flop_per_s,
             disk_bytes_per_s=speeds.disk_bytes_per_s,
         )

@@ -14,6 +14,9 @@ from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
 
+_ALIKE_TOKENS = 64
+"""Passes of so many tokens or more are computed by the same kernels, which are faster than those for fewer."""
+
 
 class PassRunner(Protocol):
     """What runs passes: a cluster of any size."""
@@ -64,19 +67,15 @@ class TokenSequence:
         return n_kept
 
     def prefill(self, tokens: Sequence[int]) -> Iterator[Float32Array | None]:
-        """Appends ``tokens`` in as few passes as ``max_tokens`` allows, of about the same length: None after each, and
-        after the last the logits f32 [n_vocab] of the last token.
-
-        A short rest would be computed by other kernels (below 64 tokens), so that the logits would depend on
-        ``max_tokens``.
+        """Appends ``tokens`` in as few passes as ``max_tokens`` allows: None after each, and after the last the logits
+        f32 [n_vocab] of the last token. Passes are about equal if that gives each 64 tokens or more: then the logits do
+        not depend on ``max_tokens``, which a short rest, computed by other kernels, would change.
 
         Raises:
             TpiError: see ``PassRunner.run``.
         """
-        n_passes = -(-len(tokens) // self._runner.max_tokens)
-        for number in range(n_passes):
-            chunk = tokens[len(tokens) * number // n_passes : len(tokens) * (number + 1) // n_passes]
-            is_last = number == n_passes - 1
+        for number, chunk in enumerate(chunks := _cut(tokens, self._runner.max_tokens), start=1):
+            is_last = number == len(chunks)
             logits = self.run(chunk, [len(chunk) - 1] if is_last else [])
             yield logits[0] if is_last else None
 
@@ -102,3 +101,10 @@ class TokenSequence:
         )
         self._tokens.extend(tokens)
         return logits
+
+
+def _cut(tokens: Sequence[int], most: int) -> list[Sequence[int]]:
+    n, n_passes = len(tokens), -(-len(tokens) // most)
+    if n < _ALIKE_TOKENS * n_passes:
+        return [tokens[start : start + most] for start in range(0, n, most)]
+    return [tokens[n * number // n_passes : n * (number + 1) // n_passes] for number in range(n_passes)]

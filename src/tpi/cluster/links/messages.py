@@ -65,13 +65,15 @@ class HeldShard(msgspec.Struct, frozen=True):
 class Offer(Message, frozen=True, tag="offer"):
     """Worker to master, first: what this device may use, and which shards it has.
 
-    ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``. The rates are those
+    ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``; ``window_bytes`` is
+    what weights may take at most, if somebody said so. The rates are those
     at which it computes and reads its disk; 0: not known.
     """
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
     held: Annotated[list[HeldShard], msgspec.Meta(max_length=64)]
     locked: Partition | None = None
+    window_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)] | None = None
     flop_per_s: Rate = 0.0
     disk_bytes_per_s: Rate = 0.0
 

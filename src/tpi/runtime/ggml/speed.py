@@ -44,15 +44,15 @@ def try_flop_per_s(kind: TensorType, n_threads: int, repack: bool, cache: Path) 
     try:
         report = probe_kernels(cache)
         report.require([kind.name])
+        with ExitStack() as stack:
+            repacker = None
+            if repack and report.allows_repacked([kind.name]):
+                repacker = _try_repacker(kind)
+            if repacker is not None:
+                stack.enter_context(repacker)
+            return _measure(kind, stack.enter_context(Compute(n_threads)), repacker)
     except KernelError:
         return 0.0
-    with ExitStack() as stack:
-        repacker = None
-        if repack and report.allows_repacked([kind.name]):
-            repacker = _try_repacker(kind)
-        if repacker is not None:
-            stack.enter_context(repacker)
-        return _measure(kind, stack.enter_context(Compute(n_threads)), repacker)
 
 
 def _try_repacker(kind: TensorType) -> Repacker | None:

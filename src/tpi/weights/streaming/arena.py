@@ -9,14 +9,14 @@ import mmap
 import sys
 from dataclasses import dataclass
 
-from tpi.weights.files import PAGE_BYTES
+from tpi.weights.files import round_up
 from tpi.weights.stored import StoredPiece
 from tpi.weights.streaming.disk import PendingRead
 
 _HUGE_FROM_BYTES = 64 << 20
 """From this size on the kernel may use huge pages, which compute faster; a smaller arena would grow by them."""
 
-CAN_FORGET = hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux"
+CAN_FORGET = sys.platform == "linux" and hasattr(mmap, "MADV_DONTNEED")
 """Whether memory can be given back before the arena is closed."""
 
 
@@ -47,8 +47,7 @@ class Arena:
     """``n_bytes`` of memory, at least a page. ``close`` is idempotent; nothing may refer to the memory then."""
 
     def __init__(self, n_bytes: int) -> None:
-        self.n_bytes = max(PAGE_BYTES, n_bytes)
-        self._mapping = _allocate(self.n_bytes)
+        self._mapping = _allocate(round_up(max(1, n_bytes), mmap.PAGESIZE))
         self._memory = memoryview(self._mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
@@ -63,11 +62,18 @@ class Arena:
         return self._memory[slot.offset : slot.offset + slot.piece.arena_bytes]
 
     def forget(self, offset: int, n_bytes: int) -> None:
-        """Gives memory back to the system, which gives it anew if something is read into it."""
+        """Gives the system's pages from ``offset``, where one must begin, back; they come anew if something is read
+        into them."""
+        n_bytes = round_up(n_bytes, mmap.PAGESIZE)
         if CAN_FORGET and n_bytes:
             with contextlib.suppress(OSError):  # a kernel without huge pages, which would swallow the hole again
                 self._mapping.madvise(mmap.MADV_NOHUGEPAGE, offset, n_bytes)
             self._mapping.madvise(mmap.MADV_DONTNEED, offset, n_bytes)
+
+    def forget_from(self, offset: int) -> None:
+        """The same for all whole pages from ``offset`` on."""
+        offset = round_up(offset, mmap.PAGESIZE)
+        self.forget(offset, len(self._mapping) - offset)
 
     def close(self) -> None:
         self._memory.release()

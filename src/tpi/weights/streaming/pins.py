@@ -16,8 +16,6 @@ from tpi.weights.streaming.pacing import PassTimes, wait_s
 
 _RINGS = (2.0, 2.5, 3.0, 4.0)
 """Sizes of the ring to try, in pieces as large as the largest that streams."""
-_LOAN_RING = 2
-"""The same, where it must do for all pieces."""
 _SAME_CLASS = 1.1
 """Sizes that differ by less are as good as equal."""
 _TIE = 0.005
@@ -64,42 +62,23 @@ def plan_pins(sizes: Sequence[int], budget_bytes: int) -> PinPlan:
     return _best(sizes, times, list(_candidates(sizes, budget_bytes, even_only=True)))
 
 
-def plan_with_loan(sizes: Sequence[int], budget_bytes: int, lent_bytes: int) -> PinPlan:
-    """Like :func:`plan_pins`, with ``lent_bytes`` more that will be wanted back piece by piece. The ring cannot change
-    then: it has room for any piece, is there even if nothing streams yet, and fits ``budget_bytes``.
-
-    Raises:
-        MemoryBudgetError: the budget is less than the largest piece.
-    """
-    total, ring = sum(sizes), loan_ring(sizes)
-    if total <= budget_bytes or not lent_bytes or ring > budget_bytes:
-        return plan_pins(sizes, budget_bytes)
-    pinned = frozenset(_spread(sizes, range(len(sizes)), min(total, budget_bytes + lent_bytes - ring)))
-    return PinPlan(pinned, sum(sizes[index] for index in pinned), ring)
+def extra_pins(sizes: Sequence[int], plan: PinPlan, lent_bytes: int) -> list[int]:
+    """Pieces that ``plan`` streams and that memory which is wanted back piece by piece can hold meanwhile, the last to
+    be given up first. However many are given up, the others are spread about evenly."""
+    streamed = [index for index in range(len(sizes)) if index not in plan.pinned]
+    chosen = sorted(_spread(sizes, streamed, lent_bytes))
+    n_bits = len(chosen).bit_length()
+    return [chosen[rank] for rank in sorted(range(len(chosen)), key=lambda rank: _reversed_bits(rank, n_bits))]
 
 
-def loan_ring(sizes: Sequence[int]) -> int:
-    """The least ring of a window with lent memory."""
-    return _LOAN_RING * max(sizes, default=0)
+def _reversed_bits(number: int, n_bits: int) -> int:
+    return int(f"{number:0{n_bits}b}"[::-1], 2)
 
 
-def fewer_pins(sizes: Sequence[int], plan: PinPlan, budget_bytes: int) -> PinPlan:
-    """The plan with its ring, which must hold any piece, and as many of its pins as fit the budget, evenly spread."""
-    room = budget_bytes - plan.ring_bytes
-    if plan.pinned_bytes <= room:
-        return plan
-    pinned = frozenset(_spread(sizes, sorted(plan.pinned), room))
-    return PinPlan(pinned, sum(sizes[index] for index in pinned), plan.ring_bytes)
-
-
-def plan_again(
-    sizes: Sequence[int], times: PassTimes, plan: PinPlan, rings: tuple[int, int] | None = None
-) -> PinPlan | None:
+def plan_again(sizes: Sequence[int], times: PassTimes, plan: PinPlan) -> PinPlan | None:
     """A plan with the memory of ``plan`` that makes passes of measured ``times`` faster, by enough to repay the reading
-    of its pins; None if there is none. ``rings`` are the fewest and the most bytes that its ring may have."""
-    others = _candidates(sizes, plan.pinned_bytes + plan.ring_bytes, even_only=False)
-    fitting = [other for other in others if rings is None or rings[0] <= other.ring_bytes <= rings[1]]
-    best = _best(sizes, times, [plan, *fitting])
+    of its pins; None if there is none."""
+    best = _best(sizes, times, [plan, *_candidates(sizes, plan.pinned_bytes + plan.ring_bytes, even_only=False)])
     now_s = wait_s(sizes, times, plan.pinned, plan.ring_bytes)
     gain_s = now_s - wait_s(sizes, times, best.pinned, best.ring_bytes)
     is_worth = gain_s > max(_WORTH_S, _WORTH * (times.work_s + now_s))

@@ -4,11 +4,13 @@ Decides what to read next and what to forget. Owns no memory and no thread; the 
 """
 
 import contextlib
+import mmap
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tpi.weights.files import round_up
 from tpi.weights.stored import StoredPiece
 from tpi.weights.streaming.arena import Arena, Slot
 from tpi.weights.streaming.pins import PinPlan
@@ -31,11 +33,12 @@ class WindowUse:
 
 
 class Places:
-    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read."""
+    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read; ``extras``
+    are pinned behind them, for a while, each where a page of the system begins."""
 
-    def __init__(self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan) -> None:
+    def __init__(self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan, extras: Sequence[int]) -> None:
         self._pieces, self._arena = pieces, arena
-        self.streamed = [index for index in range(len(pieces)) if index not in plan.pinned]
+        self.streamed = sorted(set(range(len(pieces))) - plan.pinned - set(extras))
         """Indexes of the pieces that pass through the ring."""
         self.queue: deque[Slot] = deque()
         """The places taken in the ring, in order; dropped ones among them that are still being read."""
@@ -46,7 +49,12 @@ class Places:
         for index in sorted(plan.pinned):
             self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
             offset += pieces[index].arena_bytes
-        self._unread_pins = deque(self._pins)
+        for index in extras:
+            offset = round_up(offset, mmap.PAGESIZE)
+            self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
+            offset += pieces[index].arena_bytes
+        self.n_bytes = offset
+        self._unread_pins = deque(sorted(self._pins))
 
     def find(self, index: int) -> Slot | None:
         """The place of a piece, which may not be loaded yet."""

@@ -5,6 +5,7 @@ window owns its reader and an arena of at most the budget. After some passes it 
 take; if other pins would wait less, it lays the arena out anew, once, between two passes.
 """
 
+import mmap
 import threading
 import time
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from types import TracebackType
 from typing import Self
 
 from tpi.errors import Cancelled
-from tpi.weights.files import PAGE_BYTES
+from tpi.weights.files import PAGE_BYTES, round_up
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.arena import CAN_FORGET, Arena, HeldPiece, Slot
 from tpi.weights.streaming.disk import PieceReader, ReadWay
 from tpi.weights.streaming.pacing import PassClock
-from tpi.weights.streaming.pins import fewer_pins, loan_ring, minimum_budget, plan_again, plan_with_loan
+from tpi.weights.streaming.pins import extra_pins, minimum_budget, plan_again, plan_pins
 from tpi.weights.streaming.places import Places, WindowUse
 
 _IN_FLIGHT_BYTES = 32 << 20
@@ -79,19 +80,20 @@ class Window:
 
     def __init__(self, stored: StoredWeights, reader: PieceReader, budget_bytes: int, lent_bytes: int = 0) -> None:
         self._sizes = [piece.arena_bytes for piece in stored.pieces]
-        self._least_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
-        lent_bytes = lent_bytes // PAGE_BYTES * PAGE_BYTES if CAN_FORGET else 0
+        self._budget_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
         try:
-            self._plan = plan_with_loan(self._sizes, self._least_bytes, lent_bytes)
+            self._plan = plan_pins(self._sizes, self._budget_bytes)
         except BaseException:
             reader.close()
             raise
-        self._has_loan = self._plan.pinned_bytes + self._plan.ring_bytes > self._least_bytes
+        self._extra_sizes = [round_up(size, mmap.PAGESIZE) for size in self._sizes]
+        self._extras = extra_pins(self._extra_sizes, self._plan, lent_bytes if CAN_FORGET else 0)
         self._pieces = stored.pieces
         self._reader = reader
         self._changed = threading.Condition()
-        self._arena = Arena(self._plan.pinned_bytes + self._plan.ring_bytes)
-        self._places = Places(self._pieces, self._arena, self._plan)
+        planned_bytes = self._plan.pinned_bytes + self._plan.ring_bytes
+        self._arena = Arena(round_up(planned_bytes, mmap.PAGESIZE) + self._extra_bytes())
+        self._places = Places(self._pieces, self._arena, self._plan, self._extras)
         self._clock = PassClock(len(stored.pieces))
         self._is_measured = False
         self._position = 0
@@ -130,7 +132,7 @@ class Window:
         """All pieces, if every one is pinned for good and loaded; None otherwise. Valid until :meth:`close`. Does not
         wait."""
         with self._changed:
-            if self._places.streamed or self._has_loan or self._is_closed:
+            if self._places.streamed or self._extras or self._is_closed:
                 return None
             slots = [self._places.find(index) for index in range(len(self._pieces))]
             held = [slot.held for slot in slots if slot is not None and slot.is_loaded]
@@ -141,8 +143,8 @@ class Window:
         with self._changed:
             return WindowStats(
                 n_pieces=len(self._pieces),
-                pinned_pieces=len(self._plan.pinned),
-                pinned_bytes=self._plan.pinned_bytes,
+                pinned_pieces=len(self._plan.pinned) + len(self._extras),
+                pinned_bytes=self._plan.pinned_bytes + self._extra_bytes(),
                 ring_bytes=self._plan.ring_bytes,
                 read_bytes=self._read_bytes,
                 streamed_bytes=self._streamed_bytes,
@@ -155,7 +157,8 @@ class Window:
     def use(self) -> WindowUse:
         """What the memory is used for now; takes time in proportion to the pieces. Any thread."""
         with self._changed:
-            return self._places.use(self._plan.pinned_bytes + self._plan.ring_bytes, self._holding)
+            used = self._plan.pinned_bytes + self._plan.ring_bytes + self._extra_bytes()
+            return self._places.use(used, self._holding)
 
     def close(self) -> None:
         """Stops reading, waits until no piece is held, and frees the memory; may be called again. Any thread.
@@ -173,20 +176,18 @@ class Window:
     # The thread of passes.
 
     def shrink(self, n_bytes: int) -> None:
-        """Gives memory back until at most ``n_bytes``, but no less than the budget, are in use: pins that are spread
-        evenly stream from now on. Between passes; waits for reads that it stops."""
+        """Gives lent memory back until at most ``n_bytes`` or the budget are in use: pins stream from now on. Between
+        passes; waits for reads that it stops."""
         with self._changed:
-            if not self._has_loan or self._is_closed:
-                return
-            plan = fewer_pins(self._sizes, self._plan, max(n_bytes, self._least_bytes))
-            self._has_loan = n_bytes > self._least_bytes
-            if plan is self._plan:
-                return
-            slots = [self._places.unpin(index) for index in sorted(self._plan.pinned - plan.pinned)]
-            self._plan = plan
+            slots = []
+            while self._extras and n_bytes < self._budget_bytes + self._extra_bytes():
+                slots.append(self._places.unpin(self._extras.pop()))
             self._changed.wait_for(lambda: all(slot.pending is None for slot in slots))
-            for slot in slots:
+            for slot in slots if not self._is_closed else ():
                 self._arena.forget(slot.offset, slot.piece.arena_bytes)
+
+    def _extra_bytes(self) -> int:
+        return sum(self._extra_sizes[index] for index in self._extras)
 
     def _wait_for(self, index: int) -> HeldPiece:
         begins_pass = self._clock.ask(index)
@@ -242,8 +243,7 @@ class Window:
         if not self._places.streamed or not stats.reading_s:
             return
         times = self._clock.times(stats.read_bytes / stats.reading_s)
-        rings = (loan_ring(self._sizes), self._least_bytes) if self._has_loan else None
-        plan = plan_again(self._sizes, times, self._plan, rings)
+        plan = plan_again(self._sizes, times, self._plan)
         if plan is None:
             return
         with self._changed:
@@ -251,9 +251,12 @@ class Window:
             self._places.cancel_reads()
             self._changed.wait_for(lambda: self._in_flight_bytes == 0)
             self._is_paused = False
-            self._plan, self._places = plan, Places(self._pieces, self._arena, plan)
-            used = plan.pinned_bytes + plan.ring_bytes
-            self._arena.forget(used, self._arena.n_bytes - used)
+            if self._is_closed:
+                return
+            self._plan, lent_bytes = plan, self._extra_bytes()
+            self._extras = extra_pins(self._extra_sizes, plan, lent_bytes)
+            self._places = Places(self._pieces, self._arena, plan, self._extras)
+            self._arena.forget_from(self._places.n_bytes)
 
     # Any thread, with the lock.
 

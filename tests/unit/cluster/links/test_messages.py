@@ -54,7 +54,7 @@ def test_an_offer_with_and_without_rates(flop_per_s: float, disk_bytes_per_s: fl
     offer = Offer(1 << 30, [], flop_per_s=flop_per_s, disk_bytes_per_s=disk_bytes_per_s)
     assert decode_message(encode_message(offer)[4:]) == offer
     plain = msgspec.msgpack.encode({"type": "offer", "memory_bytes": 1, "held": []})
-    assert decode_message(plain) == Offer(1, [], None, 0.0, 0.0)
+    assert decode_message(plain) == Offer(1, [], None, None, 0.0, 0.0)
 
 
 @given(st.binary(max_size=300))

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpi.errors import MemoryBudgetError
-from tpi.weights.streaming.pins import fewer_pins, loan_ring, minimum_budget, plan_pins, plan_with_loan
+from tpi.weights.streaming.pins import extra_pins, minimum_budget, plan_pins
 from tpi.weights.streaming.ring import Ring
 
 sizes_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -24,18 +24,23 @@ def test_a_plan_fits_its_budget(sizes: list[int], extra: int) -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 50), max_size=60), extra=st.integers(0, 3000), lent=st.integers(0, 3000))
-def test_what_is_lent_can_be_given_back(sizes: list[int], extra: int, lent: int) -> None:
-    budget = minimum_budget(sizes) + extra
-    plan = plan_with_loan(sizes, budget, lent)
-    if plan.pinned_bytes + plan.ring_bytes > budget:
-        assert plan.ring_bytes == loan_ring(sizes) and plan.pinned_bytes + plan.ring_bytes <= budget + lent
-        for left in (lent, lent // 2, 0):
-            fewer = fewer_pins(sizes, plan, budget + left)
-            assert fewer.pinned_bytes + fewer.ring_bytes <= budget + left
-            assert fewer.pinned <= plan.pinned and fewer.ring_bytes == plan.ring_bytes
-            plan = fewer
-    else:
-        assert plan == plan_pins(sizes, budget)
+def test_lent_memory_holds_more_pieces(sizes: list[int], extra: int, lent: int) -> None:
+    plan = plan_pins(sizes, minimum_budget(sizes) + extra)
+    extras = extra_pins(sizes, plan, lent)
+    assert len(set(extras)) == len(extras) and not plan.pinned & set(extras)
+    assert sum(sizes[index] for index in extras) <= lent
+    streamed = set(range(len(sizes))) - plan.pinned
+    assert lent < sum(sizes[index] for index in streamed) or set(extras) == streamed
+
+
+def test_what_is_left_of_lent_memory_is_spread_evenly() -> None:
+    sizes = [16] * 100
+    plan = plan_pins(sizes, 16 * 20)
+    extras = extra_pins(sizes, plan, 16 * 64)
+    for n_left in (64, 48, 32, 16, 8):
+        pinned = plan.pinned | set(extras[:n_left])
+        quarters = [sum(index in pinned for index in range(first, first + 25)) for first in (0, 25, 50, 75)]
+        assert max(quarters) - min(quarters) <= 3, quarters
 
 
 @pytest.mark.parametrize("share", (0.1, 0.3, 0.5, 0.7, 0.9))

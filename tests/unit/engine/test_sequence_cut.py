@@ -1,0 +1,31 @@
+"""How a prompt is cut into passes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpi.engine.sequence import _cut
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "most", "expected"),
+    [
+        (128, 128, [128]),
+        (130, 128, [65, 65]),
+        (300, 128, [100, 100, 100]),
+        (300, 512, [300]),
+        (130, 64, [64, 64, 2]),
+        (101, 100, [100, 1]),
+        (5, 512, [5]),
+    ],
+)
+def test_passes_are_alike_if_they_are_long_enough(n_tokens: int, most: int, expected: list[int]) -> None:
+    assert [len(chunk) for chunk in _cut(range(n_tokens), most)] == expected
+
+
+@given(st.integers(1, 3000), st.integers(1, 600))
+def test_nothing_is_lost_and_no_pass_is_longer_or_unneeded(n_tokens: int, most: int) -> None:
+    chunks = _cut(range(n_tokens), most)
+    assert [token for chunk in chunks for token in chunk] == list(range(n_tokens))
+    assert all(1 <= len(chunk) <= most for chunk in chunks)
+    assert len(chunks) == -(-n_tokens // most)
