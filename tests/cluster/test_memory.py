@@ -10,6 +10,7 @@ from tests.cluster.commands import Ended, Home, find_key
 from tests.cluster.peaks import PeakWatch, peak_of
 from tests.cluster.ranks import DEMO
 from tests.models import write_random_model
+from tpi.planner.memory import JITTER_BYTES
 
 MIB = 1 << 20
 JOINED_LIMIT_BYTES = 80_000_000
@@ -112,7 +113,8 @@ def test_the_plan_is_what_the_kernel_counts(home: Home, middle: Path, kv_type: s
         assert 0.95 * limit <= peak <= limit
         in_memory = re.search(rf"^{rank} +\S+ +\S+ MB +\S+ MB +\S+ MB +(\S+) MB", ended.err, re.MULTILINE)
         assert in_memory, ended.err
-        assert abs(float(in_memory[1]) * 1e6 - facts["arena_bytes"] - facts["pins_bytes"]) < 1.5e6
+        other_base_bytes = JITTER_BYTES + 1_500_000  # another process, which measured speeds, too; and whole MB
+        assert abs(float(in_memory[1]) * 1e6 - facts["arena_bytes"] - facts["pins_bytes"]) < other_base_bytes
         if rank == 0:
             assert 0.95 * least <= facts["minimum_bytes"] <= 1.05 * least
 
