@@ -3,37 +3,12 @@
 Without ``--json`` JSON lines and a Markdown table, with it only the JSON lines. Errors are one line.
 """
 
-import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from bench.report import Report, markdown
+from bench.measurements import NAMES
+from bench.report import markdown
 from tpi.errors import TpiError, UsageError
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A module whose ``function`` takes arguments and yields reports, and what it does."""
-
-    module: str
-    summary: str
-    function: str = "main"
-
-
-NAMES = {
-    "models": Measurement("bench.models", "write a model of true shape with random weights, whole or one rank of it"),
-    "testbed": Measurement("bench.testbed.check", "emulate devices on this machine, and check their links and limits"),
-    "window": Measurement("bench.window", "one rank: streaming rate against the disk's, and the peak of memory"),
-    "decode": Measurement("bench.versus", "one device, token by token, against llama.cpp", "decode"),
-    "prefill": Measurement("bench.versus", "one device, a prompt at once, against llama.cpp", "prefill"),
-    "thrash": Measurement("bench.thrash", "one device whose memory is less than the model, against llama.cpp"),
-    "cluster": Measurement("bench.cluster", "a model on 1, 2, 4, … emulated devices with slow processors"),
-    "rank": Measurement("bench.rank", "a real master and one real worker of a large model: memory and loading"),
-    "paper": Measurement("bench.paper", "the table of the TPI-LLM paper, row by row"),
-    "reach": Measurement("bench.reach", "all that is to be reached on one machine, each figure with its limit"),
-    "plots": Measurement("bench.plots", "pictures: memory of a rank over time, time per token against memory"),
-}
 
 
 def _usage() -> str:
@@ -48,11 +23,8 @@ def _run(arguments: Sequence[str]) -> None:
     is_json = "--json" in rest
     if is_json:
         rest.remove("--json")
-    measure: Callable[[Sequence[str]], Iterator[Report]] = getattr(
-        importlib.import_module(NAMES[name].module), NAMES[name].function
-    )
     reports = []
-    for report in measure(rest):
+    for report in NAMES[name].measure(rest):
         print(report.json(), flush=True)
         reports.append(report)
     if not is_json:

@@ -31,7 +31,6 @@ from tpi.weights.shards.shard import Shard
 from tpi.weights.shards.store import ShardStore
 
 _PORT = "0"  # any
-_MASTER = "device-0"
 _WARM_UP_TOKENS = 8
 
 
@@ -65,7 +64,7 @@ class Conditions:
         """Those of the master, which has an equal part and takes prompts as they are."""
         return [
             *(str(model), "--raw", "--workers", str(n_devices - 1), "--bind", bed.address(0), "--port", _PORT),
-            *("--name", _MASTER, "--shares", ",".join("1" * n_devices), "--temperature", "0"),
+            *("--name", device_name(0), "--shares", ",".join("1" * n_devices), "--temperature", "0"),
             *("--max-tokens", str(self.n_tokens), "--context", str(_context(self)), "--kv-type", self.kv_type),
             *(["--f32-payload"] if self.f32_payload else []),
             *self.common_options(),
@@ -80,7 +79,7 @@ class ClusterFolder:
         self._cache = cache
 
     def variables(self, rank: int) -> dict[str, str]:
-        home = self._path / f"device-{rank}"
+        home = self._path / device_name(rank)
         return {
             "TPI_HOME": "",
             "XDG_STATE_HOME": str(home / "state"),
@@ -91,7 +90,7 @@ class ClusterFolder:
 
     def state(self, rank: int) -> Path:
         """Where a device that stands in keeps its certificate."""
-        return self._path / f"device-{rank}" / "state"
+        return Path(self.variables(rank)["XDG_STATE_HOME"])
 
     def shard(self, rank: int) -> Path:
         return self._path / f"rank-{rank}.tpishard"
@@ -105,7 +104,7 @@ class ClusterFolder:
 
     def stored_path(self, shard: Shard) -> Path:
         """Where the master looks for its shard; the folder is made."""
-        store = ShardStore(Path(self.variables(0)["XDG_DATA_HOME"]) / "tpi" / "shards" / _MASTER)
+        store = ShardStore(Path(self.variables(0)["XDG_DATA_HOME"]) / "tpi" / "shards" / device_name(0))
         store.folder.mkdir(parents=True, exist_ok=True)
         return store.path_for(shard.header.spec.digest, 0, shard.pieces)
 

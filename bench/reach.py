@@ -3,16 +3,16 @@
     python -m bench reach --only worker,streaming
 
 Runs the other measurements with the options that each figure is meant for, on quiet cores and a quiet disk; for all of
-them over an hour as root, with up to 30 GB of disk.
+them over an hour as root, with up to 35 GB of disk.
 """
 
 import argparse
-import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.measurements import NAMES as MEASUREMENTS
 from bench.report import Report
 from tpi.errors import UsageError
 
@@ -22,43 +22,38 @@ _WINDOW = (*_BIG, "--rank", "3/8")
 
 @dataclass(frozen=True)
 class Goal:
-    """``figure`` of what ``module.function`` reports must be at least or at most ``limit``."""
+    """``figure`` of what ``bench MEASUREMENT ARGUMENTS`` reports must be at least or at most ``limit``."""
 
     name: str
     what: str
     figure: str
     limit: float
     is_least: bool
-    module: str
+    measurement: str
     arguments: tuple[str, ...]
-    function: str = "main"
 
     @property
     def command(self) -> str:
         """For people to run it alone."""
-        name = self.function if self.function != "main" else self.module.removeprefix("bench.")
-        return " ".join(["python -m bench", name, *self.arguments])
+        return " ".join(["python -m bench", self.measurement, *self.arguments])
 
     def is_reached(self, value: float) -> bool:
         return value >= self.limit if self.is_least else value <= self.limit
 
 
-def _at_most(name: str, what: str, figure: str, limit: float, module: str, *arguments: str) -> Goal:
-    return Goal(name, what, figure, limit, False, f"bench.{module}", arguments)
+def _at_most(name: str, what: str, figure: str, limit: float, measurement: str, *arguments: str) -> Goal:
+    return Goal(name, what, figure, limit, False, measurement, arguments)
 
 
-def _at_least(name: str, what: str, figure: str, limit: float, module: str, *arguments: str) -> Goal:
-    return Goal(name, what, figure, limit, True, f"bench.{module}", arguments)
-
-
-def _against_llama(name: str, what: str, figure: str, limit: float, is_least: bool, function: str) -> Goal:
-    return Goal(name, what, figure, limit, is_least, "bench.versus", ("--threads", "2"), function)
+def _at_least(name: str, what: str, figure: str, limit: float, measurement: str, *arguments: str) -> Goal:
+    return Goal(name, what, figure, limit, True, measurement, arguments)
 
 
 _F16 = (*_BIG, "--quant", "q4_0", "--kv-type", "F16")
 _Q8_0 = (*_BIG, "--quant", "q4_0", "--kv-type", "Q8_0")
 _STREAM = (*_WINDOW, "--quant", "q4_0", "--pairs", "5")
 _HALF = (*_STREAM, "--part", "0.5", "--prefill", "0")
+_TWO = ("--threads", "2")
 
 GOALS = (
     _at_most("worker", "worker, 1/8 of 70B Q4_0, all cells: peak", "worker_peak_rss_bytes", 300e6, "rank", *_F16),
@@ -68,10 +63,10 @@ GOALS = (
     _at_most("worker-bf16", "weights in BF16: peak", "peak_rss_bytes", 600e6, "window", *_WINDOW, "--quant", "bf16"),
     _at_least("streaming", "streaming / the reader alone", "rate_ratio", 0.95, "window", *_STREAM, "--prefill", "0"),
     _at_most("half", "half in memory: time / max(read, compute)", "time_ratio", 1.10, "window", *_HALF),
-    _against_llama("decode", "1.1B decode / llama.cpp", "rate_ratio", 0.97, True, "decode"),
-    _against_llama("python", "time outside the kernels", "outside_kernels_share", 0.03, False, "decode"),
-    _against_llama("prefill", "1.1B prefill of 256 / llama.cpp", "rate_ratio", 0.95, True, "prefill"),
-    _against_llama("memory", "peak / llama.cpp's", "peak_rss_ratio", 0.65, False, "prefill"),
+    _at_least("decode", "1.1B decode / llama.cpp", "rate_ratio", 0.97, "decode", *_TWO),
+    _at_most("python", "time outside the kernels", "outside_kernels_share", 0.03, "decode", *_TWO),
+    _at_least("prefill", "1.1B prefill of 256 / llama.cpp", "rate_ratio", 0.95, "prefill", *_TWO),
+    _at_most("memory", "peak / llama.cpp's", "peak_rss_ratio", 0.65, "prefill", *_TWO),
     _at_least("thrash", "7B under 2 GiB / llama.cpp mapped", "rate_ratio", 2.5, "thrash"),
     _at_least("thrash-500", "the same, disk at 500 MB/s", "rate_ratio", 1.6, "thrash", "--disk", "500MB"),
 )
@@ -90,10 +85,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     found: dict[str, dict[str, Any]] = {}
     for goal in (NAMES[name] for name in names):
         if goal.command not in found:
-            measure: Callable[[Sequence[str]], Iterator[Report]] = getattr(
-                importlib.import_module(goal.module), goal.function
-            )
-            found[goal.command] = json.loads(next(measure(goal.arguments)).json())
+            [report] = MEASUREMENTS[goal.measurement].measure(goal.arguments)
+            found[goal.command] = json.loads(report.json())
         yield report_of(goal, found[goal.command])
 
 

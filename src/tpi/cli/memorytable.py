@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tpi.cli.figures import size
-from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, chunk_tokens, needs_of
+from tpi.cluster.footprint import Claim, chunk_tokens, needs_of
 from tpi.cluster.forming import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
 from tpi.cluster.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.links.messages import Plan
@@ -26,6 +26,7 @@ from tpi.native.allocator import give_back_freed
 from tpi.native.libraries import load_ggml
 from tpi.observe import resident_bytes
 from tpi.planner.memory import MemoryPlan, Needs, minimum_bytes, plan_memory
+from tpi.runtime.passes import TILED_TOKENS
 from tpi.runtime.workspace import RankModel, Workspace
 from tpi.weights.stored import StoredWeights, stored_from_gguf
 from tpi.weights.streaming.pins import plan_pins
@@ -79,7 +80,7 @@ def memory_facts(question: MemoryQuestion) -> dict[str, Any]:
             with Workspace(model, replace(settings, max_tokens=max_tokens), repacker) as workspace:
                 return needs_of(workspace, process_bytes - tokenizer_bytes, tokenizer_bytes)
 
-        needs, least = needs_with(settings.max_tokens), needs_with(min(settings.max_tokens, SMALL_CHUNK_TOKENS))
+        needs, least = needs_with(settings.max_tokens), needs_with(min(settings.max_tokens, TILED_TOKENS))
     largest = max(pieces, default=0)
     refused = ""
     try:

@@ -4,18 +4,16 @@ The workspace is made for that, but only as addresses: the system gives it memor
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tpi.cluster.datapath import master_frame_bytes, worker_frame_bytes
 from tpi.planner.chunks import PassLoad
 from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
+from tpi.runtime.passes import TILED_TOKENS
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 from tpi.weights.streaming.pins import minimum_budget, plan_pins
-
-SMALL_CHUNK_TOKENS = 64
-"""Shorter passes take other kernels, which are slower per token."""
 
 WORKER_PROCESS_BYTES = 60_000_000
 """A worker before it has a workspace, for who cannot ask it; measured: 53 MB, and 5 for what describes a 70B model."""
@@ -36,11 +34,22 @@ class Claim:
     process_bytes: int
     limit_bytes: int
     window_limit_bytes: int | None = None
+    _rooms: dict[tuple[RankSettings, Repacker | None], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def two_pieces_bytes(self) -> int:
         """A window in which one piece is read while the other is used."""
         return 2 * max(self.piece_bytes, default=0)
+
+    def room_bytes(self, settings: RankSettings, repacker: Repacker | None = None) -> int:
+        """What is left for the window; counted once for the same settings."""
+        if (settings, repacker) not in self._rooms:
+            with Workspace(self.model, settings, repacker) as workspace:
+                least = minimum_bytes(needs_of(workspace, self.process_bytes), 0)
+            self._rooms[settings, repacker] = self.limit_bytes - least
+        return self._rooms[settings, repacker]
 
     def window_bytes(self, room_bytes: int) -> int:
         """What the window takes of the memory that is left for it."""
@@ -51,8 +60,8 @@ class Claim:
 def chunk_tokens(claims: Iterable[Claim], settings: RankSettings, repacker: Repacker | None = None) -> int:
     """How many tokens a pass should have at most: ``settings.max_tokens``, or, where that leaves a rank too little for
     two pieces of weights, so that one is read while the other is used, fewer."""
-    small = min(settings.max_tokens, SMALL_CHUNK_TOKENS)
-    is_tight = any(_room_bytes(claim, settings, repacker) < claim.two_pieces_bytes for claim in claims)
+    small = min(settings.max_tokens, TILED_TOKENS)
+    is_tight = any(claim.room_bytes(settings, repacker) < claim.two_pieces_bytes for claim in claims)
     return small if is_tight else settings.max_tokens
 
 
@@ -60,7 +69,7 @@ def pass_load(claim: Claim, settings: RankSettings) -> PassLoad:
     """What the rank reads and computes in passes of ``settings``; the head is left out, as only the last pass of a
     prompt needs it."""
     model, head = claim.model, len(claim.model.blocks) - 1
-    window = max(claim.window_bytes(_room_bytes(claim, settings)), minimum_budget(claim.piece_bytes))
+    window = max(claim.window_bytes(claim.room_bytes(settings)), minimum_budget(claim.piece_bytes))
     pins = plan_pins(claim.piece_bytes, window)
     pieces = [piece for piece in model.pieces if piece.block != head]
     return PassLoad(
@@ -73,19 +82,13 @@ def are_cheap(claims: Iterable[Claim], settings: RankSettings, n_tokens: int) ->
     """Whether passes of ``n_tokens`` instead of ``settings.max_tokens`` leave every rank room for two pieces, most of
     its window, and all of its weights in memory if they are now."""
     longer = replace(settings, max_tokens=n_tokens)
-    return all(_is_cheap(claim, _room_bytes(claim, settings), _room_bytes(claim, longer)) for claim in claims)
+    return all(_is_cheap(claim, claim.room_bytes(settings), claim.room_bytes(longer)) for claim in claims)
 
 
 def _is_cheap(claim: Claim, room_bytes: int, longer_room_bytes: int) -> bool:
     window, left = claim.window_bytes(room_bytes), claim.window_bytes(longer_room_bytes)
     is_resident = window == sum(claim.piece_bytes)
     return longer_room_bytes >= claim.two_pieces_bytes and left >= (window if is_resident else (1 - _CHEAP) * window)
-
-
-def _room_bytes(claim: Claim, settings: RankSettings, repacker: Repacker | None = None) -> int:
-    """What is left for the window."""
-    with Workspace(claim.model, settings, repacker) as workspace:
-        return claim.limit_bytes - minimum_bytes(needs_of(workspace, claim.process_bytes), 0)
 
 
 def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0) -> Needs:

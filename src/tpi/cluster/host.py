@@ -36,7 +36,7 @@ from tpi.weights.streaming.pins import minimum_budget
 from tpi.weights.streaming.readways import find_way
 from tpi.weights.streaming.window import Window
 
-_CELLS_STEP = 32
+_LOAN_STEP_CELLS = 32
 """By so many cells the KV cache takes back memory that was lent to the window."""
 
 _QUIET_S = 2.0
@@ -75,7 +75,7 @@ class RankHost:
         self._count_links: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._busy_until_s = time.monotonic() + _QUIET_S
         self._damage: TpiError | None = None
-        self._n_free_cells = _CELLS_STEP
+        self._n_free_cells = _LOAN_STEP_CELLS
         """The window uses none of the memory of so many cells."""
         try:
             self.memory = self._plan_memory(process_bytes)
@@ -100,7 +100,7 @@ class RankHost:
             ModelFileError: the shard cannot be opened.
         """
         give_back_freed()  # what making the shard took
-        budget, lent = self.memory.window_bytes, self._lent_bytes(_CELLS_STEP)
+        budget, lent = self.memory.window_bytes, self._lent_bytes(self._n_free_cells)
         reader = PieceReader(stock.stored, find_way(stock.stored, budget, stock.disk_note))
         self._window = self._stack.enter_context(Window(stock.stored, reader, budget, lent))
         if stock.shard is not None:
@@ -133,7 +133,7 @@ class RankHost:
         """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells."""
         if n_cells > self._n_free_cells:
             assert self._window is not None
-            n_free = -(-n_cells // _CELLS_STEP) * _CELLS_STEP
+            n_free = round_up(n_cells, _LOAN_STEP_CELLS)
             self._window.shrink(self.memory.window_bytes + self._lent_bytes(n_free))
             self._n_free_cells = n_free
 

@@ -11,11 +11,8 @@ import numpy as np
 from tpi.errors import UsageError
 from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import TILED_TOKENS, Pass
 from tpi.runtime.protocols import Float32Array
-
-_ALIKE_TOKENS = 64
-"""Passes of so many tokens or more are computed by the same kernels, which are faster than those for fewer."""
 
 
 class PassRunner(Protocol):
@@ -105,6 +102,6 @@ class TokenSequence:
 
 def _cut(tokens: Sequence[int], most: int) -> list[Sequence[int]]:
     n, n_passes = len(tokens), -(-len(tokens) // most)
-    if n < _ALIKE_TOKENS * n_passes:
+    if n < TILED_TOKENS * n_passes:
         return [tokens[start : start + most] for start in range(0, n, most)]
     return [tokens[n * number // n_passes : n * (number + 1) // n_passes] for number in range(n_passes)]

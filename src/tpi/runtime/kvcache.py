@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.types import F16, TensorType
+from tpi.weights.files import round_up
 
 
 class KvCache:
@@ -52,7 +53,7 @@ class KvCache:
     def written_bytes(self, stop_cell: int) -> int:
         """What the cache takes once the cells before ``stop_cell`` were written, in whole pages."""
         rows = (self._kind.row_bytes(width) for width in self._widths.values())
-        return sum(2 * -(-stop_cell * row // mmap.PAGESIZE) * mmap.PAGESIZE for row in rows)
+        return sum(2 * round_up(stop_cell * row, mmap.PAGESIZE) for row in rows)
 
     def addresses(self, layer: int) -> tuple[int, int]:
         """Where keys and values of ``layer`` lie, each [n_cells, width] in the cache's type."""

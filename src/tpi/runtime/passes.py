@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from tpi.runtime.protocols import Float32Array
 
+TILED_TOKENS = 64
+"""From so many tokens on, passes are computed by the same kernels, which are faster per token than those for fewer."""
+
 
 @dataclass(frozen=True)
 class Pass:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.__main__ import NAMES
 from bench.contender import Setup
 from bench.contest import Contender
+from bench.measurements import NAMES
 from bench.models import RandomModel, write_gguf
 from bench.report import Report
 from bench.shapes import Shape

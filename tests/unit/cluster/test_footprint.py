@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.unit.runtime.rigs import make_model
-from tpi.cluster.footprint import SMALL_CHUNK_TOKENS, Claim, are_cheap, chunk_tokens, needs_of, pass_load
+from tpi.cluster.footprint import Claim, are_cheap, chunk_tokens, needs_of, pass_load
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.planner.memory import minimum_bytes
+from tpi.runtime.passes import TILED_TOKENS
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 
 SETTINGS = RankSettings(128, 512, 1, max_sampled=8)
@@ -35,7 +36,7 @@ def test_the_parts_are_those_of_the_rank(tmp_path: Path) -> None:
         assert needs_of(workspace, PROCESS_BYTES).kv_bytes == one.kv_bytes * 34 // 64
 
 
-@pytest.mark.parametrize(("missing_bytes", "expected"), [(0, 128), (1, SMALL_CHUNK_TOKENS)])
+@pytest.mark.parametrize(("missing_bytes", "expected"), [(0, 128), (1, TILED_TOKENS)])
 def test_passes_are_shorter_where_two_pieces_would_not_fit(tmp_path: Path, missing_bytes: int, expected: int) -> None:
     _, model = make_model(tmp_path / "model.gguf")
     with Workspace(model, SETTINGS) as workspace:

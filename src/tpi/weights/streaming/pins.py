@@ -36,6 +36,11 @@ class PinPlan:
     pinned_bytes: int
     ring_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """Of pins and ring."""
+        return self.pinned_bytes + self.ring_bytes
+
 
 def minimum_budget(sizes: Sequence[int]) -> int:
     """The smallest budget with which pieces of these sizes can be used at all, one at a time and without overlap."""
@@ -78,7 +83,7 @@ def _reversed_bits(number: int, n_bits: int) -> int:
 def plan_again(sizes: Sequence[int], times: PassTimes, plan: PinPlan) -> PinPlan | None:
     """A plan with the memory of ``plan`` that makes passes of measured ``times`` faster, by enough to repay the reading
     of its pins; None if there is none."""
-    best = _best(sizes, times, [plan, *_candidates(sizes, plan.pinned_bytes + plan.ring_bytes, even_only=False)])
+    best = _best(sizes, times, [plan, *_candidates(sizes, plan.total_bytes, even_only=False)])
     now_s = wait_s(sizes, times, plan.pinned, plan.ring_bytes)
     gain_s = now_s - wait_s(sizes, times, best.pinned, best.ring_bytes)
     is_worth = gain_s > max(_WORTH_S, _WORTH * (times.work_s + now_s))

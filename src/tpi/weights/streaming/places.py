@@ -54,6 +54,7 @@ class Places:
             self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
             offset += pieces[index].arena_bytes
         self.n_bytes = offset
+        """What ring, pins and extras take of the arena."""
         self._unread_pins = deque(sorted(self._pins))
 
     def find(self, index: int) -> Slot | None:
@@ -92,7 +93,7 @@ class Places:
     def unpin(self, index: int) -> Slot:
         """From now on the piece streams; returns its former place, whose read, if there is one, stops soon."""
         slot = self._pins.pop(index)
-        slot.is_pinned, slot.is_dropped = False, True
+        slot.is_pinned = False
         if slot.pending is not None:
             slot.pending.cancel()
         with contextlib.suppress(ValueError):

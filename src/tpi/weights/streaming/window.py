@@ -1,8 +1,9 @@
 """The memory for weights: a hard budget in bytes, some pieces pinned in it, the others streaming through a ring.
 
 The thread that runs passes holds pieces one at a time; the reader's threads fill memory. One lock guards all state. The
-window owns its reader and an arena of at most the budget. After some passes it knows how long reading and computing
-take; if other pins would wait less, it lays the arena out anew, once, between two passes.
+window owns its reader and an arena of at most the budget and what it is lent beyond that. After some passes it knows
+how long reading and computing take; if other pins would wait less, it lays the arena out anew, once, between two
+passes.
 """
 
 import mmap
@@ -91,8 +92,7 @@ class Window:
         self._pieces = stored.pieces
         self._reader = reader
         self._changed = threading.Condition()
-        planned_bytes = self._plan.pinned_bytes + self._plan.ring_bytes
-        self._arena = Arena(round_up(planned_bytes, mmap.PAGESIZE) + self._extra_bytes())
+        self._arena = Arena(round_up(self._plan.total_bytes, mmap.PAGESIZE) + self._extra_bytes())
         self._places = Places(self._pieces, self._arena, self._plan, self._extras)
         self._clock = PassClock(len(stored.pieces))
         self._is_measured = False
@@ -157,8 +157,7 @@ class Window:
     def use(self) -> WindowUse:
         """What the memory is used for now; takes time in proportion to the pieces. Any thread."""
         with self._changed:
-            used = self._plan.pinned_bytes + self._plan.ring_bytes + self._extra_bytes()
-            return self._places.use(used, self._holding)
+            return self._places.use(self._plan.total_bytes + self._extra_bytes(), self._holding)
 
     def close(self) -> None:
         """Stops reading, waits until no piece is held, and frees the memory; may be called again. Any thread.
@@ -186,13 +185,11 @@ class Window:
             for slot in slots if not self._is_closed else ():
                 self._arena.forget(slot.offset, slot.piece.arena_bytes)
 
-    def _extra_bytes(self) -> int:
-        return sum(self._extra_sizes[index] for index in self._extras)
-
     def _wait_for(self, index: int) -> HeldPiece:
         begins_pass = self._clock.ask(index)
-        if begins_pass and not self._is_measured and self._clock.n_complete >= _PASSES_TO_MEASURE:
-            self._is_measured = bool(self._places.streamed)
+        is_due = not self._is_measured and self._clock.n_complete >= _PASSES_TO_MEASURE
+        if begins_pass and is_due and self._places.streamed:
+            self._is_measured = True
             self._reconsider_pins()
         with self._changed:
             assert self._holding is None, "one piece at a time"
@@ -240,7 +237,7 @@ class Window:
     def _reconsider_pins(self) -> None:
         """Lays the arena out anew if measured times promise that passes wait less with other pins."""
         stats = self.stats()
-        if not self._places.streamed or not stats.reading_s:
+        if not stats.reading_s:
             return
         times = self._clock.times(stats.read_bytes / stats.reading_s)
         plan = plan_again(self._sizes, times, self._plan)
@@ -253,12 +250,14 @@ class Window:
             self._is_paused = False
             if self._is_closed:
                 return
-            self._plan, lent_bytes = plan, self._extra_bytes()
-            self._extras = extra_pins(self._extra_sizes, plan, lent_bytes)
+            self._plan, self._extras = plan, extra_pins(self._extra_sizes, plan, self._extra_bytes())
             self._places = Places(self._pieces, self._arena, plan, self._extras)
             self._arena.forget_from(self._places.n_bytes)
 
     # Any thread, with the lock.
+
+    def _extra_bytes(self) -> int:
+        return sum(self._extra_sizes[index] for index in self._extras)
 
     def _advance(self) -> None:
         """Starts as many reads as there is room for."""
