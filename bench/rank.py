@@ -25,7 +25,7 @@ from bench.shapes import SHAPES, find_shape, tensors_of
 from bench.testbed.testbed import MAX_DEVICES, Device, Testbed, can_emulate
 from bench.window import find_rank, rank_path
 from tpi.cli.environment import find_folders
-from tpi.cluster.plancheck import KV_TYPES
+from tpi.cluster.epoch.plancheck import KV_TYPES
 from tpi.errors import DiskSpaceError, UsageError
 from tpi.observe import peak_resident_bytes
 from tpi.runtime.ggml.probe import probe_kernels

@@ -20,10 +20,8 @@ import numpy as np
 
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.allreduce.star import StarWorker
-from tpi.cluster.datapath import WorkerDatapath
-from tpi.cluster.links.control import ControlLink
-from tpi.cluster.links.datalink import DataLink
-from tpi.cluster.links.messages import (
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import (
     AnyMessage,
     Goodbye,
     Offer,
@@ -33,10 +31,12 @@ from tpi.cluster.links.messages import (
     StatusReply,
     StatusRequest,
 )
+from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.mesh.datapath import WorkerDatapath
 from tpi.cluster.pairing.connect import find_or_join, open_control, open_data
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
-from tpi.cluster.status import RankStatus
+from tpi.cluster.reports import RankStatus
 from tpi.errors import LinkError, TpiError
 from tpi.model.architectures import blocks_of
 from tpi.model.spec import Block, BlockKind

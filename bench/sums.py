@@ -25,10 +25,10 @@ from bench.children import last_words, module_variables
 from bench.testbed.testbed import Testbed
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.allreduce.star import StarMaster, StarWorker
-from tpi.cluster.links.datalink import DataLink
+from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority
 from tpi.cluster.pairing.identity import IdentityStore
-from tpi.cluster.pairing.listening import listen
 from tpi.errors import LinkError
 from tpi.runtime.protocols import Allreduce, SumStep
 from tpi.testing.links import enrol

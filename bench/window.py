@@ -22,8 +22,8 @@ from bench.shapes import SHAPES, find_shape
 from bench.streaming import Figures, Request
 from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
+from tpi.cluster.epoch.plancheck import KV_TYPES
 from tpi.cluster.forming import kv_type_of
-from tpi.cluster.plancheck import KV_TYPES
 from tpi.config import parse_bytes
 from tpi.errors import ModelFileError, TpiError, UsageError
 from tpi.weights.shards.shard import open_shard

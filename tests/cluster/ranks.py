@@ -11,8 +11,8 @@ import numpy as np
 from tests.parity.rig import pass_of
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.allreduce.solo import SoloAllreduce
+from tpi.cluster.cluster import Cluster
 from tpi.cluster.master import Listener
-from tpi.cluster.session import Cluster
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.engine.chat import Message
 from tpi.engine.engine import Engine

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.cluster.commands import Home, Running
 from tests.cluster.ranks import CONTEXT, DEMO
+from tpi.cluster.cluster import Cluster
 from tpi.cluster.master import Listener
-from tpi.cluster.session import Cluster
 from tpi.config import Folders, MasterSettings, Resources
 
 WAIT_S = 30.0

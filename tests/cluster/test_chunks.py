@@ -11,13 +11,13 @@ import pytest
 from tests.cluster.ranks import CONTEXT, DEMO
 from tests.models import write_random_model
 from tests.parity.rig import range_difference
-from tpi.cluster.links.control import ControlLink
-from tpi.cluster.links.messages import Failed, Offer, Plan
+from tpi.cluster.cluster import Cluster
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import Failed, Offer, Plan
 from tpi.cluster.master import Listener
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
-from tpi.cluster.session import Cluster
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.engine.sequence import TokenSequence
 from tpi.errors import LinkError

@@ -11,8 +11,8 @@ from tests.cluster.commands import Home, Running
 from tests.cluster.ranks import DEMO, Cut, Story, greedy
 from tests.cluster.sessions import session
 from tests.cluster.stories import CutFor
-from tpi.cluster.links.messages import FetchRun
-from tpi.cluster.transfer import RunServer
+from tpi.cluster.control.messages import FetchRun
+from tpi.cluster.transfer.slices import RunServer
 from tpi.errors import LinkError
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import TYPES_BY_ID

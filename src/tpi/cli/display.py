@@ -10,7 +10,7 @@ from typing import Protocol, TextIO
 
 from tpi.cli.figures import part, size
 from tpi.cli.statistics import as_text
-from tpi.cluster.status import Event, Loading, Ready, Remark, Transfer, Waiting
+from tpi.cluster.reports import Event, Loading, Ready, Remark, Transfer, Waiting
 
 _PROGRESS_INTERVAL_S = 5.0
 _TRANSFERS = {"cut": "cuts its slices", "received": "receives its slices", "reused": "has its slices from before"}

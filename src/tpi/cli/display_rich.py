@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpi.cli.figures import duration, size
-from tpi.cluster.status import Event, Loading, Ready, Remark, Transfer, Waiting
+from tpi.cluster.reports import Event, Loading, Ready, Remark, Transfer, Waiting
 
 _TRANSFERS = {"cut": "cutting", "received": "receiving", "reused": "reusing"}
 

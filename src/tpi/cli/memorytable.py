@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tpi.cli.figures import size
-from tpi.cluster.footprint import Claim, chunk_tokens, needs_of
+from tpi.cluster.control.messages import Plan
+from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of
+from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.forming import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
-from tpi.cluster.host import piece_bytes_of, rank_model, rank_settings
-from tpi.cluster.links.messages import Plan
-from tpi.cluster.shards import find_repacker
+from tpi.cluster.transfer.stock import find_repacker
 from tpi.config import DEFAULT_CHUNK_TOKENS, Resources
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.reader import Gguf

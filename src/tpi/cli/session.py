@@ -19,7 +19,7 @@ from tpi.cli.models import open_model
 from tpi.cli.statussocket import StatusServer
 from tpi.cli.talk import Manner, Talk
 from tpi.cluster.master import Listener
-from tpi.cluster.status import ClusterStatus, Event, Report, Waiting
+from tpi.cluster.reports import ClusterStatus, Event, Report, Waiting
 from tpi.config import Folders, MasterSettings
 from tpi.engine.engine import Engine
 from tpi.engine.language import Language

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tpi.cli.figures import duration, size
-from tpi.cluster.status import ClusterStatus, RankStatus
+from tpi.cluster.reports import ClusterStatus, RankStatus
 
 
 class AnswerFigures(Protocol):

@@ -10,7 +10,7 @@ from tpi.cli.environment import find_status_folder
 from tpi.cli.figures import duration, part, size
 from tpi.cli.statistics import as_text
 from tpi.cli.statussocket import ask, choose_master
-from tpi.cluster.status import ClusterStatus, RankStatus
+from tpi.cluster.reports import ClusterStatus, RankStatus
 
 COLUMNS = (
     "rank",

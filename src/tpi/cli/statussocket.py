@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from tpi.cluster.status import ClusterStatus
+from tpi.cluster.reports import ClusterStatus
 from tpi.errors import LinkError, ProtocolError, TpiError, UsageError
 
 MAX_REPLY_BYTES = 4 << 20

@@ -12,7 +12,7 @@ from typing import Protocol, TextIO
 from tpi.cli.display import Display
 from tpi.cli.signals import cancelled_by_interrupt
 from tpi.cli.statistics import COLUMNS, AnswerFigures, headline, measure, rows, summary
-from tpi.cluster.status import ClusterStatus
+from tpi.cluster.reports import ClusterStatus
 from tpi.engine.chat import Message
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.errors import Cancelled, UsageError

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.footprint import WORKER_PROCESS_BYTES, Claim, are_cheap, chunk_tokens, pass_load
-from tpi.cluster.host import RankHost, host_of, piece_bytes_of, rank_model, rank_settings
-from tpi.cluster.links.messages import MAX_CELLS, AnyMessage, Plan, Prepared, Progress, one_line
-from tpi.cluster.member import Member
-from tpi.cluster.plancheck import check_kv_type
-from tpi.cluster.shards import Stock, make_shard, open_repacker, rearranged, stock_of
-from tpi.cluster.speeds import measure_speeds
-from tpi.cluster.status import Loading, Report, Transfer
+from tpi.cluster.control.messages import MAX_CELLS, AnyMessage, Plan, Prepared, Progress, one_line
+from tpi.cluster.epoch.footprint import WORKER_PROCESS_BYTES, Claim, are_cheap, chunk_tokens, pass_load
+from tpi.cluster.epoch.host import RankHost, host_of, piece_bytes_of, rank_model, rank_settings
+from tpi.cluster.epoch.plancheck import check_kv_type
+from tpi.cluster.epoch.speeds import measure_speeds
+from tpi.cluster.membership.member import Member
+from tpi.cluster.reports import Loading, Report, Transfer
+from tpi.cluster.transfer.stock import Stock, make_shard, open_repacker, rearranged, stock_of
 from tpi.config import DEFAULT_CHUNK_TOKENS, DEFAULT_CONTEXT, MasterSettings
 from tpi.errors import KernelError, MemoryBudgetError, ProtocolError, UsageError
 from tpi.gguf.reader import Gguf

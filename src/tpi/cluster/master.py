@@ -11,19 +11,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Self
 
+from tpi.cluster.cluster import Cluster, reason_of
+from tpi.cluster.control.messages import AnyMessage
 from tpi.cluster.forming import Forming
-from tpi.cluster.links.datalink import DataLink
-from tpi.cluster.links.messages import AnyMessage
-from tpi.cluster.member import Member
+from tpi.cluster.membership.member import Member
+from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
-from tpi.cluster.pairing.addresses import own_addresses
-from tpi.cluster.pairing.authority import Authority
-from tpi.cluster.pairing.listening import listen
-from tpi.cluster.pairing.master_gate import MasterGate
-from tpi.cluster.pairing.opening import ControlHello
-from tpi.cluster.pairing.tokens import DataTokens
-from tpi.cluster.session import Cluster, reason_of
-from tpi.cluster.status import Ready, Report, Waiting
+from tpi.cluster.pairing.addresses import listen, own_addresses
+from tpi.cluster.pairing.authority import Authority, MasterGate
+from tpi.cluster.pairing.gate import DataTokens
+from tpi.cluster.pairing.hello import ControlHello
+from tpi.cluster.reports import Ready, Report, Waiting
 from tpi.config import MasterSettings
 from tpi.errors import LinkError, ProtocolError
 from tpi.gguf.reader import read_gguf

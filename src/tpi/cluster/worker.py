@@ -12,11 +12,8 @@ from typing import TypeVar
 
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.allreduce.star import StarWorker
-from tpi.cluster.datapath import WorkerDatapath
-from tpi.cluster.host import RankHost, host_of, rank_model
-from tpi.cluster.links.control import ControlLink
-from tpi.cluster.links.datalink import DataLink
-from tpi.cluster.links.messages import (
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import (
     AnyMessage,
     Failed,
     Goodbye,
@@ -31,14 +28,17 @@ from tpi.cluster.links.messages import (
     StatusRequest,
     one_line,
 )
+from tpi.cluster.epoch.host import RankHost, host_of, rank_model
+from tpi.cluster.epoch.plancheck import check_plan
+from tpi.cluster.epoch.speeds import measure_speeds
+from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.mesh.datapath import WorkerDatapath
 from tpi.cluster.pairing.connect import OpenedLink, find_or_join, open_control, open_data
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.plancheck import check_plan
-from tpi.cluster.shards import Stock, check_kernels, make_shard, open_repacker, rearranged, stock_of
-from tpi.cluster.speeds import measure_speeds
-from tpi.cluster.status import Loading, Ready, Report, Transfer
-from tpi.cluster.transfer import LinkSource
+from tpi.cluster.reports import Loading, Ready, Report, Transfer
+from tpi.cluster.transfer.slices import LinkSource
+from tpi.cluster.transfer.stock import Stock, check_kernels, make_shard, open_repacker, rearranged, stock_of
 from tpi.config import Resources, WorkerSettings
 from tpi.errors import LinkError, ModelFileError, PairingError, TpiError
 from tpi.gguf.reader import read_gguf

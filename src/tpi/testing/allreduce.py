@@ -17,7 +17,7 @@ from tpi.cluster.allreduce.payload import (
     encoded_bytes,
     fault_error,
 )
-from tpi.cluster.links.frames import PayloadType
+from tpi.cluster.mesh.frames import PayloadType
 from tpi.errors import LinkError, ProtocolError
 from tpi.runtime.protocols import Allreduce, Float32Array, SumStep
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.allreduce.star import StarMaster, StarWorker
-from tpi.cluster.links.datalink import DataLink
+from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority
 from tpi.cluster.pairing.certificates import key_pem, make_signing_request, new_key
+from tpi.cluster.pairing.hello import JoinHello
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address
-from tpi.cluster.pairing.listening import listen
-from tpi.cluster.pairing.opening import JoinHello
 from tpi.runtime.protocols import Allreduce
 
 

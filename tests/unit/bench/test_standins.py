@@ -4,7 +4,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 from bench.standins import StandIn
-from tpi.cluster.links.messages import StatusRequest
+from tpi.cluster.control.messages import StatusRequest
 
 
 def test_a_question_about_status_is_answered(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tpi.cluster.status import ClusterStatus, RankStatus
+from tpi.cluster.reports import ClusterStatus, RankStatus
 
 
 def rank_state(rank: int = 0, name: str = "here") -> RankStatus:

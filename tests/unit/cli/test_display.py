@@ -7,7 +7,7 @@ from rich.console import Console
 
 from tpi.cli.display import Display, PlainDisplay
 from tpi.cli.display_rich import RichDisplay
-from tpi.cluster.status import Event, Loading, Ready, Transfer, Waiting
+from tpi.cluster.reports import Event, Loading, Ready, Transfer, Waiting
 
 START: list[Event] = [
     Waiting(0, 2, None),

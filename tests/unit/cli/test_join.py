@@ -11,7 +11,7 @@ import pytest
 from tpi.cli import join
 from tpi.cli.environment import JOIN_KEY
 from tpi.cli.main import main
-from tpi.cluster.status import Report
+from tpi.cluster.reports import Report
 from tpi.config import WorkerSettings
 
 SECRET = "tpi1-verysecret"

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.cli.states import cluster_state
 from tpi.cli.status import describe
 from tpi.cli.statussocket import StatusServer, ask, choose_master, find_masters
-from tpi.cluster.status import ClusterStatus
+from tpi.cluster.reports import ClusterStatus
 from tpi.errors import LinkError, ProtocolError, UsageError
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.cli.states import FakeAnswer, cluster_state
 from tpi.cli.display import PlainDisplay
 from tpi.cli.talk import Manner, Talk
-from tpi.cluster.status import ClusterStatus
+from tpi.cluster.reports import ClusterStatus
 from tpi.engine.chat import Message
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.errors import Cancelled, UsageError

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from tests.models import write_random_model
-from tpi.cluster.links.control import ControlLink
-from tpi.cluster.links.messages import AnyMessage, Failed, Goodbye, HeldShard, Offer, Plan, Prepared, Progress
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import AnyMessage, Failed, Goodbye, HeldShard, Offer, Plan, Prepared, Progress
 from tpi.cluster.master import Listener
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
-from tpi.cluster.status import Waiting
+from tpi.cluster.reports import Waiting
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.errors import LinkError, TpiError, UsageError
 from tpi.model.architectures import blocks_of

@@ -7,11 +7,11 @@ WORKER_MODULES = (
     "pairing.acceptor",
     "allreduce.star",
     "pairing.connect",
-    "links.control",
-    "links.datalink",
+    "control.link",
+    "mesh.datalink",
     "pairing.identity",
     "pairing.joinkey",
-    "links.messages",
+    "control.messages",
 )
 
 

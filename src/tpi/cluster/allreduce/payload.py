@@ -12,7 +12,7 @@ import struct
 import numpy as np
 import numpy.typing as npt
 
-from tpi.cluster.links.frames import HEADER_BYTES, FrameBuffer, PayloadType
+from tpi.cluster.mesh.frames import HEADER_BYTES, FrameBuffer, PayloadType
 from tpi.errors import NumericError, ProtocolError
 from tpi.runtime.protocols import Float32Array, SumStep
 

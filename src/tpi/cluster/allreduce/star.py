@@ -19,8 +19,8 @@ from tpi.cluster.allreduce.payload import (
     fault_error,
     is_finite,
 )
-from tpi.cluster.links.datalink import DataLink
-from tpi.cluster.links.frames import FrameTag, PayloadType, Phase
+from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.mesh.frames import FrameTag, PayloadType, Phase
 from tpi.runtime.protocols import Float32Array, SumStep
 
 

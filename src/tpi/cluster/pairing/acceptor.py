@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from tpi.cluster.pairing.addresses import describe_peer
 from tpi.cluster.pairing.gate import Gate, LinkHello
-from tpi.cluster.pairing.listening import describe_peer
-from tpi.cluster.pairing.opening import (
+from tpi.cluster.pairing.hello import (
     HELLO_MAGIC,
     HELLOS,
     JoinHello,

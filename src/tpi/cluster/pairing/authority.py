@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
-from tpi.cluster.links.messages import DeviceName
+from tpi.cluster.control.messages import DeviceName
 from tpi.cluster.pairing.certificates import (
     certificate_der,
     certificate_pem,
@@ -25,8 +25,9 @@ from tpi.cluster.pairing.certificates import (
     read_signing_request,
     sign_device,
 )
+from tpi.cluster.pairing.gate import DataTokens, LinkHello
+from tpi.cluster.pairing.hello import DataHello, JoinHello, JoinWelcome, LinkWelcome
 from tpi.cluster.pairing.joinkey import MAX_ADDRESSES, SECRET_BYTES, Address, JoinKey
-from tpi.cluster.pairing.opening import JoinHello, JoinWelcome
 from tpi.cluster.pairing.storage import locked, make_private_folder, write_private
 from tpi.cluster.pairing.tls import Device, fingerprint, server_context
 from tpi.errors import PairingError, UsageError
@@ -196,3 +197,28 @@ def _free_name(wanted: str, registry: _Registry) -> str:
         number += 1
         name = f"{wanted[:56]}-{number}"
     return name
+
+
+class MasterGate:
+    """Satisfies ``gate.Gate``: its authority knows the devices, its tokens the data links that are expected."""
+
+    def __init__(self, authority: Authority, tokens: DataTokens) -> None:
+        self._authority = authority
+        self._tokens = tokens
+
+    def server_context(self) -> ssl.SSLContext:
+        """See ``Gate``."""
+        return self._authority.server_context()
+
+    def join(self, hello: JoinHello) -> JoinWelcome:
+        """See ``Gate``."""
+        return self._authority.admit(hello)
+
+    def admit(self, device: Device, hello: LinkHello) -> LinkWelcome:
+        """See ``Gate``."""
+        self._authority.check(device)
+        if hello.name != device.name:
+            raise PairingError(f"the device {device.name} calls itself {hello.name}: let it join again")
+        if isinstance(hello, DataHello):
+            self._tokens.redeem(device.name, hello.epoch, hello.token)
+        return LinkWelcome(self._authority.master_name)

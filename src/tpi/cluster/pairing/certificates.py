@@ -1,12 +1,15 @@
 """Making keys, certificates and signing requests: EC P-256, X.509. Stores nothing; any thread.
 
-Imports ``cryptography``, some 10 MB: a worker loads this module when it pairs for the first time and never again.
+Imports ``cryptography``, some 10 MB: only masters load this module. Workers run it as a program when they pair for the
+first time (``identity.make_key``): it reads a name from standard input and writes the length of a key (u32,
+little-endian), the key as PEM, and a signing request as DER.
 
 Certificates are valid from 1970 to 9999: small computers without a clock of their own start with a wrong one, and
 what ends a certificate here is its removal from the master's registry, not a date.
 """
 
 import datetime
+import sys
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -135,3 +138,15 @@ def _builder(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
+
+
+def main() -> None:
+    """Makes one key, for whoever started this process."""
+    key = new_key()
+    pem = key_pem(key)
+    request = make_signing_request(key, sys.stdin.buffer.read().decode())
+    sys.stdout.buffer.write(len(pem).to_bytes(4, "little") + pem + request)
+
+
+if __name__ == "__main__":
+    main()

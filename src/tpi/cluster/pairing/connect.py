@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tpi.cluster.links.messages import one_line
-from tpi.cluster.pairing.identity import Identity, IdentityStore
-from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.pairing.newkey import make_key
-from tpi.cluster.pairing.opening import (
+from tpi.cluster.control.messages import one_line
+from tpi.cluster.pairing.hello import (
     ANSWER_MAGIC,
     AnyHello,
     ControlHello,
@@ -30,6 +27,8 @@ from tpi.cluster.pairing.opening import (
     pack_hello,
     read_opening,
 )
+from tpi.cluster.pairing.identity import Identity, IdentityStore, make_key
+from tpi.cluster.pairing.joinkey import Address, JoinKey
 from tpi.cluster.pairing.tls import peer_fingerprint, stranger_context
 from tpi.errors import LinkError, PairingError, ProtocolError, TpiError
 from tpi.version import PROTOCOL_VERSION, VERSION

@@ -1,11 +1,16 @@
 """A worker's certificates: one key and certificate per cluster, in a folder of private files. Any thread.
 
 ``STATE/<fingerprint>/`` holds ``device.pem`` (key and certificate), ``authority.pem`` and ``name``; it appears whole.
+
+A new key is made in a child process: what makes it takes 10 MB that a worker, which needs it once in its life, would
+keep for good.
 """
 
 import os
 import shutil
 import ssl
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +18,8 @@ from pathlib import Path
 from tpi.cluster.pairing.storage import make_private_folder, write_private
 from tpi.cluster.pairing.tls import client_context
 from tpi.errors import DiskSpaceError, PairingError
+
+_MAKING_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +75,29 @@ class IdentityStore:
     def forget(self, fingerprint: bytes) -> None:
         """Remove the identity in a cluster; nothing happens when there is none."""
         shutil.rmtree(self._folder / fingerprint.hex(), ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """The private key as PEM, and the request to certify it as DER."""
+
+    key_pem: bytes
+    signing_request: bytes
+
+
+def make_key(name: str) -> NewKey:
+    """A key for the device ``name``; blocks.
+
+    Raises:
+        PairingError: the child process fails.
+    """
+    command = [sys.executable, "-P", "-m", "tpi.cluster.pairing.certificates"]
+    try:
+        done = subprocess.run(command, input=name.encode(), capture_output=True, timeout=_MAKING_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PairingError(f"cannot make a key for this device: {error}") from error
+    if done.returncode:
+        words = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise PairingError(f"cannot make a key for this device: {words[-1]}")
+    length = int.from_bytes(done.stdout[:4], "little")
+    return NewKey(done.stdout[4 : 4 + length], done.stdout[4 + length :])

@@ -10,7 +10,7 @@ import pytest
 from tpi.cluster.allreduce.payload import PayloadBuffer, PayloadFormat
 from tpi.cluster.allreduce.solo import SoloAllreduce
 from tpi.cluster.allreduce.star import StarMaster, StarWorker
-from tpi.cluster.links.frames import FrameTag, PayloadType, Phase
+from tpi.cluster.mesh.frames import FrameTag, PayloadType, Phase
 from tpi.errors import LinkError, ProtocolError
 from tpi.runtime.protocols import Allreduce, SumStep
 from tpi.testing.allreduce_suite import MAX_VALUES, AllreduceSuite, on_all_ranks

@@ -13,19 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpi.cluster.links.control import ControlLink
-from tpi.cluster.links.messages import Goodbye
-from tpi.cluster.pairing import connect, opening
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import Goodbye
+from tpi.cluster.pairing import connect
+from tpi.cluster.pairing import hello as hellos
 from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
-from tpi.cluster.pairing.authority import Authority
+from tpi.cluster.pairing.addresses import listen
+from tpi.cluster.pairing.authority import Authority, MasterGate
 from tpi.cluster.pairing.connect import find_or_join, join, make_device_name, open_control, open_data
+from tpi.cluster.pairing.gate import DataTokens
+from tpi.cluster.pairing.hello import ControlHello, DataHello, JoinHello
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.pairing.listening import listen
-from tpi.cluster.pairing.master_gate import MasterGate
-from tpi.cluster.pairing.opening import ControlHello, DataHello, JoinHello
 from tpi.cluster.pairing.tls import server_context, stranger_context
-from tpi.cluster.pairing.tokens import DataTokens
 from tpi.errors import LinkError, PairingError, ProtocolError, TpiError, UsageError
 from tpi.version import PROTOCOL_VERSION
 
@@ -221,7 +221,7 @@ def test_another_version_is_named_with_ours(
     """The caller is of another version; both sides say so, and what to do."""
     other = PROTOCOL_VERSION + (1 if direction == "newer" else -1)
     monkeypatch.setattr(connect, "PROTOCOL_VERSION", other)
-    monkeypatch.setattr(connect, "pack_hello", lambda purpose, hello: opening.pack_hello(purpose, hello, other))
+    monkeypatch.setattr(connect, "pack_hello", lambda purpose, hello: hellos.pack_hello(purpose, hello, other))
     text = expect(ProtocolError, "install the same version of tpi on both", lambda: join(master.key, "pi", store))
     assert f"version {PROTOCOL_VERSION}, this device" in text and f"version {other}:" in text
     assert f"speaks protocol version {other}, this device" in master.refused.get(timeout=WAIT_S)
@@ -295,8 +295,8 @@ def test_names_are_made_of_host_names(text: str, name: str) -> None:
 @given(st.text())
 def test_any_text_makes_a_name(text: str) -> None:
     name = make_device_name(text)
-    content = opening.pack_hello(opening.Purpose.CONTROL, ControlHello(name))[12:]
-    assert opening.decode_body(content, ControlHello, "x").name == name
+    content = hellos.pack_hello(hellos.Purpose.CONTROL, ControlHello(name))[12:]
+    assert hellos.decode_body(content, ControlHello, "x").name == name
 
 
 @pytest.mark.parametrize("name", ["", "-", "a b", "a/b", "x" * 64, "ä", "a\n"])
@@ -305,7 +305,7 @@ def test_a_name_that_cannot_be_is_refused(master: Master, store: IdentityStore, 
         hello = JoinHello(name, master.key.secret, b"x")
         sock, address = connect._connect(master.key.addresses, stranger_context(), master.key.fingerprint, WAIT_S)
         with sock:
-            connect._converse(sock, address, opening.Purpose.JOIN, hello, opening.JoinWelcome, WAIT_S)
+            connect._converse(sock, address, hellos.Purpose.JOIN, hello, hellos.JoinWelcome, WAIT_S)
 
     expect(PairingError, "malformed JoinHello", call)
 

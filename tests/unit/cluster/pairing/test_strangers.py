@@ -13,15 +13,14 @@ from pathlib import Path
 import pytest
 
 from tpi.cluster.pairing.acceptor import MAX_HANDSHAKES, AcceptedLink, Acceptor
-from tpi.cluster.pairing.authority import Authority
+from tpi.cluster.pairing.addresses import listen
+from tpi.cluster.pairing.authority import Authority, MasterGate
 from tpi.cluster.pairing.connect import join, open_control
+from tpi.cluster.pairing.gate import DataTokens
+from tpi.cluster.pairing.hello import ANSWER_MAGIC, HELLO_MAGIC, ControlHello, Purpose, Verdict, pack_hello
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import Address
-from tpi.cluster.pairing.listening import listen
-from tpi.cluster.pairing.master_gate import MasterGate
-from tpi.cluster.pairing.opening import ANSWER_MAGIC, HELLO_MAGIC, ControlHello, Purpose, Verdict, pack_hello
 from tpi.cluster.pairing.tls import stranger_context
-from tpi.cluster.pairing.tokens import DataTokens
 from tpi.version import PROTOCOL_VERSION
 
 WAIT_S = 20.0

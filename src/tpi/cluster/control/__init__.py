@@ -1,0 +1,1 @@
+"""Control links: typed messages between paired devices, heartbeats, and noticing that a peer is lost."""

@@ -1,0 +1,1 @@
+"""The plan, and one rank's place in it."""

@@ -1,0 +1,124 @@
+"""What the parts of a rank take in memory, counted before they are used. Keeps no state.
+
+The workspace is made for that, but only as addresses: the system gives it memory as it is used.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tpi.cluster.mesh.datapath import master_frame_bytes, worker_frame_bytes
+from tpi.planner.chunks import PassLoad
+from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
+from tpi.runtime.ggml.repack import Repacker
+from tpi.runtime.kvcache import KvCache
+from tpi.runtime.passes import TILED_TOKENS
+from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.weights.streaming.pins import minimum_budget, plan_pins
+
+WORKER_PROCESS_BYTES = 60_000_000
+"""A worker before it has a workspace, for who cannot ask it; measured: 53 MB, and 5 for what describes a 70B model."""
+
+_CHEAP = 0.05
+"""The part of a window that longer passes may cost: every token of an answer pays for it, with more that is read."""
+
+_F32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A rank's slice, what the pieces take in its window, the memory that its process has and may have, and what its
+    window may have at most, where somebody said so."""
+
+    model: RankModel
+    piece_bytes: Sequence[int]
+    process_bytes: int
+    limit_bytes: int
+    window_limit_bytes: int | None = None
+    _rooms: dict[tuple[RankSettings, Repacker | None], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def two_pieces_bytes(self) -> int:
+        """A window in which one piece is read while the other is used."""
+        return 2 * max(self.piece_bytes, default=0)
+
+    def room_bytes(self, settings: RankSettings, repacker: Repacker | None = None) -> int:
+        """What is left for the window; counted once for the same settings."""
+        if (settings, repacker) not in self._rooms:
+            with Workspace(self.model, settings, repacker) as workspace:
+                least = minimum_bytes(needs_of(workspace, self.process_bytes), 0)
+            self._rooms[settings, repacker] = self.limit_bytes - least
+        return self._rooms[settings, repacker]
+
+    def window_bytes(self, room_bytes: int) -> int:
+        """What the window takes of the memory that is left for it."""
+        window = min(room_bytes, sum(self.piece_bytes))
+        return window if self.window_limit_bytes is None else min(window, self.window_limit_bytes)
+
+
+def chunk_tokens(claims: Iterable[Claim], settings: RankSettings, repacker: Repacker | None = None) -> int:
+    """How many tokens a pass should have at most: ``settings.max_tokens``, or, where that leaves a rank too little for
+    two pieces of weights, so that one is read while the other is used, fewer."""
+    small = min(settings.max_tokens, TILED_TOKENS)
+    is_tight = any(claim.room_bytes(settings, repacker) < claim.two_pieces_bytes for claim in claims)
+    return small if is_tight else settings.max_tokens
+
+
+def pass_load(claim: Claim, settings: RankSettings) -> PassLoad:
+    """What the rank reads and computes in passes of ``settings``; the head is left out, as only the last pass of a
+    prompt needs it."""
+    model, head = claim.model, len(claim.model.blocks) - 1
+    window = max(claim.window_bytes(claim.room_bytes(settings)), minimum_budget(claim.piece_bytes))
+    pins = plan_pins(claim.piece_bytes, window)
+    pieces = [piece for piece in model.pieces if piece.block != head]
+    return PassLoad(
+        streamed_bytes=sum(claim.piece_bytes[piece.index] for piece in pieces if piece.index not in pins.pinned),
+        flop_per_token=2 * sum(part.rows.size * part.columns.size for piece in pieces for part in piece.parts),
+    )
+
+
+def are_cheap(claims: Iterable[Claim], settings: RankSettings, n_tokens: int) -> bool:
+    """Whether passes of ``n_tokens`` instead of ``settings.max_tokens`` leave every rank room for two pieces, most of
+    its window, and all of its weights in memory if they are now."""
+    longer = replace(settings, max_tokens=n_tokens)
+    return all(_is_cheap(claim, claim.room_bytes(settings), claim.room_bytes(longer)) for claim in claims)
+
+
+def _is_cheap(claim: Claim, room_bytes: int, longer_room_bytes: int) -> bool:
+    window, left = claim.window_bytes(room_bytes), claim.window_bytes(longer_room_bytes)
+    is_resident = window == sum(claim.piece_bytes)
+    return longer_room_bytes >= claim.two_pieces_bytes and left >= (window if is_resident else (1 - _CHEAP) * window)
+
+
+def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0) -> Needs:
+    """The needs of the rank that ``workspace`` was made for, in a process that has ``process_bytes`` without it."""
+    model, settings = workspace.model, workspace.settings
+    activations = workspace.activation_bytes
+    if model.rank == 0:
+        activations += settings.max_tokens * model.spec.n_embd * _F32_BYTES
+    return Needs(
+        process_bytes=process_bytes,
+        kv_bytes=KvCache.bytes_for(model.kv_widths(), settings.n_cells, settings.kv_type),
+        graphs_bytes=workspace.compute.scratch_bytes,
+        activations_bytes=activations,
+        links_bytes=_link_bytes(model, settings),
+        logits_bytes=_logits_bytes(model, settings),
+        growth_bytes=WORKER_GROWTH_BYTES if model.rank else MASTER_GROWTH_BYTES,
+        tokenizer_bytes=tokenizer_bytes,
+    )
+
+
+def _link_bytes(model: RankModel, settings: RankSettings) -> int:
+    if model.partition.n_ranks == 1:
+        return 0
+    payload = settings.max_tokens * model.spec.n_embd * _F32_BYTES
+    count = master_frame_bytes if model.rank == 0 else worker_frame_bytes
+    return payload + count(model.spec, settings.max_tokens, settings.n_cells)
+
+
+def _logits_bytes(model: RankModel, settings: RankSettings) -> int:
+    """In frames and, on the master, put together."""
+    rows = [share.rows.size for share in model.partition.shares[-1]]
+    n_values = model.spec.n_vocab + max(rows[1:], default=0) if model.rank == 0 else rows[model.rank]
+    return settings.n_sampled * n_values * _F32_BYTES

@@ -1,0 +1,46 @@
+"""Whether a plan that came over a link can be followed. No I/O; any thread."""
+
+from pathlib import Path
+
+from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.cluster.control.messages import Plan
+from tpi.errors import ModelFileError, ProtocolError, UnsupportedModelError
+from tpi.gguf.types import TYPES_BY_NAME
+from tpi.model.architectures import blocks_of, check_spec
+from tpi.model.partition import is_whole
+from tpi.model.spec import ModelSpec
+
+KV_TYPES = ("F16", "Q8_0")
+"""Types of the KV cache, by their GGUF names."""
+
+
+def check_kv_type(name: str, spec: ModelSpec) -> None:
+    """Refuses what the KV cache cannot be made of.
+
+    Raises:
+        ValueError: an unknown type, or one whose blocks do not divide this model's heads.
+    """
+    if name not in KV_TYPES:
+        raise ValueError(f"a KV cache of type {name}; there are {', '.join(KV_TYPES)}")
+    if spec.head_dim % TYPES_BY_NAME[name].block_elements:
+        raise ValueError(f"a KV cache of type {name} needs heads of whole blocks, this model's have {spec.head_dim}")
+
+
+def check_plan(plan: Plan) -> None:
+    """Refuses a plan whose parts do not fit each other.
+
+    Raises:
+        ProtocolError: no rank could follow it.
+    """
+    try:
+        check_spec(plan.spec, Path("the plan"))
+        is_complete = is_whole(plan.spec, blocks_of(plan.spec), plan.partition)
+        PayloadFormat(plan.payload)
+        check_kv_type(plan.kv_type, plan.spec)
+    except (ModelFileError, UnsupportedModelError, ValueError, LookupError, ArithmeticError) as error:
+        raise ProtocolError(f"the master's plan cannot be used: {error}") from error
+    if not is_complete or plan.rank >= plan.partition.n_ranks:
+        raise ProtocolError(
+            f"the master's plan cannot be used: its {plan.partition.n_ranks} ranks do not hold every block once, or "
+            f"rank {plan.rank} is not among them"
+        )

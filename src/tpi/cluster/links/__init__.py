@@ -1,1 +1,0 @@
-"""Connections between paired devices: control links with messages, data links with frames."""

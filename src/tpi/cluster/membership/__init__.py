@@ -1,0 +1,1 @@
+"""The devices that are here, with what they offer."""

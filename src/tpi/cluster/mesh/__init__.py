@@ -1,0 +1,1 @@
+"""Data links of an epoch, and what travels on them."""

@@ -1,0 +1,1 @@
+"""Slices of the model and shards on their way to the devices."""

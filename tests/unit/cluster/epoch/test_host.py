@@ -1,0 +1,48 @@
+"""A rank on its own device: with everything, with nothing, with too little memory; what it tells while it ends."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.runtime.rigs import Nobody, make_model, make_pass
+from tpi.cluster.control.messages import Plan
+from tpi.cluster.epoch.host import RankHost, host_of, rank_model
+from tpi.cluster.transfer.stock import make_shard, stock_of
+from tpi.config import Resources
+from tpi.errors import MemoryBudgetError
+from tpi.gguf.reader import Gguf
+from tpi.runtime.workspace import RankModel
+from tpi.weights.shards.store import ShardStore
+from tpi.weights.slices import GgufSource
+
+
+def make_host(folder: Path, gguf: Gguf, model: RankModel, resources: Resources) -> RankHost:
+    plan = Plan(1, model.rank, model.spec, model.partition, 64, 8, 8, "f32", "F16")
+    host = host_of(plan, rank_model(plan), "me", resources, None)
+    with GgufSource(gguf) as source:
+        shard = make_shard(ShardStore(folder / "shards"), model, source, lambda *_: None)
+    host.load(stock_of(shard, True))
+    host.connect(Nobody(), lambda: (3, 4))
+    return host
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shares_of_everything_and_of_nothing(tmp_path: Path, rank: int) -> None:
+    gguf, model = make_model(tmp_path / "model.gguf", weights=(1, 0), rank=rank)
+    with make_host(tmp_path, gguf, model, Resources(n_threads=1)) as host:
+        for number in range(3):
+            logits = host.run(make_pass(model, 8 * number, 8))
+            assert (logits is None) == (rank == 1)
+            assert logits is None or (logits.shape == (8, 320) and np.isfinite(logits).all())
+        status = host.status()
+    assert status.n_passes == 3 and (status.sent_bytes, status.received_bytes) == (3, 4)
+    assert (status.n_pieces, status.shard_bytes > 0) == ((5, True) if rank == 0 else (0, False))
+    assert host.status().n_passes == 3, "the control link may ask while the rank ends"
+    host.close()
+
+
+def test_too_little_memory_frees_what_was_taken(tmp_path: Path) -> None:
+    gguf, model = make_model(tmp_path / "model.gguf")
+    with pytest.raises(MemoryBudgetError, match="--memory 10MiB is too small"):
+        make_host(tmp_path, gguf, model, Resources(memory_bytes=10 << 20, n_threads=1))

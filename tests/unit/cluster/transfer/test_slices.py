@@ -1,0 +1,159 @@
+"""Shard transfer between its two ends, with a link made of queues: requests that make no sense, ends at bad moments."""
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.models import write_random_model
+from tpi.cluster.control.link import ControlLink
+from tpi.cluster.control.messages import AnyMessage, FetchRun, RunChunk
+from tpi.cluster.transfer.slices import LinkSource, RunServer
+from tpi.errors import ChecksumError, LinkError, ModelFileError, ProtocolError, TpiError
+from tpi.gguf.reader import Gguf, read_gguf
+from tpi.model.architectures import read_spec
+from tpi.model.partition import Span
+from tpi.weights.layout import Part
+from tpi.weights.slices import GgufSource
+
+WAIT_S = 20.0
+
+
+class Pipe:
+    """What both ends need of a control link: hands each message to a function."""
+
+    peer = "the other"
+
+    def __init__(self, take: Callable[[AnyMessage], None]) -> None:
+        self._take = take
+
+    def wait_send(self, message: AnyMessage, timeout_s: float | None = None) -> None:
+        self._take(message)
+
+
+def link(take: Callable[[AnyMessage], None]) -> ControlLink:
+    return cast(ControlLink, Pipe(take))
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Gguf:
+    return read_gguf(write_random_model(tmp_path / "model.gguf", types="Q8_0", n_layers=1, n_ff=20_480))
+
+
+@contextmanager
+def served(gguf: Gguf, take: Callable[[AnyMessage], None]) -> Iterator[tuple[RunServer, list[TpiError]]]:
+    failures: list[TpiError] = []
+    with RunServer(link(take), gguf, read_spec(gguf, ""), failures.append) as server:
+        yield server, failures
+
+
+def part(gguf: Gguf, name: str, columns: Span | None = None) -> Part:
+    tensor = gguf.tensors[name]
+    return Part("", name, tensor.type.id, 0, Span(0, tensor.n_rows), columns or Span(0, tensor.n_columns), 0)
+
+
+@pytest.mark.parametrize("columns", [None, Span(64, 20_448)])
+def test_slices_arrive_as_they_are(gguf: Gguf, columns: Span | None) -> None:
+    wanted = part(gguf, "blk.0.ffn_down.weight", columns)
+    rows = Span(3, 250)
+    sources: list[LinkSource] = []
+    with served(gguf, lambda message: sources[0].deliver(cast(RunChunk, message))) as (server, failures):
+        sources.append(LinkSource(link(lambda message: server.request(cast(FetchRun, message)))))
+        out, same = bytearray(rows.size * wanted.row_bytes), bytearray(rows.size * wanted.row_bytes)
+        for _ in range(2):
+            sources[0].read(wanted, rows, memoryview(out))
+    with GgufSource(gguf) as source:
+        source.read(wanted, rows, memoryview(same))
+    assert out == same and any(out) and not failures
+    assert len(out) > 1 << 20
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        FetchRun(1, "nothing", Span(0, 1), Span(0, 32)),
+        FetchRun(1, "\x1b[2J", Span(0, 1), Span(0, 32)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 33)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(1, 33)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 1 << 50)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 0)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(-32, 32)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(-5, 1), Span(0, 32)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(5, 1), Span(0, 32)),
+        FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1 << 40), Span(0, 32)),
+    ],
+)
+def test_requests_that_make_no_sense(gguf: Gguf, run: FetchRun) -> None:
+    sent: list[AnyMessage] = []
+    with served(gguf, sent.append) as (server, failures):
+        server.request(run)
+    (failure,) = failures
+    assert isinstance(failure, ProtocolError) and str(failure).isprintable()
+    assert sent == []
+
+
+def test_a_model_that_is_gone_is_told(gguf: Gguf) -> None:
+    gguf.paths[0].unlink()
+    with served(gguf, lambda message: None) as (_, failures):
+        pass
+    (failure,) = failures
+    assert isinstance(failure, ModelFileError)
+
+
+def test_a_link_that_ends_ends_the_server(gguf: Gguf) -> None:
+    def lose(message: AnyMessage) -> None:
+        raise LinkError("gone")
+
+    with served(gguf, lose) as (server, failures):
+        server.request(FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 32)))
+    assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("chunk", "kind"),
+    [
+        (RunChunk(1, 0, 5, bytes(272)), ChecksumError),
+        (RunChunk(1, 1, zlib.crc32(bytes(271)), bytes(271)), LinkError),
+        (RunChunk(1, 0, zlib.crc32(bytes(273)), bytes(273)), LinkError),
+        (RunChunk(1, -1, zlib.crc32(bytes(272)), bytes(272)), LinkError),
+    ],
+)
+def test_chunks_that_are_wrong(gguf: Gguf, chunk: RunChunk, kind: type[TpiError]) -> None:
+    source = LinkSource(link(lambda message: source.deliver(chunk)))
+    with pytest.raises(kind):
+        source.read(part(gguf, "blk.0.ffn_up.weight"), Span(0, 1), memoryview(bytearray(272)))
+
+
+def test_late_chunks_touch_no_memory(gguf: Gguf) -> None:
+    """Whatever comes after a read has failed finds no buffer."""
+    out = bytearray(272)
+
+    def lose(message: AnyMessage) -> None:
+        raise LinkError("gone")
+
+    source = LinkSource(link(lose))
+    with pytest.raises(LinkError, match="gone"):
+        source.read(part(gguf, "blk.0.ffn_up.weight"), Span(0, 1), memoryview(out))
+    source.deliver(RunChunk(1, 0, zlib.crc32(b"\1" * 272), b"\1" * 272))
+    assert out == bytes(272)
+
+
+def test_an_end_between_two_reads_is_not_forgotten(gguf: Gguf) -> None:
+    source = LinkSource(link(lambda message: None))
+    source.fail(LinkError("the master has ended the session"))
+    raised: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            source.read(part(gguf, "blk.0.ffn_up.weight"), Span(0, 1), memoryview(bytearray(272)))
+        except LinkError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(WAIT_S)
+    assert not thread.is_alive() and "ended the session" in str(raised[0])
