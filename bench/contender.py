@@ -70,10 +70,11 @@ class _Side:
 
 @contextmanager
 def _open_tpi(setup: Setup) -> Iterator[_Side]:
-    from tpi.cluster.master import Listener  # noqa: PLC0415
+    from tpi.cluster.master import Master  # noqa: PLC0415
     from tpi.config import Folders, MasterSettings, Resources  # noqa: PLC0415
     from tpi.engine.sequence import TokenSequence  # noqa: PLC0415
     from tpi.runtime.embedding import EmbeddingTable  # noqa: PLC0415
+    from tpi.runtime.logits import Wanted  # noqa: PLC0415
 
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tpi-bench-")))
@@ -85,14 +86,14 @@ def _open_tpi(setup: Setup) -> Iterator[_Side]:
             bind="127.0.0.1",
             port=0,
         )
-        listener = stack.enter_context(Listener(settings))
-        cluster = stack.enter_context(listener.form(lambda event: None))
-        sequence = TokenSequence(cluster, stack.enter_context(EmbeddingTable(listener.gguf, listener.spec)))
+        master = stack.enter_context(Master(settings))
+        cluster = stack.enter_context(master.form(lambda event: None))
+        sequence = TokenSequence(cluster, stack.enter_context(EmbeddingTable(master.gguf, master.spec)))
 
         def predict(tokens: list[int]) -> int:
-            *_, logits = sequence.prefill(tokens)
-            assert logits is not None
-            return int(logits.argmax())
+            *_, row = sequence.prefill(tokens, Wanted(1))
+            assert row is not None
+            return row.best()
 
         def count() -> _Counters:
             rank = cluster.status().ranks[0]

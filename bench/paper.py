@@ -19,12 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from bench.bounds import bound_s
 from bench.cluster import ClusterFolder, Conditions, measure
+from bench.computing import write_recording
 from bench.models import RandomModel, write_gguf, write_rank
 from bench.report import Report
 from bench.shapes import find_shape, tensors_of
 from bench.streaming import Request
-from bench.sums import measure_sums
+from bench.sums import SumKind, measure_sums
 from bench.testbed.testbed import Device, Testbed, can_emulate
 from bench.window import run_alone
 from tpi.cli.environment import find_folders
@@ -34,6 +38,7 @@ from tpi.observe import available_memory_bytes
 from tpi.runtime.ggml.probe import probe_kernels
 
 N_DEVICES = 8
+_ALGORITHMS = ("star", "one-shot", "two-shot")
 LATENCY_S, RATE_BPS = 0.001, 300e6
 _WORKER = 3
 _WORKER_PREFILL = 512
@@ -83,22 +88,26 @@ class _Bench:
         given = self._given
         model = RandomModel(find_shape(row.shape), given.quant)
         report = Report("paper").add(model=row.shape, quantisation=given.quant, prompt_tokens=given.prompt_tokens)
-        with Testbed([Device()] * N_DEVICES, LATENCY_S, RATE_BPS) as bed:
-            width = model.shape.n_embd
-            sums_s = measure_sums(bed, [width, width * given.prompt_tokens], given.sums)
         if given.real or (not given.one_rank and self._fits(model)):
             figures = self._eight_devices(model)
         else:
-            figures = {"worker_peak_rss_bytes": None, **self._one_rank(model, sums_s[0])}
-        report.add(sum_ms=sums_s[0] * 1e3, prompt_sum_ms=sums_s[1] * 1e3, **figures)
+            figures = {"worker_peak_rss_bytes": None, **self._one_rank(model)}
+        report.add(**figures)
         return _add_published(report, row)
+
+    def _sum_s(self, model: RandomModel) -> float:
+        """What the fastest sum of one token takes on devices that do nothing else."""
+        kinds = [SumKind(name, model.shape.n_embd) for name in _ALGORITHMS]
+        with Testbed([Device()] * N_DEVICES, LATENCY_S, RATE_BPS) as bed:
+            return min(entry.wall_s for entry in measure_sums(bed, kinds, n_rounds=self._given.sums).sums)
 
     def _eight_devices(self, model: RandomModel) -> dict[str, Any]:
         """Everything is real; every device has an equal part of this machine's cores, and its weights in memory."""
         with tempfile.TemporaryDirectory(dir=self._work, prefix="paper-") as folder:
-            cluster = self._cluster(model, Path(folder), Device(self._given.cpu), stand_ins=False)
+            cluster = self._cluster(model, Path(folder), Device(self._given.cpu))
         return {
             **_times(cluster),
+            "sums": cluster["sums"],
             "master_peak_rss_bytes": cluster["peak_rss_bytes"][0],
             "worker_peak_rss_bytes": max(cluster["peak_rss_bytes"][1:]),
             "cpu": self._given.cpu,
@@ -106,11 +115,10 @@ class _Bench:
             "composed": "nothing",
         }
 
-    def _one_rank(self, model: RandomModel, sum_s: float) -> dict[str, Any]:
-        """A real master with stand-ins, then a real worker with made-up sums; one shard on disk at a time."""
-        given = self._given
-        with tempfile.TemporaryDirectory(dir=self._work, prefix="paper-") as folder:
-            cluster = self._cluster(model, Path(folder), Device(), stand_ins=True)
+    def _one_rank(self, model: RandomModel) -> dict[str, Any]:
+        """A real worker with made-up sums, then a real master whose stand-ins contribute as late as that worker would;
+        one shard on disk at a time."""
+        given, sum_s = self._given, self._sum_s(model)
         with tempfile.TemporaryDirectory(dir=self._work, prefix="paper-") as folder:
             shard = write_rank(model, _WORKER, (1.0,) * N_DEVICES, Path(folder) / "shard.tpishard")
             request = Request(
@@ -123,8 +131,25 @@ class _Bench:
                 sum_s=sum_s,
             )
             worker = run_alone(request)
+            prompt = given.prompt_tokens
+            reading = run_alone(
+                msgspec.structs.replace(request, n_prefill=prompt, chunk_tokens=prompt, n_parts=2, n_pairs=1, sum_s=0.0)
+            )
+        with tempfile.TemporaryDirectory(dir=self._work, prefix="paper-") as folder:
+            computing = write_recording(reading.computing, Path(folder) / "computing.json")
+            cluster = self._cluster(model, Path(folder), Device(), computing=computing)
+        n_sums = 2 * model.shape.n_layers
+        prompt_bound_s = bound_s("two-shot", N_DEVICES, prompt * model.shape.n_embd * 2, LATENCY_S, RATE_BPS)
+        first_bound_s = max(reading.bare_pass_s, reading.prefill_compute_s + n_sums * prompt_bound_s)
         return {
             **_times(cluster),
+            "sums": cluster["sums"],
+            "sum_ms": sum_s * 1e3,
+            "first_token_over_bound": cluster["time_to_first_token_s"] / first_bound_s,
+            "first_token_bound_s": first_bound_s,
+            "prompt_disk_s": reading.bare_pass_s,
+            "prompt_compute_s": reading.prefill_compute_s,
+            "prompt_sums_bound_s": n_sums * prompt_bound_s,
             "master_peak_rss_bytes": cluster["peak_rss_bytes"][0] + worker.kv_bytes,
             "worker_peak_rss_bytes": worker.peak_rss_bytes,
             "worker_token_s": worker.token_s,
@@ -133,14 +158,17 @@ class _Bench:
             "worker_streamed_bytes_per_token": worker.streamed_bytes_per_token,
             "context": given.context,
             "threads": given.threads,
-            "measured": f"first_token_s, token_s: rank 0 of {N_DEVICES} with 7 workers that add zeros, real links and "
-            f"sums; worker_*: rank {_WORKER} by itself, {request.n_prefill} tokens of prompt, all cells written",
+            "measured": f"first_token_s, token_s: rank 0 of {N_DEVICES}, real links and sums, with 7 workers that add "
+            f"zeros, as late as rank {_WORKER} would; worker_*: rank {_WORKER} alone, {request.n_prefill} tokens of "
+            "prompt, all cells written",
             "composed": "worker_token_s has sums as long as sum_ms; worker_peak_rss_bytes lacks the links' buffers; "
             "master_peak_rss_bytes has the KV cache of all cells added",
         }
 
-    def _cluster(self, model: RandomModel, folder: Path, device: Device, *, stand_ins: bool) -> dict[str, Any]:
-        given = self._given
+    def _cluster(
+        self, model: RandomModel, folder: Path, device: Device, computing: Path | None = None
+    ) -> dict[str, Any]:
+        given, stand_ins = self._given, computing is not None
         path = write_gguf(model, folder / "model.gguf", hollow=True)
         conditions = Conditions(
             device=device,
@@ -152,6 +180,9 @@ class _Bench:
             window=given.window if stand_ins else None,
             repack=not stand_ins,
             stand_ins=stand_ins,
+            computing=computing,
+            wire=given.wire,
+            allreduce=given.allreduce,
         )
         report = measure(model, path, N_DEVICES, conditions, ClusterFolder(folder, self._work))
         figures: dict[str, Any] = json.loads(report.json())
@@ -191,6 +222,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--context", type=int, default=2048, help="cells of a rank that streams")
     parser.add_argument("--pairs", type=int, default=3, help="tokens of the worker that are measured")
     parser.add_argument("--sums", type=int, default=40, help="sums that are measured")
+    parser.add_argument("--wire", default="f16", help="how partial sums travel (default: f16)")
+    parser.add_argument("--allreduce", help="(default: what is measured to be fastest)")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--real", action="store_true", help="eight real devices, whatever the model's size")
     way.add_argument("--one-rank", action="store_true", help="one real rank, whatever the model's size")

@@ -81,7 +81,8 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
                 options = join_options(rank, shards[rank], conditions) if is_real else []
                 workers.append(real_worker(*options) if is_real else stand_in(device_name(rank), folder.state(rank)))
             variables = [folder.variables(rank) for rank in range(ranks.n_devices)]
-            return ServedCluster(bed, conditions.serve_options(path, bed, ranks.n_devices), workers, variables)
+            serve = conditions.serve_options(path, model.shape.n_layers, bed, ranks.n_devices)
+            return ServedCluster(bed, serve, workers, variables)
 
         start().close()
         with start() as cluster:

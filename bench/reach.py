@@ -9,11 +9,12 @@ them over an hour as root, with up to 35 GB of disk.
 import argparse
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.measurements import NAMES as MEASUREMENTS
-from bench.report import Report
+from bench.report import Report, Value
+from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.errors import UsageError
 
 _BIG = ("--shape", "llama-2-70b", "--threads", "1")
@@ -31,6 +32,26 @@ class Goal:
     is_least: bool
     measurement: str
     arguments: tuple[str, ...]
+    where: tuple[tuple[str, Value], ...] = ()
+    """Which of its reports count, by their values; of several the worst does."""
+
+    def only(self, **where: Value) -> "Goal":
+        """The same for those reports."""
+        return replace(self, where=tuple(where.items()))
+
+    def _counts(self, row: dict[str, Any]) -> bool:
+        return self.figure in row and all(row.get(name) == value for name, value in self.where)
+
+    def find(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The report that counts.
+
+        Raises:
+            UsageError: there is none.
+        """
+        fitting = [row for row in found if self._counts(row)]
+        if not fitting:
+            raise UsageError(f"{self.command}: reported nothing with {dict(self.where)}")
+        return (min if self.is_least else max)(fitting, key=lambda row: float(row[self.figure]))
 
     @property
     def command(self) -> str:
@@ -54,6 +75,16 @@ _Q8_0 = (*_BIG, "--quant", "q4_0", "--kv-type", "Q8_0")
 _STREAM = (*_WINDOW, "--quant", "q4_0", "--pairs", "5")
 _HALF = (*_STREAM, "--part", "0.5", "--prefill", "0")
 _TWO = ("--threads", "2")
+_CELLS = ("--idle", "10")
+_EIGHT_SUMS = ("--devices", "8", "--sizes", "4096,16384", "--latency-ms", "1", "--mbps", "300")
+_DEVICES = ("--devices", "1,2,4", "--cpu", "0.4", "--answers", "3")
+_LONG = ("--devices", "1,4", "--cpu", "0.4", "--prompt-tokens", "512", "--tokens", "4")
+_EIGHT = ("--devices", "1,8", "--cpu", "0.2", "--answers", "3")
+_7B = ("--shape", "llama-2-7b", "--devices", "1,8", "--cpu", "0.2", "--wire", "f16,int8")
+_70B = ("--rows", "llama-2-70b")
+_WIFI = ("--devices", "1,4", "--cpu", "0.4", "--medium-mbps", "100", "--latency-ms", "5", "--jitter-ms", "2")
+_WIFI_ALL = (*_WIFI, "--layouts", "tensor,pipeline,mixture", "--prompt-tokens", "512")
+_PLAIN = ("--devices", "4", "--cpu", "0.4", "--plain", "--allreduce", "one-shot")
 
 GOALS = (
     _at_most("worker", "worker, 1/8 of 70B Q4_0, all cells: peak", "worker_peak_rss_bytes", 300e6, "rank", *_F16),
@@ -69,6 +100,42 @@ GOALS = (
     _at_most("memory", "peak / llama.cpp's", "peak_rss_ratio", 0.65, "prefill", *_TWO),
     _at_least("thrash", "7B under 2 GiB / llama.cpp mapped", "rate_ratio", 2.5, "thrash"),
     _at_least("thrash-500", "the same, disk at 500 MB/s", "rate_ratio", 1.6, "thrash", "--disk", "500MB"),
+    *(
+        _at_most(f"sums-{name}", f"sums by {name} / bound, worst cell", "ratio", 1.25, "allreduce", *_CELLS).only(
+            algorithm=name
+        )
+        for name in ALGORITHMS
+    ),
+    _at_most("chosen", "the chosen / the best, worst cell", "over_best", 1.05, "allreduce", *_CELLS).only(
+        is_chosen=True
+    ),
+    _at_most("two", "1.1B, two devices: token / bound", "decode_over_bound", 1.0, "cluster", *_DEVICES).only(devices=2),
+    _at_most("four", "the same, four", "decode_over_bound", 1.15, "cluster", *_DEVICES).only(devices=4),
+    _at_most("eight", "the same, eight of half the power", "decode_over_bound", 1.35, "cluster", *_EIGHT).only(
+        devices=8
+    ),
+    _at_least("prompt-64", "prompt of 64: four / one", "prefill_speedup", 2.0, "cluster", *_DEVICES).only(devices=4),
+    _at_least("prompt-512", "prompt of 512: four / one", "prefill_speedup", 2.8, "cluster", *_LONG).only(devices=4),
+    _at_most("7b", "7B, eight devices: token / bound", "decode_over_bound", 1.2, "cluster", *_7B).only(
+        devices=8, wire="f16"
+    ),
+    _at_most("7b-first", "the same: first token of 64 / bound", "first_token_over_bound", 1.7, "cluster", *_7B).only(
+        devices=8, wire="f16"
+    ),
+    _at_most("70b-first", "70B, first token of 16 / bound", "first_token_over_bound", 1.15, "paper", *_70B),
+    _at_least("wifi", "Wi-Fi: pipeline of four / one, decode", "decode_speedup", 0.72, "cluster", *_WIFI_ALL).only(
+        arrangement="pipeline"
+    ),
+    _at_least("wifi-512", "the same, prompt of 512", "prefill_speedup", 2.2, "cluster", *_WIFI_ALL).only(
+        arrangement="pipeline"
+    ),
+    _at_most("cpu-4k", "processor ms of a sum of 4 KB, eight ranks", "cpu_ms", 0.3, "allreduce", *_EIGHT_SUMS).only(
+        is_chosen=True, payload_bytes=4096
+    ),
+    _at_most("cpu-16k", "the same, 16 KB", "cpu_ms", 0.45, "allreduce", *_EIGHT_SUMS).only(
+        is_chosen=True, payload_bytes=16384
+    ),
+    _at_most("tls", "1.1B decode: TLS / plain links", "encrypted_over_plain", 1.03, "cluster", *_PLAIN),
 )
 NAMES = {goal.name: goal for goal in GOALS}
 
@@ -82,12 +149,12 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         raise UsageError(f"--only {unknown[0]}: there are {', '.join(NAMES)}")
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for goal in (NAMES[name] for name in names):
         if goal.command not in found:
-            [report] = MEASUREMENTS[goal.measurement].measure(goal.arguments)
-            found[goal.command] = json.loads(report.json())
-        yield report_of(goal, found[goal.command])
+            reports = MEASUREMENTS[goal.measurement].measure(goal.arguments)
+            found[goal.command] = [json.loads(report.json()) for report in reports]
+        yield report_of(goal, goal.find(found[goal.command]))
 
 
 def report_of(goal: Goal, figures: dict[str, Any]) -> Report:

@@ -19,12 +19,15 @@ from typing import IO, Any, Protocol, Self
 
 from bench.children import PYTHON_PATH
 from bench.testbed.testbed import SwitchStatistics
+from tpi.cli.environment import find_status_folder
+from tpi.cli.statussocket import ask, choose_master
+from tpi.cluster.reports import ClusterStatus
 from tpi.errors import LinkError
 
 _KEY = re.compile(r"^\s+tpi join (\S+)")
 _HEADLINE = re.compile(r"^(\d+) prompt tokens.*; (\d+) tokens, ")
 _JOINED = re.compile(r"^(?:.* )?(\d+) of \1 devices are here")
-_READY = re.compile(r"^ready: ")
+_READY = re.compile(r"^ready: [^;]*(?:; (.*))?$")
 _START_S = 300.0
 _ANSWER_S = 7200.0
 _END_S = 10.0
@@ -59,9 +62,10 @@ def real_worker(*options: str) -> Worker:
     return Worker(("tpi", "join", "-", *options))
 
 
-def stand_in(name: str, state: Path) -> Worker:
-    """One that computes nothing, and keeps its certificate in ``state``."""
-    return Worker(("bench.standins", "--state", str(state), "/dev/stdin", name), is_early=True)
+def stand_in(name: str, state: Path, computing: Path | None = None) -> Worker:
+    """One that computes nothing, and keeps its certificate in ``state``; it waits as long as ``computing`` says."""
+    options = ["--state", str(state), *(["--computing", str(computing)] if computing is not None else [])]
+    return Worker(("bench.standins", *options, "/dev/stdin", name), is_early=True)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Start:
     listening_s: float
     joined_s: float
     ready_s: float
+    sums: str = ""
+    """How the cluster adds up, in its words."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,15 @@ class Line:
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """One answer, timed from outside. ``cpu_shares`` are the cores that each rank's process had meanwhile; ``prefill``
-    is all that went through the ports until the first word."""
+    """One answer, timed from outside. ``cpu_s`` is the processor time that each rank's process had meanwhile;
+    ``prefill`` is all that went through the ports until the first word."""
 
     n_prompt_tokens: int
     n_tokens: int
     first_s: float
     decode_s: float
-    cpu_shares: tuple[float, ...]
+    wall_s: float
+    cpu_s: tuple[float, ...]
     prefill: SwitchStatistics
     total: SwitchStatistics
 
@@ -109,9 +116,12 @@ class ServedCluster:
         serve: Sequence[str],
         workers: Sequence[Worker],
         variables: Sequence[Mapping[str, str]],
+        *,
+        is_plain: bool = False,
     ) -> None:
         """``serve`` are the arguments after the verb; ``workers`` those of ranks 1 on; ``variables`` every device's
-        environment."""
+        environment. With ``is_plain`` data links are not encrypted (``bench.plainlinks``)."""
+        self._is_plain = is_plain
         self._bed = bed
         self._written: queue.SimpleQueue[Line] = queue.SimpleQueue()
         self._last = ""
@@ -147,8 +157,8 @@ class ServedCluster:
                     process.stdin.close()
             self._wait_for(_JOINED, _START_S)
             joined = time.perf_counter() - started
-        self._wait_for(_READY, _START_S)
-        return Start(listening, joined, time.perf_counter() - started)
+        sums = self._wait_for(_READY, _START_S)[1] or ""
+        return Start(listening, joined, time.perf_counter() - started, sums)
 
     @property
     def processes(self) -> list[subprocess.Popen[Any]]:
@@ -170,6 +180,10 @@ class ServedCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
 
+    def status(self) -> ClusterStatus:
+        """What ``tpi status`` would print."""
+        return ask(choose_master(find_status_folder({**os.environ, **self._variables[0]})))
+
     def ask(self, text: str) -> ServedAnswer:
         """Asks one line and waits for the whole answer.
 
@@ -190,13 +204,13 @@ class ServedCluster:
                 prefill = prefill or self._bed.statistics()
             elif (match := match or _HEADLINE.match(line.text)) is not None and match[2] == "0":
                 raise LinkError("the measured cluster's answer ended before its first token: take another prompt")
-        wall = time.perf_counter() - asked
         return ServedAnswer(
             n_prompt_tokens=int(match[1]),
             n_tokens=int(match[2]),
             first_s=times[0] - asked,
             decode_s=times[-1] - times[0],
-            cpu_shares=tuple((after - before) / wall for before, after in zip(used, self._cpu_times(), strict=True)),
+            wall_s=time.perf_counter() - asked,
+            cpu_s=tuple(after - before for before, after in zip(used, self._cpu_times(), strict=True)),
             prefill=prefill,
             total=self._bed.statistics(),
         )
@@ -212,7 +226,7 @@ class ServedCluster:
     ) -> subprocess.Popen[Any]:
         process = self._bed.popen(
             rank,
-            [sys.executable, "-m", *command],
+            [sys.executable, "-m", *(["bench.plainlinks"] if self._is_plain else []), *command],
             env={**os.environ, "PYTHONPATH": PYTHON_PATH, **self._variables[rank]},
             stdin=subprocess.PIPE,
             stdout=stdout,

@@ -1,171 +1,155 @@
-"""Devices that join a cluster and compute nothing: their parts of all sums and logits are zeros.
+"""A device that joins a cluster and computes nothing: its parts of all sums and logits are zeros.
 
-    python -m bench.standins [--state DIR] KEY-FILE NAME [NAME …]
+    python -m bench.standins [--state DIR] [--computing FILE] KEY-FILE NAME
 
-With them one real rank of a cluster, the master included, runs with all its links and sums on a machine that could
-never hold the others. One thread per device; ends when the master does. Says ``waiting`` when it is about to read the
-key. With ``--state`` the devices keep their certificates there and join once.
+With such devices one real rank of a cluster, the master included, runs with all its links and sums on a machine that
+could never hold the others. All but the computing is the product's own worker; with ``--computing``, what ``streaming``
+recorded of a real rank, it waits as long as that computed before it contributes. Says ``waiting`` when it is about to
+read the key. With ``--state`` the device keeps its certificate there and joins once.
 """
 
 import argparse
-import queue
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
+import msgspec
 import numpy as np
 
-from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.allreduce.star import StarWorker
-from tpi.cluster.control.link import ControlLink
-from tpi.cluster.control.messages import (
-    AnyMessage,
-    Goodbye,
-    Offer,
-    OpenData,
-    Plan,
-    Prepared,
-    StatusReply,
-    StatusRequest,
-)
-from tpi.cluster.mesh.datalink import DataLink
-from tpi.cluster.mesh.datapath import WorkerDatapath
-from tpi.cluster.pairing.connect import find_or_join, open_control, open_data
-from tpi.cluster.pairing.identity import IdentityStore
-from tpi.cluster.pairing.joinkey import JoinKey
+from bench.computing import Recording, read_recording
+from tpi.cluster.control.messages import Plan
+from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.preparing import Provision
 from tpi.cluster.reports import RankStatus
-from tpi.errors import LinkError, TpiError
-from tpi.model.architectures import blocks_of
-from tpi.model.spec import Block, BlockKind
+from tpi.cluster.worker import run_worker
+from tpi.config import Folders, Resources, WorkerSettings
+from tpi.errors import Cancelled
+from tpi.model.flow import flows_of
+from tpi.model.spec import BlockKind
 from tpi.runtime.passes import Pass
-from tpi.runtime.protocols import Float32Array, SumStep
-from tpi.runtime.rank import first_after_attention
+from tpi.runtime.protocols import Allreduce, Float32Array, SumStep
+from tpi.runtime.rank import parts_of
+from tpi.runtime.turns import Turn, first_after_attention, turns_of
+from tpi.runtime.workspace import RankModel, RankSettings
+from tpi.trace import Trace
 
 _MEMORY_BYTES = 1 << 40
-_Message = TypeVar("_Message")
 
 
-class StandIn:
-    """One device; ``run`` is its whole life."""
+class StandIn(RankHost):
+    """What a worker has instead of a rank: takes the part of one in every pass, and has no weights."""
 
-    def __init__(self, key: JoinKey, name: str, folder: Path) -> None:
-        self._key, self._name = key, name
-        self._store = IdentityStore(folder / name)
-        self._inbox: queue.SimpleQueue[AnyMessage | LinkError] = queue.SimpleQueue()
-        self._control: ControlLink | None = None
-        self._data: DataLink | None = None
-        self._rank = 0
+    def __init__(self, plan: Plan, device: HostDevice, recording: Recording) -> None:
+        self._device, self._recording = device, recording
+        self._allow(rank_model(plan), rank_settings(plan, 1))
 
-    def run(self) -> None:
-        """Joins, takes part, returns when the master ends.
+    def _allow(self, model: RankModel, settings: RankSettings) -> None:
+        self._model, self._settings = model, settings
+        self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
+        self._first_per_row = first_after_attention(model.blocks)
+        self._n_head_rows = model.partition.shares[-1][model.rank].rows.size
+        shape = settings.max_tokens, model.spec.n_embd
+        self._nothing, self._total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self._sums: Allreduce | None = None
+        self._interrupted = threading.Event()
+        self._n_passes = 0
+        self.trace: Trace | None = None
 
-        Raises:
-            TpiError: it could not take part.
-        """
-        identity = find_or_join(self._key, self._name, self._store)
-        opened = open_control(self._key.addresses, identity)
-        with ControlLink(opened.socket, "the master", None, self._take, self._end) as control:
-            self._control = control
-            control.send(Offer(_MEMORY_BYTES, []))
-            plan = self._wait_for(Plan)
-            self._rank = plan.rank
-            control.send(Prepared())
-            order = self._wait_for(OpenData)
-            data = open_data(opened.address, identity, order.epoch, order.token)
-            self._data = DataLink(data.socket, "the master", epoch=order.epoch, timeout_s=None)
-            with self._data:
-                self._work(plan, self._data)
+    def close(self) -> None:
+        """Holds nothing."""
 
-    def _work(self, plan: Plan, link: DataLink) -> None:
-        width, blocks = plan.spec.n_embd, blocks_of(plan.spec)
-        datapath = WorkerDatapath(link, plan.spec, plan.max_tokens, plan.n_cells, plan.max_sampled)
-        allreduce = StarWorker(plan.rank, link, PayloadFormat(plan.payload), plan.max_tokens * width)
-        nothing, total = (np.zeros((plan.max_tokens, width), np.float32) for _ in range(2))
-        while True:
-            try:
-                work = datapath.receive()
-                for block in blocks:
-                    n = work.n_tokens if block.index < first_after_attention(blocks) else len(work.sampled)
-                    if n and block.kind is not BlockKind.HEAD:
-                        contributors = plan.partition.contributors(block.index)
-                        partial = nothing[:n] if plan.rank in contributors else None
-                        allreduce.sum(SumStep(work.pass_id, block.index, contributors), partial, total[:n])
-                datapath.send_logits(work, _no_logits(plan, blocks[-1], work))
-            except LinkError:
-                return
+    def connect(self, allreduce: Allreduce, count_links: Callable[[], tuple[int, int]]) -> None:
+        """See ``RankHost``; so all that follow."""
+        self._sums = allreduce
 
-    def _wait_for(self, kind: type[_Message]) -> _Message:
-        message = self._inbox.get()
-        if isinstance(message, kind):
-            return message
-        raise message if isinstance(message, TpiError) else LinkError(f"{self._name} got {message}")
+    def disconnect(self) -> None:
+        self._sums = None
 
-    # The control link's thread.
+    def interrupt(self) -> None:
+        self._interrupted.set()
 
-    def _take(self, message: AnyMessage) -> None:
-        if isinstance(message, Goodbye):
-            self._end(LinkError(message.reason or "the master has ended"))
-        elif isinstance(message, StatusRequest) and self._control is not None:
-            # The master waits for it around every answer.
-            self._control.send(StatusReply(message.number, _no_figures(self._rank, self._name)))
-        else:
-            self._inbox.put(message)
+    def allow(self) -> None:
+        self._interrupted.clear()
 
-    def _end(self, error: LinkError) -> None:
-        self._inbox.put(error)
-        if self._data is not None:
-            self._data.shut_down()
+    def forget(self) -> None:
+        return None
 
+    def trace_to(self, trace: Trace | None) -> None:
+        self.trace = trace
 
-def _no_logits(plan: Plan, head: Block, work: Pass) -> Float32Array | None:
-    n_rows = plan.partition.shares[head.index][plan.rank].rows.size
-    return np.zeros((len(work.sampled), n_rows), np.float32) if n_rows and len(work.sampled) else None
+    def run(self, work: Pass) -> Float32Array | None:
+        parts, n_sampled = parts_of(work.n_tokens, self._settings.n_parts), len(work.sampled)
+        under_way: dict[int, SumStep] = {}
+        is_narrow = False
+        for turn in self._turns:
+            if not is_narrow and turn.block.index >= self._first_per_row:
+                self._finish_all(under_way)
+                parts, is_narrow = parts_of(n_sampled, 1), True
+                if not n_sampled:
+                    break
+            for part in parts:
+                self._finish(under_way, part.number)
+                self._compute(turn, part.stop - part.start)
+                if turn.block.kind is not BlockKind.HEAD:
+                    under_way[part.number] = self._start(work.pass_id, turn, part.number, part.rows)
+        self._finish_all(under_way)
+        self._n_passes += 1
+        return np.zeros((n_sampled, self._n_head_rows), np.float32) if n_sampled and self._n_head_rows else None
 
+    def status(self) -> RankStatus:
+        figures: dict[str, object] = dict.fromkeys(RankStatus.__struct_fields__, 0)
+        figures |= {"name": self._device.name, "rank": self._model.rank, "disk_mode": "", "doing": "idle"}
+        return msgspec.convert(figures | {"n_passes": self._n_passes}, RankStatus)
 
-def _no_figures(rank: int, name: str) -> RankStatus:
-    return RankStatus(
-        rank=rank,
-        name=name,
-        memory_limit_bytes=None,
-        planned_bytes=0,
-        peak_rss_bytes=0,
-        rss_bytes=0,
-        shard_bytes=0,
-        window_bytes=0,
-        pinned_bytes=0,
-        n_pinned=0,
-        n_pieces=0,
-        disk_mode="",
-        streamed_bytes=0,
-        hold_s=0.0,
-        compute_s=0.0,
-        allreduce_s=0.0,
-        sent_bytes=0,
-        received_bytes=0,
-        n_passes=0,
-        share=0.0,
-    )
+    def _compute(self, turn: Turn, n_rows: int) -> None:
+        if turn.is_held:
+            seconds = self._recording.seconds(turn.block.kind, n_rows)
+            if seconds:
+                time.sleep(seconds)
+        if self._interrupted.is_set():
+            raise Cancelled("the pass was stopped")
+
+    def _start(self, pass_id: int, turn: Turn, number: int, rows: slice) -> SumStep:
+        assert self._sums is not None
+        step = SumStep(pass_id, turn.flow, number)
+        partial, out = self._nothing[rows], self._total[rows]
+        self._sums.start(step, partial if turn.is_held else None, out if turn.is_received else None)
+        return step
+
+    def _finish(self, under_way: dict[int, SumStep], number: int) -> None:
+        step = under_way.pop(number, None)
+        if step is not None:
+            assert self._sums is not None
+            self._sums.finish(step)
+
+    def _finish_all(self, under_way: dict[int, SumStep]) -> None:
+        for number in sorted(under_way):
+            self._finish(under_way, number)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs all devices until the master ends."""
+    """Runs the device until the master ends."""
     parser = argparse.ArgumentParser(prog="bench.standins")
     parser.add_argument("--state", type=Path)
+    parser.add_argument("--computing", type=Path)
     parser.add_argument("key_file", type=Path)
-    parser.add_argument("names", nargs="+")
+    parser.add_argument("name")
     given = parser.parse_args(arguments)
+    recording = read_recording(given.computing) if given.computing else Recording()
+
+    def prepare(plan: Plan, device: HostDevice, provision: Provision, before: RankHost | None) -> RankHost:
+        return StandIn(plan, device, recording)
+
     print("waiting", flush=True)
-    key = JoinKey.decode(given.key_file.read_text().strip())
-    with tempfile.TemporaryDirectory() as folder:
-        devices = [StandIn(key, name, given.state or Path(folder)) for name in given.names]
-        threads = [threading.Thread(target=device.run, name=f"standin-{i}") for i, device in enumerate(devices)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    key = given.key_file.read_text().strip()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.state or Path(temporary)
+        folders = Folders(folder, folder, folder)
+        settings = WorkerSettings(key, folders, Resources(_MEMORY_BYTES), name=given.name)
+        run_worker(settings, lambda event: None, prepare)
 
 
 if __name__ == "__main__":

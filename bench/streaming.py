@@ -9,6 +9,7 @@ there, so their buffers (some MB) are not either. Prints one JSON line.
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,13 +17,17 @@ import msgspec
 import numpy as np
 
 import tpi.cluster.worker  # noqa: F401 - what a worker loads belongs to what is measured
+from bench.computing import Computed, Recording
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.model.architectures import blocks_of
+from tpi.model.flow import Flow
+from tpi.model.spec import Block, BlockKind
 from tpi.native.allocator import keep_allocator_small
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
-from tpi.runtime.protocols import Float32Array, SumStep
+from tpi.runtime.protocols import Float32Array, NativeSum, SumStep
 from tpi.runtime.rank import Rank
+from tpi.runtime.times import RankTimes
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.stored import stored_from_shard
@@ -45,6 +50,7 @@ class Request(msgspec.Struct, frozen=True):
     n_pairs: int = 5
     sum_s: float = 0.0
     kv_type: str = "F16"
+    n_parts: int = 1
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -62,6 +68,7 @@ class Figures(msgspec.Struct, frozen=True):
     open_s: float
     prefill_tokens: int
     prefill_s: float
+    prefill_compute_s: float
     token_s: float
     compute_s: float
     bare_pass_s: float
@@ -69,22 +76,49 @@ class Figures(msgspec.Struct, frozen=True):
     streaming_bytes_per_s: float
     rate_ratio: float
     time_ratio: float
+    computing: Recording
+    """How long each block computed."""
 
 
 class MadeUpSums:
     """Satisfies ``Allreduce``: the sum is the own part as large as the sum of all would be, rounded to 16 bits."""
 
-    def __init__(self, n_ranks: int, sum_s: float) -> None:
-        self._scale, self._sum_s = np.float32(n_ranks**0.5), sum_s
+    def __init__(self, n_ranks: int, sum_s: float = 0.0, started: Callable[[SumStep, int], None] | None = None) -> None:
+        """``started`` is told of every sum, with its number of rows."""
+        self._scale, self._sum_s, self._started = np.float32(n_ranks**0.5), sum_s, started
 
-    def sum(self, step: SumStep, partial: Float32Array | None, out: Float32Array) -> None:
-        """See ``Allreduce.sum``."""
+    def start(self, step: SumStep, partial: Float32Array | None, out: Float32Array | None) -> None:
+        """See ``Allreduce``."""
+        if self._started is not None and partial is not None:
+            self._started(step, len(partial))
+        if out is not None:
+            out[:] = 0 if partial is None else (partial * self._scale).astype(np.float16)
+
+    def finish(self, step: SumStep) -> None:
+        """See ``Allreduce``."""
         if self._sum_s:
             time.sleep(self._sum_s)
-        if partial is None:
-            out[:] = 0
-        else:
-            out[:] = (partial * self._scale).astype(np.float16)
+
+    def native(self, flow: Flow, n_values: int) -> NativeSum | None:
+        """See ``Allreduce``."""
+        return None
+
+
+class _Recorder:
+    """Notes how long each block was computed, sum by sum."""
+
+    def __init__(self, times: RankTimes, blocks: Sequence[Block]) -> None:
+        self._times, self._kinds, self._last_s = times, [block.kind for block in blocks], 0.0
+        self._seen: dict[tuple[BlockKind, int], list[float]] = {}
+
+    def note(self, step: SumStep, n_rows: int) -> None:
+        computed_s = self._times.compute_s
+        self._seen.setdefault((self._kinds[step.flow.block], n_rows), []).append(computed_s - self._last_s)
+        self._last_s = computed_s
+
+    def recording(self) -> Recording:
+        entries = (Computed(kind, n, statistics.median(seconds)) for (kind, n), seconds in self._seen.items())
+        return Recording(tuple(entries))
 
 
 class _Timed(msgspec.Struct, frozen=True):
@@ -143,20 +177,29 @@ def measure(request: Request) -> Figures:
     shard = open_shard(Path(request.shard))
     header, stored = shard.header, stored_from_shard(shard)
     model = RankModel(header.spec, blocks_of(header.spec), header.partition, header.rank, shard.pieces)
-    settings = RankSettings(request.chunk_tokens, request.n_cells, request.n_threads, TYPES_BY_NAME[request.kv_type])
+    settings = RankSettings(
+        request.chunk_tokens,
+        request.n_cells,
+        request.n_threads,
+        TYPES_BY_NAME[request.kv_type],
+        n_parts=request.n_parts,
+    )
     size = int(stored.arena_bytes * request.window_part) if request.window_bytes is None else request.window_bytes
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(model, settings))
         way = find_way(stored, size, Path(request.shard + NOTE_SUFFIX))
         window = stack.enter_context(Window(stored, PieceReader(stored, way), size))
-        rank = Rank(workspace, window, MadeUpSums(header.partition.n_ranks, request.sum_s))
+        times = RankTimes()
+        recorder = _Recorder(times, model.blocks)
+        sums = MadeUpSums(header.partition.n_ranks, request.sum_s, recorder.note)
+        rank = Rank(workspace, window, sums, times)
         open_s = time.perf_counter() - started
         workspace.cache.zero(0, request.n_cells)  # every cell counts as written
         measured = _Measured(rank, window, len(shard.pieces), header.spec.n_embd, request.n_cells)
         started = time.perf_counter()
         for first in range(0, request.n_prefill, request.chunk_tokens):
             measured.run(first, min(request.chunk_tokens, request.n_prefill - first))
-        prefill_s = time.perf_counter() - started
+        prefill_s, prefill_compute_s = time.perf_counter() - started, times.compute_s
         measured.token()
         pairs = [(measured.token(), measured.bare()) for _ in range(request.n_pairs)]
         stats = window.stats()
@@ -176,6 +219,7 @@ def measure(request: Request) -> Figures:
         open_s=open_s,
         prefill_tokens=request.n_prefill,
         prefill_s=prefill_s,
+        prefill_compute_s=prefill_compute_s,
         token_s=statistics.median(token.wall_s for token in tokens),
         compute_s=statistics.median(token.compute_s for token in tokens),
         bare_pass_s=statistics.median(bare.wall_s for bare in bares),
@@ -183,6 +227,7 @@ def measure(request: Request) -> Figures:
         streaming_bytes_per_s=statistics.median(token.streamed_bytes / token.wall_s for token in tokens),
         rate_ratio=statistics.median(bare.wall_s / token.wall_s for token, bare in pairs),
         time_ratio=statistics.median(token.wall_s / max(bare.wall_s, token.compute_s) for token, bare in pairs),
+        computing=recorder.recording(),
     )
 
 

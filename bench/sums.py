@@ -1,9 +1,9 @@
-"""How long a sum over all ranks takes on emulated devices, by the star that clusters use, over TLS, without computing.
+"""One rank of sums without computing, on its emulated device: all algorithms over one mesh, timed.
 
     python -m bench.sums TASK-AS-JSON
 
-is one rank on its device; :func:`measure_sums` starts them all. A sum lasts from the last rank's start to the last
-rank's end: devices of one machine share its clock.
+:func:`measure_sums` starts all ranks. A sum lasts from the last rank's start to the last rank's end: devices of one
+machine share its clock.
 """
 
 import functools
@@ -23,124 +23,200 @@ import numpy as np
 
 from bench.children import last_words, module_variables
 from bench.testbed.testbed import Testbed
+from tpi.cluster.allreduce.algorithm import Scale
+from tpi.cluster.allreduce.algorithms import ALGORITHMS
+from tpi.cluster.allreduce.arithmetic import Arithmetic, make_arithmetic
+from tpi.cluster.allreduce.driver import Sums
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.allreduce.star import StarMaster, StarWorker
+from tpi.cluster.control.messages import Measured, SumTrial
+from tpi.cluster.epoch.measuring import measure_links, try_sums
 from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.mesh.mesh import Mesh
+from tpi.cluster.mesh.nativemesh import open_mesh
 from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority
-from tpi.cluster.pairing.identity import IdentityStore
+from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.errors import LinkError
-from tpi.runtime.protocols import Allreduce, SumStep
-from tpi.testing.links import enrol
+from tpi.model.flow import Flow
+from tpi.runtime.protocols import SumStep
+from tpi.testing.meshes import enrol
 
 _PORT = 7650
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0
 _WARM_UP = 3
 
 
-class SumTask(msgspec.Struct, frozen=True):
-    """What one rank does: for each of ``sizes`` (values) ``n_rounds`` sums, ``gap_s`` apart. ``folder`` has keys."""
+class SumKind(msgspec.Struct, frozen=True):
+    """A way to add ``n_values`` up over all ranks."""
 
-    rank: int
-    n_ranks: int
-    folder: str
-    address: str
-    sizes: list[int]
-    n_rounds: int
-    gap_s: float
+    algorithm: str
+    n_values: int
     payload: str = PayloadFormat.F16.value
 
 
-class SumTimes(msgspec.Struct, frozen=True):
-    """When each sum began and ended on this rank, by size and round; seconds of the machine's clock."""
+class SumTask(msgspec.Struct, frozen=True):
+    """What one rank does: ``n_rounds`` times one sum of every kind, ``gap_s`` idle before each, and after ``idle_s``
+    one more of every kind. ``folder`` has keys. With ``trials`` it measures the links as a cluster does, and tries
+    those. ``with_helper``: in C, if that is there."""
+
+    rank: int
+    addresses: list[str]
+    folder: str
+    kinds: list[SumKind]
+    n_rounds: int
+    gap_s: float
+    idle_s: float = 0.0
+    trials: list[SumTrial] = []
+    width: int = 0
+    with_helper: bool = True
+
+
+class RankTimes(msgspec.Struct, frozen=True):
+    """When each sum began and ended on this rank, by kind and round, seconds of the machine's clock; processor time of
+    each; and of the trials what a cluster's rank tells."""
 
     starts_s: list[list[float]]
     ends_s: list[list[float]]
+    cpu_s: list[list[float]]
+    links: Measured
+    tried: Measured
 
 
-def measure_sums(bed: Testbed, sizes: Sequence[int], n_rounds: int = 40, gap_s: float = 0.02) -> list[float]:
-    """Medians, in seconds, for sums of so many values in 16 bits over all devices of ``bed``. Blocks.
+class SumTimes(msgspec.Struct, frozen=True):
+    """A kind of sum, over all ranks: median of its wall time, the first after idling, and the processor time of the
+    busiest rank."""
+
+    kind: SumKind
+    wall_s: float
+    first_s: float
+    cpu_s: float
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """Of all kinds; and what every rank has seen of links and trials."""
+
+    sums: list[SumTimes]
+    links: list[Measured]
+    tried: list[Measured]
+
+
+def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> Outcome:
+    """Times sums of all ``kinds`` over all devices of ``bed``; ``options`` are those of ``SumTask``. Blocks.
 
     Raises:
         LinkError: a rank failed; its last words.
     """
     n_ranks = len(bed.devices)
-    variables = module_variables()
+    settings = {"n_rounds": 40, "gap_s": 0.02, **options}
+    addresses = [bed.address(rank) for rank in range(n_ranks)]
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority.open(Path(folder) / "authority")
-        for rank in range(1, n_ranks):
+        for rank in range(n_ranks):
             enrol(authority, f"device-{rank}", Path(folder) / f"device-{rank}")
         processes = []
         for rank in range(n_ranks):
-            task = SumTask(rank, n_ranks, folder, bed.address(0), list(sizes), n_rounds, gap_s)
+            task = msgspec.convert(
+                {"rank": rank, "addresses": addresses, "folder": folder, "kinds": list(kinds), **settings}, SumTask
+            )
             command = [sys.executable, "-m", "bench.sums", msgspec.json.encode(task).decode()]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            processes.append(bed.popen(rank, command, env=variables, text=True, **pipes))
+            processes.append(bed.popen(rank, command, env=module_variables(), text=True, **pipes))
         ranks = [_times_of(process) for process in processes]
-    return [
-        statistics.median(
-            max(rank.ends_s[size][number] for rank in ranks) - max(rank.starts_s[size][number] for rank in ranks)
-            for number in range(_WARM_UP, n_rounds)
-        )
-        for size in range(len(sizes))
+    sums = [_summary(kind, number, ranks) for number, kind in enumerate(kinds)]
+    return Outcome(sums, [rank.links for rank in ranks], [rank.tried for rank in ranks])
+
+
+def _summary(kind: SumKind, number: int, ranks: Sequence[RankTimes]) -> SumTimes:
+    n_rounds = len(ranks[0].starts_s[number])
+    walls = [
+        max(rank.ends_s[number][turn] for rank in ranks) - max(rank.starts_s[number][turn] for rank in ranks)
+        for turn in range(n_rounds)
     ]
+    cpu_s = max(statistics.mean(rank.cpu_s[number][_WARM_UP:-1]) for rank in ranks)
+    return SumTimes(kind, statistics.median(walls[_WARM_UP:-1]), walls[-1], cpu_s)
 
 
-def _times_of(process: "subprocess.Popen[str]") -> SumTimes:
+def _times_of(process: "subprocess.Popen[str]") -> RankTimes:
     output, words = process.communicate(timeout=_TIMEOUT_S)
     if process.returncode:
         raise LinkError(f"a rank that adds failed: {last_words(words)}")
-    return msgspec.json.decode(output, type=SumTimes)
+    return msgspec.json.decode(output, type=RankTimes)
 
 
-def run(task: SumTask) -> SumTimes:
+def run(task: SumTask) -> RankTimes:
     """Links this rank with the others and takes part in all sums."""
+    n_ranks = len(task.addresses)
+    flow = Flow(0, tuple(range(n_ranks)), tuple(range(n_ranks)), False)
     with ExitStack() as stack:
-        end = _link_master(task, stack) if task.rank == 0 else _link_worker(task, stack)
-        times = SumTimes([], [])
-        for number, size in enumerate(task.sizes):
-            partial, total = np.full((1, size), task.rank + 0.5, np.float32), np.empty((1, size), np.float32)
-            times.starts_s.append([])
-            times.ends_s.append([])
-            for _ in range(task.n_rounds):
-                time.sleep(task.gap_s)
-                times.starts_s[-1].append(time.monotonic())
-                end.sum(SumStep(number + 1, 0, tuple(range(task.n_ranks))), partial, total)
-                times.ends_s[-1].append(time.monotonic())
-        assert np.all(total == task.n_ranks**2 / 2)
+        mesh = stack.enter_context(open_mesh(task.rank, _link(task), 1, None, task.with_helper))
+        arithmetic = make_arithmetic(None, task.with_helper)
+        links = measure_links(mesh, n_ranks)
+        walls = try_sums(mesh, arithmetic, flow, task.width, task.trials) if task.trials else []
+        tried = Measured(1, sums_s=tuple(w for w, _ in walls), cpu_s=tuple(c for _, c in walls))
+        sums = {kind: _sums_for(mesh, kind, arithmetic) for kind in task.kinds}
+        times = RankTimes(
+            [[] for _ in task.kinds],
+            [[] for _ in task.kinds],
+            [[] for _ in task.kinds],
+            Measured(1, links.latencies_s, links.n_bytes, links.exchange_s),
+            tried,
+        )
+        for turn in range(task.n_rounds + 1):
+            for number, kind in enumerate(task.kinds):
+                time.sleep(task.gap_s if turn < task.n_rounds else max(task.idle_s, task.gap_s))
+                _add_once(sums[kind], kind, SumStep(turn * 1000 + number, flow), task.rank, times, number)
     return times
 
 
-def _link_master(task: SumTask, stack: ExitStack) -> Allreduce:
-    context = Authority.open(Path(task.folder) / "authority").server_context()
-    links: dict[int, DataLink] = {}
-    with listen(task.address, _PORT) as listener:
-        listener.settimeout(_TIMEOUT_S)
-        while len(links) < task.n_ranks - 1:
-            sock = context.wrap_socket(listener.accept()[0], server_side=True)
-            rank = sock.recv(1)[0]
-            links[rank] = stack.enter_context(DataLink(sock, f"rank {rank}", epoch=1))
-    return StarMaster(links, PayloadFormat(task.payload), max(task.sizes))
+def _sums_for(mesh: Mesh, kind: SumKind, arithmetic: Arithmetic) -> Sums:
+    scale = Scale(PayloadFormat(kind.payload), kind.n_values, arithmetic=arithmetic)
+    algorithm = ALGORITHMS[kind.algorithm](mesh, scale)
+    sums = Sums(mesh, algorithm)
+    sums.use_for_few(algorithm, kind.n_values)
+    return sums
 
 
-def _link_worker(task: SumTask, stack: ExitStack) -> Allreduce:
+def _add_once(sums: Sums, kind: SumKind, step: SumStep, rank: int, times: RankTimes, number: int) -> None:
+    n_ranks = len(step.flow.participants)
+    partial = np.full((1, kind.n_values), rank + 0.5, np.float32)
+    total = np.empty((1, kind.n_values), np.float32)
+    cpu, started = time.process_time(), time.monotonic()
+    sums.start(step, partial, total)
+    sums.finish(step)
+    times.ends_s[number].append(time.monotonic())
+    times.cpu_s[number].append(time.process_time() - cpu)
+    times.starts_s[number].append(started)
+    assert np.allclose(total, n_ranks**2 / 2, rtol=0.02)
+
+
+def _link(task: SumTask) -> dict[int, DataLink]:
+    """Calls all lower ranks, takes the calls of all higher ones."""
     folder = Path(task.folder)
     fingerprint = Authority.open(folder / "authority").fingerprint
-    identity = IdentityStore(folder / f"device-{task.rank}").find(fingerprint)
+    identity = IdentityStore(folder / f"device-{task.rank}").find(fingerprint, f"device-{task.rank}")
     assert identity is not None
-    sock = _connect(identity.client_context(), task.address)
-    sock.sendall(bytes([task.rank]))
-    link = stack.enter_context(DataLink(sock, "the master", epoch=1))
-    return StarWorker(task.rank, link, PayloadFormat(task.payload), max(task.sizes))
+    links: dict[int, DataLink] = {}
+    with listen(task.addresses[task.rank], _PORT) as listener:
+        listener.settimeout(_TIMEOUT_S)
+        for rank in range(task.rank):
+            links[rank] = DataLink(_call(identity, task.addresses[rank], task.rank), f"rank {rank}")
+        context = identity.server_context()
+        for _ in range(task.rank + 1, len(task.addresses)):
+            sock = context.wrap_socket(listener.accept()[0], server_side=True)
+            rank = sock.recv(1)[0]
+            links[rank] = DataLink(sock, f"rank {rank}")
+    return links
 
 
-def _connect(context: ssl.SSLContext, address: str) -> ssl.SSLSocket:
-    """Calls until the master listens."""
+def _call(identity: Identity, address: str, rank: int) -> ssl.SSLSocket:
+    """Calls until somebody listens there."""
     connect = functools.partial(socket.create_connection, (address, _PORT), timeout=_TIMEOUT_S)
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
         try:
-            return context.wrap_socket(connect())
+            sock = identity.client_context().wrap_socket(connect())
+            sock.sendall(bytes([rank]))
+            return sock
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
                 raise

@@ -23,7 +23,7 @@ from bench.streaming import Figures, Request
 from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
 from tpi.cluster.epoch.plancheck import KV_TYPES
-from tpi.cluster.forming import kv_type_of
+from tpi.cluster.epoch.planning import kv_type_of
 from tpi.config import parse_bytes
 from tpi.errors import ModelFileError, TpiError, UsageError
 from tpi.weights.shards.shard import open_shard

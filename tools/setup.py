@@ -20,6 +20,7 @@ from tools.kernels import Recipe, SetupError, find_recipe, forget_wheel, hold_lo
 
 MINIMUM_PYTHON = (3, 11)
 ROOT = Path(__file__).resolve().parent.parent
+C_SOURCES = "src/tpi/native/csrc"
 PIP = "pip>=25.1"  # the first that knows dependency groups
 
 
@@ -94,9 +95,14 @@ def ensure_environment(environment: Path) -> None:
     run_quietly([sys.executable, "-m", "venv", str(environment)], "creating the environment")
 
 
-def find_stamp(recipe: Recipe, pyproject: str, dev: bool) -> Stamp:
+def read_c_sources() -> str:
+    """What the package compiles, and how."""
+    return "\n".join(file.read_text() for file in (ROOT / "setup.py", *sorted((ROOT / C_SOURCES).iterdir())))
+
+
+def find_stamp(recipe: Recipe, pyproject: str, dev: bool, c_sources: str = "") -> Stamp:
     """The stamp of an environment that is as ``pyproject``, this Python and this checkout ask for."""
-    sources = "\n".join((sys.version, str(ROOT), pyproject))
+    sources = "\n".join((sys.version, str(ROOT), pyproject, c_sources))
     return Stamp(recipe.key, hashlib.sha256(sources.encode()).hexdigest()[:16], dev)
 
 
@@ -104,7 +110,7 @@ def set_up(environment: Path, dev: bool, rebuild_kernels: bool) -> None:
     """Brings the environment to the state that pyproject.toml asks for; returns at once if it is in it."""
     pyproject = (ROOT / "pyproject.toml").read_text()
     recipe = find_recipe(pyproject, os.environ)
-    wanted = find_stamp(recipe, pyproject, dev)
+    wanted = find_stamp(recipe, pyproject, dev, read_c_sources())
     stamp_file = environment / "setup-stamp"
     python = environment / "bin" / "python"
     if rebuild_kernels:

@@ -66,6 +66,17 @@ class DeviceGroup:
     def procs(self) -> Sequence[Path]:
         return [folder / "cgroup.procs" for folder in self._folders]
 
+    def throttled_s(self) -> float:
+        """How long its processes were held back because they had used up the processor's quota."""
+        for folder in self._folders:
+            with contextlib.suppress(FileNotFoundError):
+                words = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+                if "throttled_usec" in words:
+                    return int(words["throttled_usec"]) / 1e6
+                if "throttled_time" in words:
+                    return int(words["throttled_time"]) / 1e9
+        return 0.0
+
     def close(self) -> None:
         deadline = time.monotonic() + _EMPTY_S
         while self._folders:

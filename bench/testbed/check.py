@@ -110,6 +110,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--devices", type=int, default=4, metavar="N")
     parser.add_argument("--latency-ms", type=float, default=1.0, help="one way (default: 1)")
     parser.add_argument("--mbps", type=float, default=300.0, help="rate of every port (default: 300)")
+    parser.add_argument("--medium-mbps", type=float, default=0.0, help="one medium for all instead of ports")
+    parser.add_argument("--jitter-ms", type=float, default=0.0, help="each packet is up to so much earlier or later")
     parser.add_argument("--cpu", type=float, metavar="CORES", help="quota of each device")
     parser.add_argument("--memory", metavar="SIZE", help="limit of each device")
     parser.add_argument("--disk", metavar="SIZE", help="limit of each device's reads per second, e.g. 500MB")
@@ -119,6 +121,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
         parse_bytes(given.memory, "--memory") if given.memory else None,
         parse_bytes(given.disk, "--disk") if given.disk else None,
     )
-    with Testbed([device] * given.devices, given.latency_ms / 1e3, given.mbps * 1e6) as bed:
+    medium_bps, jitter_s = given.medium_mbps * 1e6, given.jitter_ms / 1e3
+    latency_s, rate_bps = given.latency_ms / 1e3, given.mbps * 1e6
+    with Testbed([device] * given.devices, latency_s, rate_bps, medium_bps=medium_bps, jitter_s=jitter_s) as bed:
         report = check(bed)
     yield report.add(latency_ms=given.latency_ms, mbps=given.mbps)

@@ -7,6 +7,7 @@
  * "run" reads its settings from standard input:
  *
  *   N CONGESTION_CONTROL[,ANOTHER]
+ *   MEDIUM_BYTES_PER_S JITTER_NANOSECONDS     0 BYTES_PER_S: no medium, every device has a port of its own
  *   ADDRESS BYTES_PER_SECOND                  N times: a device's address (of a /24) and the rate of its port
  *   NANOSECONDS ... NANOSECONDS               N times N: one-way latency from the line's device to the column's
  *
@@ -19,6 +20,10 @@
  * that came before it from anybody. It is handed over when its last bit is through. Nothing is ever dropped. Rates
  * count IP packets as they would be on the wire: packets that the kernel leaves to be segmented (up to 64 KB) count
  * with a header per segment.
+ *
+ * With a medium the devices are stations of one radio cell instead: one packet at a time is in the air, whoever sends it,
+ * and takes its bytes at the medium's rate; who waits to send takes turns; there are no ports beside it. Jitter delays or
+ * hastens each packet by up to so much, evenly spread; packets of a pair do not overtake each other.
  *
  * One thread, in real time if it may.
  */
@@ -91,7 +96,9 @@ struct device {
 static int n_devices;
 static char congestion_control[16];
 static struct device devices[MAX_DEVICES];
-static int64_t latencies[MAX_DEVICES][MAX_DEVICES];
+static int64_t latencies[MAX_DEVICES][MAX_DEVICES], last_arrivals[MAX_DEVICES][MAX_DEVICES];
+static double medium_ns_per_byte; /* 0: there is none */
+static int64_t medium_free, jitter;
 static struct packet *unused[2];
 static int64_t late_max, n_delivered, late_buckets[BUCKETS];
 
@@ -189,6 +196,14 @@ static void read_settings(char *congestion_controls)
         fprintf(stderr, "settings: 1 to %d devices are possible\n", MAX_DEVICES);
         exit(1);
     }
+    double medium_bytes_per_s;
+    long long jitter_ns;
+    if (scanf("%lf %lld", &medium_bytes_per_s, &jitter_ns) != 2 || medium_bytes_per_s < 0 || jitter_ns < 0) {
+        fprintf(stderr, "settings: no medium's rate and jitter\n");
+        exit(1);
+    }
+    medium_ns_per_byte = medium_bytes_per_s > 0 ? 1e9 / medium_bytes_per_s : 0;
+    jitter = jitter_ns;
     for (int i = 0; i < n_devices; i++) {
         char text[INET_ADDRSTRLEN];
         double bytes_per_s;
@@ -208,6 +223,7 @@ static void read_settings(char *congestion_controls)
                 exit(1);
             }
             latencies[i][j] = latency;
+            latency = latency > jitter ? latency - jitter : 0;
             if (i == 0 || latency < devices[j].min_latency)
                 devices[j].min_latency = latency;
         }
@@ -265,24 +281,52 @@ static struct device *receiver_of(const unsigned char *data, int length)
     return NULL;
 }
 
-static void take_from(int sender, int64_t now)
+/* When what a device sends next can begin to leave. */
+static int64_t *free_of(struct device *device)
+{
+    return medium_ns_per_byte > 0 ? &medium_free : &device->out_free;
+}
+
+/* One way from here to there, this time. */
+static int64_t latency_of(int sender, int receiver)
+{
+    static uint64_t state = 0x9e3779b97f4a7c15;
+    if (jitter == 0)
+        return latencies[sender][receiver];
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    int64_t latency = latencies[sender][receiver] - jitter + (int64_t)(state % (uint64_t)(2 * jitter + 1));
+    return latency > 0 ? latency : 0;
+}
+
+/* Whether anything was taken. */
+static int take_from(int sender, int64_t now)
 {
     static unsigned char data[LARGE];
     struct device *from = &devices[sender];
-    for (int n = 0; n < READS_PER_ROUND && from->out_free - now < AHEAD_NS; n++) {
+    int64_t *free = free_of(from);
+    double ns_per_byte = medium_ns_per_byte > 0 ? medium_ns_per_byte : from->ns_per_byte;
+    int n_most = medium_ns_per_byte > 0 ? 1 : READS_PER_ROUND;
+    int is_any = 0;
+    for (int n = 0; n < n_most && *free - now < AHEAD_NS; n++) {
         int length = (int)read(from->tun, data, sizeof data);
         if (length <= 0)
-            return;
+            break;
+        is_any = 1;
         struct device *to = receiver_of(data, length);
         if (!to)
             continue; /* IPv6 neighbour discovery and the like */
         struct packet *packet = take_packet(length);
         memcpy(packet->data, data, length);
         packet->wire_bytes = wire_bytes(data, length);
-        int64_t start = from->out_free > now ? from->out_free : now;
-        from->out_free = start + (int64_t)(packet->wire_bytes * from->ns_per_byte);
-        packet->arrival = start + latencies[sender][to - devices];
-        packet->sent = from->out_free + latencies[sender][to - devices];
+        int64_t start = *free > now ? *free : now;
+        *free = start + (int64_t)(packet->wire_bytes * ns_per_byte);
+        int64_t latency = latency_of(sender, to - devices);
+        int64_t *last = &last_arrivals[sender][to - devices];
+        packet->arrival = start + latency > *last ? start + latency : *last;
+        packet->sent = packet->arrival + (*free - start);
+        *last = packet->arrival;
         from->sent_bytes += packet->wire_bytes;
         from->sent_packets++;
         struct queue *queue = &to->arriving[sender];
@@ -292,6 +336,19 @@ static void take_from(int sender, int64_t now)
             queue->first = packet;
         queue->last = packet;
     }
+    return is_any;
+}
+
+static void take_from_all(int64_t now)
+{
+    static int first;
+    if (medium_ns_per_byte == 0) {
+        for (int i = 0; i < n_devices; i++)
+            take_from(i, now);
+        return;
+    }
+    for (int n_idle = 0; n_idle < n_devices && medium_free - now < AHEAD_NS; first = (first + 1) % n_devices)
+        n_idle = take_from(first, now) ? 0 : n_idle + 1;
 }
 
 static void deliver(struct device *to, int64_t now)
@@ -329,8 +386,8 @@ static int64_t serve(struct device *to, int64_t now)
         if (packet->arrival > now + to->min_latency)
             return packet->arrival - to->min_latency;
         first->first = packet->next;
-        int64_t start = packet->arrival > to->in_free ? packet->arrival : to->in_free;
-        packet->due = start + (int64_t)(packet->wire_bytes * to->ns_per_byte);
+        int64_t start = packet->arrival > to->in_free || medium_ns_per_byte > 0 ? packet->arrival : to->in_free;
+        packet->due = medium_ns_per_byte > 0 ? start : start + (int64_t)(packet->wire_bytes * to->ns_per_byte);
         packet->due = packet->due > packet->sent ? packet->due : packet->sent;
         to->in_free = packet->due;
         to->serving = packet;
@@ -386,15 +443,14 @@ static void carry(void)
     struct pollfd polled[MAX_DEVICES + 1];
     for (;;) {
         int64_t next = INT64_MAX, now = now_ns();
-        for (int i = 0; i < n_devices; i++)
-            take_from(i, now);
+        take_from_all(now);
         for (int i = 0; i < n_devices; i++) {
             int64_t again = serve(&devices[i], now_ns());
             next = again < next ? again : next;
         }
         now = now_ns();
         for (int i = 0; i < n_devices; i++) {
-            int64_t ready = devices[i].out_free - AHEAD_NS;
+            int64_t ready = *free_of(&devices[i]) - AHEAD_NS;
             polled[i] = (struct pollfd){.fd = ready < now ? devices[i].tun : -1, .events = POLLIN};
             if (ready >= now && ready + 1 < next)
                 next = ready + 1;

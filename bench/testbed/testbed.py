@@ -75,6 +75,8 @@ class Testbed:
     Args:
         latency_s: one way, between any two; ``latencies_s`` has other ones for pairs (from, to).
         rate_bps: of every port and direction, counting IP packets; a device may have its own.
+        medium_bps: all devices share one medium of this rate, of which one sends at a time, and have no ports.
+        jitter_s: every packet is up to so much earlier or later.
         disk: where the files lie whose reads ``disk_bytes_per_s`` limits.
 
     The processors' shares should leave a fifth of the machine's cores free: the switch and the kernel need some.
@@ -92,6 +94,8 @@ class Testbed:
         rate_bps: float = 300e6,
         *,
         latencies_s: Mapping[tuple[int, int], float] | None = None,
+        medium_bps: float = 0.0,
+        jitter_s: float = 0.0,
         disk: Path | None = None,
     ) -> None:
         reason = can_emulate()
@@ -111,7 +115,8 @@ class Testbed:
                 self._stack.enter_context(contextlib.closing(DeviceGroup(str(rank), _limits(device, place))))
                 for rank, device in enumerate(devices)
             ]
-            self._start_switch(_switch_settings(devices, latency_s, rate_bps, latencies_s or {}))
+            settings = _switch_settings(devices, latency_s, rate_bps, latencies_s or {}, medium_bps, jitter_s)
+            self._start_switch(settings)
         except BaseException:
             self.close()
             raise
@@ -153,6 +158,10 @@ class Testbed:
     def statistics(self) -> SwitchStatistics:
         """Since the start or :meth:`reset_statistics`."""
         return msgspec.json.decode(self._command("s"), type=SwitchStatistics)
+
+    def throttled_s(self) -> tuple[float, ...]:
+        """How long each device's processes were ready to run and not let, since the start."""
+        return tuple(group.throttled_s() for group in self._groups)
 
     def reset_statistics(self) -> None:
         self._command("r", has_answer=False)
@@ -199,11 +208,16 @@ def _address(rank: int) -> str:
 
 
 def _switch_settings(
-    devices: Sequence[Device], latency_s: float, rate_bps: float, latencies_s: Mapping[tuple[int, int], float]
+    devices: Sequence[Device],
+    latency_s: float,
+    rate_bps: float,
+    latencies_s: Mapping[tuple[int, int], float],
+    medium_bps: float,
+    jitter_s: float,
 ) -> str:
     """What ``switch.c`` reads."""
     ranks = range(len(devices))
-    lines = [f"{len(devices)} {_CONGESTION_CONTROL}"]
+    lines = [f"{len(devices)} {_CONGESTION_CONTROL}", f"{medium_bps / 8} {round(jitter_s * 1e9)}"]
     lines += [f"{_address(rank)} {(devices[rank].rate_bps or rate_bps) / 8}" for rank in ranks]
     lines += [" ".join(str(round(latencies_s.get((a, b), latency_s) * 1e9)) for b in ranks) for a in ranks]
     return "\n".join(lines) + "\n"

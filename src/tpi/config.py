@@ -72,7 +72,10 @@ class Folders:
 class MasterSettings:
     """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one; ``context``
     None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``chunk_tokens`` None means
-    ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow."""
+    ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel; ``layout``
+    says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. A
+    worker that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what
+    every rank did when."""
 
     model: Path
     folders: Folders
@@ -82,16 +85,21 @@ class MasterSettings:
     shares: tuple[float, ...] | None = None
     context: int | None = None
     chunk_tokens: int | None = None
-    f32_payload: bool = False
+    wire: str = "f16"
+    layout: str | None = None
+    allreduce: str | None = None
     kv_type: str = "F16"
     bind: str = "0.0.0.0"
     port: int = DEFAULT_PORT
     name: str = "master"
+    prepare_limit_s: float = 120.0
+    trace: Path | None = None
 
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker needs. ``key`` is the join key's text; ``master`` overrides the addresses in it."""
+    """What a worker needs. ``key`` is the join key's text; ``master`` overrides the addresses in it; ``port`` is where
+    other workers can call it, 0 any free one."""
 
     key: str = field(repr=False)
     folders: Folders
@@ -100,3 +108,4 @@ class WorkerSettings:
     shard: Path | None = None
     model: Path | None = None
     name: str = "worker"
+    port: int = 0

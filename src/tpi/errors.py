@@ -45,6 +45,10 @@ class PairingError(TpiError):
     """A join key is malformed or wrong, or a certificate is not of this cluster."""
 
 
+class RemovedError(PairingError):
+    """The master says that this device is no longer part of its cluster."""
+
+
 class ProtocolError(TpiError):
     """A peer sent something that this version does not expect."""
 

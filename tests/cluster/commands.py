@@ -48,12 +48,15 @@ class Home:
         with self.start(*arguments, prefix=prefix) as running:
             return running.wait(stdin)
 
-    def start(self, *arguments: str, prefix: Sequence[str] = (), program: str | None = None) -> "Running":
-        """Starts a command; ``program`` is Python code to run in place of ``tpi``."""
+    def start(
+        self, *arguments: str, prefix: Sequence[str] = (), program: str | None = None, through: Sequence[str] = ()
+    ) -> "Running":
+        """Starts a command; ``program`` is Python code to run in place of ``tpi``, ``through`` another command with
+        its options that starts it."""
         command = [*TPI, *arguments] if program is None else [sys.executable, "-P", "-c", program, *arguments]
         if prefix:
             command = ["/bin/sh", "-c", " ".join(prefix) + '; exec "$@"', "sh", *command]
-        return Running(command, self)
+        return Running([*through, *command], self)
 
     def left_behind(self, may_resume: bool = False) -> list[str]:
         """Files that should not be there when nothing runs: temporary ones, sockets, and, unless the next start

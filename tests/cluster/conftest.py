@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import Home
-from tests.cluster.stories import check_tokens, cut_for, one_device, story, unrounded_demo  # noqa: F401 - fixtures
+from tests.cluster.stories import check_answers, cut_for, one_device, story, unrounded_demo  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.parity.rig import pass_of
+from tests.parity.rig import make_partition, pass_of
+from tpi.cluster.allreduce.algorithm import Scale
+from tpi.cluster.allreduce.algorithms import ALGORITHMS
+from tpi.cluster.allreduce.driver import Sums
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.allreduce.solo import SoloAllreduce
 from tpi.cluster.cluster import Cluster
-from tpi.cluster.master import Listener
+from tpi.cluster.master import Master
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.engine.chat import Message
 from tpi.engine.engine import Engine
@@ -20,13 +22,13 @@ from tpi.engine.language import Language
 from tpi.engine.sequence import TokenSequence
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
-from tpi.model.partition import Partition, divide
+from tpi.model.partition import Partition
 from tpi.model.spec import Block, ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
-from tpi.testing.allreduce import ThreadAllreduce
+from tpi.testing.meshes import Connect, open_sums, socket_pair
 from tpi.weights.identity import model_digest
 from tpi.weights.layout import lay_out
 from tpi.weights.shards.assemble import write_shard
@@ -78,12 +80,12 @@ class Cut:
         return self.partition.n_ranks
 
 
-def cut(model: Path, shares: Sequence[float], folder: Path) -> Cut:
-    """Writes every rank's shard into ``folder``."""
+def cut(model: Path, shares: Sequence[float] | str, folder: Path) -> Cut:
+    """Writes every rank's shard into ``folder``; ``shares``, or the text of a layout of ranks."""
     gguf = read_gguf(model)
     spec = read_spec(gguf, model_digest(gguf))
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, shares)
+    partition = make_partition(spec, blocks, shares)
     models, stored = [], []
     with GgufSource(gguf) as source:
         for rank in range(partition.n_ranks):
@@ -102,12 +104,22 @@ class Outcome:
     streamed_bytes: int
 
 
-def thread_run(model: Cut, chunks: Sequence[Sequence[int]], payload: PayloadFormat, budget: Budget) -> Outcome:
-    """Runs the chunks, a pass each, over the allreduce between threads."""
+def thread_run(
+    model: Cut,
+    chunks: Sequence[Sequence[int]],
+    payload: PayloadFormat,
+    budget: Budget,
+    algorithm: str = "one-shot",
+    connect: Connect = socket_pair,
+    n_parts: int = 1,
+) -> Outcome:
+    """Runs the chunks, a pass each, over an allreduce between threads."""
     if model.n_ranks == 1:
-        return run(model, chunks, [SoloAllreduce()], budget)
-    shared = ThreadAllreduce(model.n_ranks, payload, max(map(len, chunks)) * model.spec.n_embd)
-    return run(model, chunks, shared.ends(), budget, shared.abort)
+        return run(model, chunks, [Sums(None, None)], budget)
+    scale = Scale(payload, max(map(len, chunks)) * model.spec.n_embd, n_parts)
+    few = 8 * model.spec.n_embd if n_parts > 1 else None
+    with open_sums(model.n_ranks, ALGORITHMS[algorithm], scale, connect, few) as shared:
+        return run(model, chunks, shared.ends, budget, shared.abort, n_parts)
 
 
 def run(
@@ -116,6 +128,7 @@ def run(
     ends: Sequence[Allreduce],
     budget: Budget,
     release: Callable[[], None] = lambda: None,
+    n_parts: int = 1,
 ) -> Outcome:
     """Runs the chunks, a pass each, one thread per rank; ``release`` frees the other ranks when one fails."""
     slices: list[list[Float32Array]] = [[] for _ in ends]
@@ -124,7 +137,7 @@ def run(
 
     def work(rank: int) -> None:
         try:
-            settings = RankSettings(max(map(len, chunks)), CONTEXT, 1)
+            settings = RankSettings(max(map(len, chunks)), CONTEXT, 1, n_parts=n_parts)
             stored = model.stored[rank]
             with ExitStack() as stack:
                 table = stack.enter_context(EmbeddingTable(model.gguf, model.spec))
@@ -176,7 +189,7 @@ def one_device(model: Path, folder: Path) -> Iterator[Cluster]:
     """The product's cluster of this process alone."""
     folders = Folders(folder / "state", folder / "shards", folder / "cache")
     settings = MasterSettings(model, folders, Resources(), context=CONTEXT, bind="127.0.0.1", port=0)
-    with Listener(settings) as listener, listener.form(lambda event: None) as cluster:
+    with Master(settings) as master, master.form(lambda event: None) as cluster:
         yield cluster
 
 
@@ -196,12 +209,23 @@ def greedy(cluster: Cluster, model: Path, prompt: Sequence[int], n_tokens: int) 
     tokens: list[int] = []
     with EmbeddingTable(read_gguf(model), cluster.spec) as table:
         sequence = TokenSequence(cluster, table)
-        logits = [part for part in sequence.prefill(prompt) if part is not None][-1]
+        sequence.keep_prefix(prompt[:1])
+        row = [part for part in sequence.prefill(prompt) if part is not None][-1]
         while True:
-            tokens.append(int(logits.argmax()))
+            tokens.append(row.best())
             if len(tokens) == n_tokens:
                 return tokens
-            logits = sequence.run(tokens[-1:], [0])[0]
+            row = sequence.run(tokens[-1:], [0])[0]
+
+
+def forced(cluster: Cluster, model: Path, story: Story) -> Float32Array:
+    """The cluster's logits f32 [n_tokens, n_vocab] where the story's answer comes, its tokens fed one by one."""
+    with EmbeddingTable(read_gguf(model), cluster.spec) as table:
+        sequence = TokenSequence(cluster, table)
+        sequence.keep_prefix(story.prompt[:1])
+        rows = [part for part in sequence.prefill(story.prompt) if part is not None]
+        rows += [sequence.run([token], [0])[0] for token in story.answer[:-1]]
+    return np.stack([row.values for row in rows])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.cluster.commands import Home, Running
 from tests.cluster.ranks import CONTEXT, DEMO
 from tpi.cluster.cluster import Cluster
-from tpi.cluster.master import Listener
+from tpi.cluster.master import Master
 from tpi.config import Folders, MasterSettings, Resources
 
 WAIT_S = 30.0
@@ -40,15 +40,15 @@ def session(
         port=0,
     )
     with ExitStack() as stack:
-        listener = stack.enter_context(Listener(settings))
+        master = stack.enter_context(Master(settings))
         workers = []
         for number, home in enumerate(homes, start=1):
             arguments = ["join", "-", "--name", f"w{number}", "--threads", "1", *options]
             worker = stack.enter_context(home.start(*arguments))
-            worker.say(listener.join_key)
+            worker.say(master.join_key)
             workers.append(worker)
         started(workers)
-        with listener.form(lambda event: None) as cluster:
+        with master.form(lambda event: None) as cluster:
             yield cluster, workers
         for worker in workers:
             assert worker.process.wait(WAIT_S) == 0, worker.err()

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.ranks import DEMO, Cut, Outcome, Story, compare, cut, everything, tell_story, thread_run, top_gap
+from tests.cluster.ranks import DEMO, Cut, Outcome, Story, compare, cut, everything, forced, tell_story, thread_run
 from tests.cluster.unrounded import write_unrounded
 from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.cluster.cluster import Cluster
 
 N_TOKENS = 128
 
-CutFor = Callable[[Path, Sequence[float]], Cut]
+CutFor = Callable[[Path, Sequence[float] | str], Cut]
+CheckAnswers = Callable[[Cluster], None]
 OneDevice = Callable[[Path], Outcome]
 
 
@@ -30,10 +32,10 @@ def unrounded_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def cut_for(tmp_path_factory: pytest.TempPathFactory) -> CutFor:
     """A model's shards for the given shares; each made once."""
-    made: dict[tuple[Path, tuple[float, ...]], Cut] = {}
+    made: dict[tuple[Path, str], Cut] = {}
 
-    def get(model: Path, shares: Sequence[float]) -> Cut:
-        key = model, tuple(shares)
+    def get(model: Path, shares: Sequence[float] | str) -> Cut:
+        key = model, str(shares)
         if key not in made:
             made[key] = cut(model, shares, tmp_path_factory.mktemp("cut"))
         return made[key]
@@ -55,20 +57,15 @@ def one_device(cut_for: CutFor, story: Story) -> OneDevice:
 
 
 @pytest.fixture(scope="session")
-def check_tokens(one_device: OneDevice, story: Story, unrounded_demo: Path) -> Callable[[Sequence[int]], None]:
-    """Checks that tokens after the story's prompt are the story's, up to a near tie at most.
+def check_answers(one_device: OneDevice, story: Story, unrounded_demo: Path) -> CheckAnswers:
+    """Checks what a cluster says where the story's answer comes, the story's tokens fed to it: at every position its
+    logits are those of one device, up to what rounding activations changes, and its token, up to a near tie."""
 
-    A near tie: with the demo model, a cluster's logits differ from one device's by less than what rounding activations
-    changes (``test_same_answer`` shows that).
-    """
-
-    def check(tokens: Sequence[int]) -> None:
-        pairs = zip(tokens, story.answer, strict=False)
-        first = next((number for number, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-        if first is not None:
-            reference = one_device(DEMO).logits
-            bound = compare(one_device(unrounded_demo).logits, reference).of_range
-            gap = top_gap(reference[story.answering][first]) / float(reference.max() - reference.min())
-            assert gap <= 2 * bound, f"token {first} differs, where one device is sure"
+    def check(cluster: Cluster) -> None:
+        reference = one_device(DEMO).logits
+        bound = compare(one_device(unrounded_demo).logits, reference).of_range
+        difference = compare(forced(cluster, DEMO, story), reference[story.answering])
+        assert difference.of_range <= bound
+        assert difference.gap_of_allowed <= 1, f"positions {difference.positions} differ, where one device is sure"
 
     return check

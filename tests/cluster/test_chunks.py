@@ -14,7 +14,7 @@ from tests.parity.rig import range_difference
 from tpi.cluster.cluster import Cluster
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import Failed, Offer, Plan
-from tpi.cluster.master import Listener
+from tpi.cluster.master import Master
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
@@ -51,14 +51,15 @@ def one_device(
         bind="127.0.0.1",
         port=0,
     )
-    with Listener(settings) as listener, listener.form(lambda event: None) as cluster:
+    with Master(settings) as master, master.form(lambda event: None) as cluster:
         yield cluster
 
 
 def prefill(cluster: Cluster, tokens: Sequence[int]) -> list[Float32Array | None]:
     """What each pass gives; the last the logits f32 [n_vocab] of the last token."""
     with EmbeddingTable(read_gguf(DEMO), cluster.spec) as table:
-        return list(TokenSequence(cluster, table).prefill(tokens))
+        rows = TokenSequence(cluster, table).prefill(tokens)
+        return [None if row is None else row.values for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -126,16 +127,16 @@ def test_what_a_worker_says_of_its_disk(
     )
     errors: list[LinkError] = []
 
-    def form(listener: Listener) -> None:
+    def form(master: Master) -> None:
         try:
-            listener.form(lambda event: None)
+            master.form(lambda event: None)
         except LinkError as error:
             errors.append(error)
 
-    with Listener(settings) as listener:
-        thread = threading.Thread(target=form, args=(listener,))
+    with Master(settings) as master:
+        thread = threading.Thread(target=form, args=(master,))
         thread.start()
-        key = JoinKey.decode(listener.join_key)
+        key = JoinKey.decode(master.join_key)
         identity = find_or_join(key, "worker", IdentityStore(tmp_path / "worker"))
         with ControlLink(open_control(key.addresses, identity).socket, "the master") as link:
             link.send(offer)

@@ -2,15 +2,15 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.commands import Home, Running
-from tests.cluster.ranks import DEMO, Cut, Story, greedy
+from tests.cluster.ranks import DEMO, Cut
 from tests.cluster.sessions import session
-from tests.cluster.stories import CutFor
+from tests.cluster.stories import CheckAnswers, CutFor
 from tpi.cluster.control.messages import FetchRun
 from tpi.cluster.transfer.slices import RunServer
 from tpi.errors import LinkError
@@ -21,9 +21,6 @@ from tpi.weights.shards.shard import open_shard
 from tpi.weights.shards.shard_format import blank_header
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.slices import GgufSource
-
-N_TOKENS = 16
-Check = Callable[[Sequence[int]], None]
 
 
 class Requests:
@@ -66,22 +63,22 @@ def shard_bytes(model: Cut, rank: int) -> int:
 
 
 def test_once_and_then_only_what_is_new(
-    tmp_path: Path, away: Home, requests: Requests, cut_for: CutFor, story: Story, check_tokens: Check
+    tmp_path: Path, away: Home, requests: Requests, cut_for: CutFor, check_answers: CheckAnswers
 ) -> None:
     half, most = cut_for(DEMO, (1, 1)), cut_for(DEMO, (1, 2))
     with session(tmp_path / "master", [away], (1, 1)) as (cluster, _):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
     assert requests.take_bytes() == shard_bytes(half, 1)
 
     with session(tmp_path / "master", [away], (1, 1)) as (cluster, _):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
     assert requests.runs == []
 
     header = blank_header(most.spec, most.partition, 1, most.models[1].pieces)
     with GgufSource(most.gguf) as whole, ShardSource(open_shard(half.stored[1].paths[0])) as older:
         missing = write_shard(tmp_path / "expected.tpishard", header, whole, [older]).fetched_bytes
     with session(tmp_path / "master", [away], (1, 2)) as (cluster, _):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
     assert requests.take_bytes() == missing
     assert 0 < missing < shard_bytes(most, 1) // 2
     kept = list((away.folder / "shards").rglob("*.tpishard"))
@@ -94,8 +91,7 @@ def test_a_broken_transfer_goes_on(
     away: Home,
     requests: Requests,
     cut_for: CutFor,
-    story: Story,
-    check_tokens: Check,
+    check_answers: CheckAnswers,
     killed_at: int,
 ) -> None:
     model = cut_for(DEMO, (1, 1))
@@ -114,7 +110,7 @@ def test_a_broken_transfer_goes_on(
     finished = requests.runs[:-1]  # the worker asks for the next run when it has the one before
     requests.take_bytes()
     with session(tmp_path / "master", [away], (1, 1)) as (cluster, _):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
     # Runs of the piece that was not complete come again, those of pieces before it do not.
     wanted = [part for piece in model.models[1].pieces for part in piece.parts]
     n_per_piece = [len(piece.parts) for piece in model.models[1].pieces]
@@ -123,22 +119,22 @@ def test_a_broken_transfer_goes_on(
 
 
 def test_a_worker_with_the_model_cuts_its_own(
-    tmp_path: Path, away: Home, requests: Requests, story: Story, check_tokens: Check
+    tmp_path: Path, away: Home, requests: Requests, check_answers: CheckAnswers
 ) -> None:
     with session(tmp_path / "master", [away], (2, 1), ["--model", str(DEMO)]) as (cluster, workers):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
         assert "cuts its slices" in workers[0].err()
     assert requests.runs == []
 
 
 def test_a_worker_with_a_shard_needs_nothing(
-    tmp_path: Path, away: Home, requests: Requests, story: Story, check_tokens: Check
+    tmp_path: Path, away: Home, requests: Requests, check_answers: CheckAnswers
 ) -> None:
     ended = away.run("shard", "demo", "--ranks", "2", "--shares", "1,3", "--out", str(tmp_path / "cut"))
     assert ended.code == 0, ended.err
     shard = ended.out.splitlines()[1]
     with session(tmp_path / "master", [away], None, ["--shard", shard]) as (cluster, workers):
-        check_tokens(greedy(cluster, DEMO, story.prompt, N_TOKENS))
+        check_answers(cluster)
         shares = [rank.share for rank in cluster.status().ranks]
         assert 0.6 < shares[1] < 0.85
         assert "slices" not in workers[0].err()

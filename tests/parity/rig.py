@@ -1,5 +1,6 @@
 """Runs our ranks and llama.cpp over the same tokens and compares logits. Called by tests only."""
 
+import re
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -9,11 +10,12 @@ from unittest import mock
 import llama_cpp
 import numpy as np
 
-from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import F16, TensorType
 from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.layout import divide_layers, parse_layout
 from tpi.model.partition import Partition, divide
+from tpi.model.spec import Block, ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.passes import Pass
@@ -71,26 +73,42 @@ def pass_of(table: EmbeddingTable, pass_id: int, first: int, tokens: Sequence[in
     )
 
 
+def count_ranks(shares: Sequence[float] | str) -> int:
+    """How many devices the shares, or the text of a layout, are for."""
+    return 1 + max(map(int, re.findall(r"[:,](\d+)", shares))) if isinstance(shares, str) else len(shares)
+
+
+def make_partition(spec: ModelSpec, blocks: Sequence[Block], shares: Sequence[float] | str) -> Partition:
+    """From shares, or from the text of a layout whose devices are ranks."""
+    if not isinstance(shares, str):
+        return divide(spec, blocks, shares)
+    n_ranks = count_ranks(shares)
+    names = [f"device-{rank}" for rank in range(n_ranks)]
+    return divide_layers(spec, blocks, parse_layout(shares, spec.n_layers), names, [1.0] * n_ranks)
+
+
 def cluster_logits(
     path: Path,
     chunks: Sequence[Sequence[int]],
     allreduces: Sequence[Allreduce],
     *,
-    weights: Sequence[float] = (1,),
+    shares: Sequence[float] | str = (1,),
     n_threads: int = 2,
     context: int = 512,
     piece_bytes: int = PIECE_BYTES,
-    repacker: Repacker | None = None,
+    repack: bool = False,
     is_resident: bool = False,
     kv_type: TensorType = F16,
     release: Callable[[], None] = lambda: None,
 ) -> list[Float32Array]:
-    """Every rank's view of the whole logits, f32 [n_tokens, n_vocab]: ranks as threads, windows in memory."""
+    """Every rank's slice of the logits, f32 [n_tokens, its rows]: ranks as threads, windows in memory. ``shares``, or
+    the text of a layout whose devices are ranks."""
     gguf = read_gguf(path)
     spec = read_spec(gguf, "test")
     blocks = blocks_of(spec)
-    partition: Partition = divide(spec, blocks, weights)
-    slices: list[list[Float32Array]] = [[] for _ in weights]
+    partition = make_partition(spec, blocks, shares)
+    ranks = range(partition.n_ranks)
+    slices: list[list[Float32Array]] = [[] for _ in ranks]
     errors: list[BaseException] = []
 
     def work(rank: int) -> None:
@@ -99,9 +117,11 @@ def cluster_logits(
             settings = RankSettings(max(map(len, chunks)), context, n_threads, kv_type)
             with ExitStack() as stack:
                 table = stack.enter_context(EmbeddingTable(gguf, spec))
+                repacker = stack.enter_context(Repacker()) if repack else None
                 model = RankModel(spec, blocks, partition, rank, pieces)
                 workspace = stack.enter_context(Workspace(model, settings, repacker))
-                runner = Rank(workspace, MemoryWindow(gguf, pieces, repacker, is_resident), allreduces[rank])
+                window = MemoryWindow(gguf, pieces, repacker, is_resident)
+                runner = Rank(workspace, window, allreduces[rank])
                 first = 0
                 for number, chunk in enumerate(chunks):
                     logits = runner.run(pass_of(table, number, first, chunk))
@@ -112,7 +132,7 @@ def cluster_logits(
             errors.append(error)
             release()
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(weights))]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in ranks]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -125,6 +145,3 @@ def cluster_logits(
 def range_difference(ours: Float32Array, reference: Float32Array) -> float:
     """The largest difference as a part of the reference's range."""
     return float(np.abs(ours - reference).max() / (reference.max() - reference.min()))
-
-
-__all__ = ["PayloadFormat", "cluster_logits", "range_difference", "reference_logits"]

@@ -8,9 +8,8 @@ import pytest
 
 from tests.models import Q4_K_M, write_random_model
 from tests.parity.rig import cluster_logits, range_difference, reference_logits
-from tpi.cluster.allreduce.solo import SoloAllreduce
+from tpi.cluster.allreduce.driver import Sums
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.runtime.ggml.repack import Repacker
 from tpi.weights.layout import PIECE_BYTES
 
 Q8_0 = TYPES_BY_NAME["Q8_0"]
@@ -66,7 +65,7 @@ def _chunks(n_vocab: int) -> list[list[int]]:
 def test_logits_equal_llama_cpp(tmp_path: Path, shape: dict[str, Any]) -> None:
     path = write_random_model(tmp_path / "model.gguf", n_vocab=517, n_ff=768, **shape)
     chunks = _chunks(517)
-    ours = cluster_logits(path, chunks, [SoloAllreduce()])[0]
+    ours = cluster_logits(path, chunks, [Sums(None, None)])[0]
     assert range_difference(ours, reference_logits(path, chunks)) <= BOUND
 
 
@@ -75,8 +74,7 @@ def test_logits_equal_llama_cpp(tmp_path: Path, shape: dict[str, Any]) -> None:
 def test_rearranged_weights_equal_llama_cpp(tmp_path: Path, types: str, piece_bytes: int) -> None:
     path = write_random_model(tmp_path / "model.gguf", n_vocab=512, n_ff=768, types=types)
     chunks = _chunks(512)
-    with Repacker() as repacker:
-        ours = cluster_logits(path, chunks, [SoloAllreduce()], repacker=repacker, piece_bytes=piece_bytes)[0]
+    ours = cluster_logits(path, chunks, [Sums(None, None)], repack=True, piece_bytes=piece_bytes)[0]
     assert range_difference(ours, reference_logits(path, chunks, repack=True)) <= BOUND
 
 
@@ -85,7 +83,7 @@ def test_q8_0_cache_equals_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
     path = write_random_model(tmp_path / "model.gguf", types="Q4_0")
     chunks = _chunks(320)
-    ours = cluster_logits(path, chunks, [SoloAllreduce()], kv_type=Q8_0)[0]
+    ours = cluster_logits(path, chunks, [Sums(None, None)], kv_type=Q8_0)[0]
     assert range_difference(ours, reference_logits(path, chunks, kv_type=Q8_0)) <= BOUND
 
 
@@ -93,7 +91,7 @@ def test_q8_0_cache_equals_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_piece_size_changes_nothing(tmp_path: Path, types: str) -> None:
     path = write_random_model(tmp_path / "model.gguf", n_vocab=512, n_ff=768, types=types, rope_factors=True)
     chunks = _chunks(512)
-    whole, cut = (cluster_logits(path, chunks, [SoloAllreduce()], piece_bytes=size)[0] for size in (1 << 24, 110_000))
+    whole, cut = (cluster_logits(path, chunks, [Sums(None, None)], piece_bytes=size)[0] for size in (1 << 24, 110_000))
     assert np.array_equal(whole, cut)
 
 
@@ -102,11 +100,8 @@ def test_resident_weights_change_nothing(tmp_path: Path, types: str) -> None:
     """Whole blocks, and for single tokens the whole model, run as one graph where everything stays in memory."""
     path = write_random_model(tmp_path / "model.gguf", n_vocab=512, n_ff=768, types=types, rope_factors=True)
     chunks = _chunks(512)
-    with Repacker() as repacker:
-        held, resident = (
-            cluster_logits(
-                path, chunks, [SoloAllreduce()], piece_bytes=110_000, repacker=repacker, is_resident=is_resident
-            )[0]
-            for is_resident in (False, True)
-        )
+    held, resident = (
+        cluster_logits(path, chunks, [Sums(None, None)], piece_bytes=110_000, repack=True, is_resident=is_resident)[0]
+        for is_resident in (False, True)
+    )
     assert np.array_equal(held, resident)

@@ -10,6 +10,7 @@ from typing import Protocol, TextIO
 
 from tpi.cli.figures import part, size
 from tpi.cli.statistics import as_text
+from tpi.cli.sums import ready_text
 from tpi.cluster.reports import Event, Loading, Ready, Remark, Transfer, Waiting
 
 _PROGRESS_INTERVAL_S = 5.0
@@ -60,8 +61,8 @@ class PlainDisplay:
                 self._once((rank, "loading"), f"rank {rank} ({name}) fills its window")
             case Remark(text):
                 self.note(text)
-            case Ready(n_ranks):
-                self.note(f"ready: {n_ranks} {'devices work' if n_ranks > 1 else 'device works'}")
+            case Ready():
+                self.note(ready_text(event))
 
     def note(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpi.cli.figures import duration, size
+from tpi.cli.sums import ready_text
 from tpi.cluster.reports import Event, Loading, Ready, Remark, Transfer, Waiting
 
 _TRANSFERS = {"cut": "cutting", "received": "receiving", "reused": "reusing"}
@@ -48,6 +49,7 @@ class RichDisplay:
                 self.note(text)
             case Ready():
                 self.settle()
+                self.note(ready_text(event))
 
     def note(self, text: str) -> None:
         # soft_wrap: a join key must stay one line for copying.

@@ -40,6 +40,9 @@ def command(
     ] = None,
     no_repack: options.NoRepack = False,
     name: options.Name = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port at which other workers call this device; 0: any.")
+    ] = 0,
     while_stdin: Annotated[bool, typer.Option("--while-stdin", hidden=True)] = False,
     state: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -59,6 +62,7 @@ def command(
         shard=shard,
         model=model,
         name=options.device_name(name),
+        port=port,
     )
     if while_stdin:
         end_with_stdin()

@@ -15,7 +15,7 @@ from tpi.cli.figures import size
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of
 from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
-from tpi.cluster.forming import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
+from tpi.cluster.epoch.planning import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
 from tpi.cluster.transfer.stock import find_repacker
 from tpi.config import DEFAULT_CHUNK_TOKENS, Resources
 from tpi.errors import MemoryBudgetError
@@ -134,6 +134,7 @@ def _plan(question: MemoryQuestion) -> Plan:
         max_sampled=MAX_SAMPLED,
         payload="f16",
         kv_type=kv_type_of(question.kv_type.upper(), spec),
+        n_parts=2 if of.partition.n_ranks > 1 else 1,
     )
 
 

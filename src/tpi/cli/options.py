@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,8 +40,33 @@ Shares = Annotated[
     str | None,
     typer.Option(metavar="N,N,...", help="Each device's part, this one's first. [default: by memory]"),
 ]
-F32Payload = Annotated[
-    bool, typer.Option("--f32-payload", help="Exchange sums as 32-bit numbers: twice the traffic, closer sums.")
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        metavar="'LAYERS:DEVICE,… …'",
+        help="Which devices hold which layers, as in '0-10:a 11-21:b,c'. [default: all hold a slice of every layer]",
+    ),
+]
+Wire = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT", help="How partial sums travel: f32, f16, or int8, which is used where it is faster than f16."
+    ),
+]
+Allreduce = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How sums are added up: star, one-shot, two-shot, ring, tree. [default: what is fastest on these links]",
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write what every device did when, for https://ui.perfetto.dev; compressed if FILE ends with .gz.",
+        dir_okay=False,
+    ),
 ]
 NoRepack = Annotated[
     bool,

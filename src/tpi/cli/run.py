@@ -44,9 +44,12 @@ def command(
         int, typer.Option(min=1, max=MAX_RANKS, help="Work as so many devices, each a process with its own slices.")
     ] = 1,
     shares: options.Shares = None,
-    f32_payload: options.F32Payload = False,
+    layout: options.Layout = None,
+    wire: options.Wire = "f16",
+    allreduce: options.Allreduce = None,
     kv_type: options.KvType = "F16",
     no_repack: options.NoRepack = False,
+    trace: options.Trace = None,
     stats: answers.Stats = True,
 ) -> None:
     """Answer PROMPT, or chat when there is none and this is a terminal.
@@ -62,8 +65,11 @@ def command(
         n_workers=local_devices - 1,
         shares=options.read_shares(shares, local_devices),
         context=context,
-        f32_payload=f32_payload,
+        layout=layout,
+        wire=wire.lower(),
+        allreduce=allreduce,
         kv_type=kv_type.upper(),
+        trace=trace,
         name="local-0",
     )
     if prompt == "-" or (prompt is None and not can_chat()):

@@ -11,7 +11,7 @@ from tpi.cli.environment import find_folders
 from tpi.cli.models import find_model
 from tpi.cli.session import open_served
 from tpi.cli.terminal import ChatInput, can_chat
-from tpi.cluster.master import Listener
+from tpi.cluster.master import Master
 from tpi.config import DEFAULT_PORT, MAX_RANKS, MasterSettings
 from tpi.engine.settings import SamplingSettings
 
@@ -30,9 +30,12 @@ def command(
     bind: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen at.")] = MasterSettings.bind,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at; 0: any.")] = DEFAULT_PORT,
     name: options.Name = None,
-    f32_payload: options.F32Payload = False,
+    layout: options.Layout = None,
+    wire: options.Wire = "f16",
+    allreduce: options.Allreduce = None,
     kv_type: options.KvType = "F16",
     no_repack: options.NoRepack = False,
+    trace: options.Trace = None,
     max_tokens: answers.MaxTokens = answers.GENERATION.max_tokens,
     temperature: answers.Temperature = answers.SAMPLING.temperature,
     top_p: answers.TopP = answers.SAMPLING.top_p,
@@ -60,24 +63,27 @@ def command(
         wait_s=wait,
         shares=options.read_shares(shares, workers + 1),
         context=context,
-        f32_payload=f32_payload,
+        layout=layout,
+        wire=wire.lower(),
+        allreduce=allreduce,
         kv_type=kv_type.upper(),
+        trace=trace,
         bind=bind,
         port=port,
         name=options.device_name(name),
     )
     display = open_display()
-    with open_served(settings, manner, display, lambda listener: _announce(listener, workers, display)) as talk:
+    with open_served(settings, manner, display, lambda master: _announce(master, workers, display)) as talk:
         if can_chat():
             talk.chat(ChatInput().read_line)
         else:
             talk.answer_lines(sys.stdin)
 
 
-def _announce(listener: Listener, n_workers: int, display: Display) -> None:
-    where = ", ".join(str(address) for address in listener.addresses)
+def _announce(master: Master, n_workers: int, display: Display) -> None:
+    where = ", ".join(str(address) for address in master.addresses)
     display.note(f"listening at {where}")
     if n_workers:
         others = "the other device" if n_workers == 1 else f"each of the {n_workers} other devices"
         display.note(f"On {others}, run this (the key admits devices: give it to nobody else):\n")
-        display.note(f"    tpi join {listener.join_key}\n")
+        display.note(f"    tpi join {master.join_key}\n")

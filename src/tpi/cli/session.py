@@ -5,20 +5,17 @@
 
 import contextlib
 import dataclasses
-import queue
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 from tpi.cli.display import Display
 from tpi.cli.environment import child_variables, find_status_folder
+from tpi.cli.keyfolder import open_key_folder
 from tpi.cli.localdevices import LocalDevices
 from tpi.cli.models import open_model
 from tpi.cli.statussocket import StatusServer
 from tpi.cli.talk import Manner, Talk
-from tpi.cluster.master import Listener
+from tpi.cluster.master import Master
 from tpi.cluster.reports import ClusterStatus, Event, Report, Waiting
 from tpi.config import Folders, MasterSettings
 from tpi.engine.engine import Engine
@@ -36,8 +33,7 @@ def open_local(settings: MasterSettings, manner: Manner, display: Display) -> It
         TpiError: whatever goes wrong, a child's last words included.
     """
     with ExitStack() as stack:
-        state = Path(tempfile.mkdtemp(prefix="tpi-"))
-        stack.callback(shutil.rmtree, state, ignore_errors=True)
+        state = stack.enter_context(open_key_folder())
         settings = dataclasses.replace(
             settings,
             folders=Folders(state / "master", settings.folders.shards, settings.folders.cache),
@@ -46,9 +42,9 @@ def open_local(settings: MasterSettings, manner: Manner, display: Display) -> It
             wait_s=_LOCAL_WAIT_S,
         )
         open_model(settings.model, settings.folders.cache)
-        listener = stack.enter_context(Listener(settings))
+        master = stack.enter_context(Master(settings))
         devices = stack.enter_context(
-            LocalDevices(settings.n_workers, listener.join_key, settings.resources, state, child_variables())
+            LocalDevices(settings.n_workers, master.join_key, settings.resources, state, child_variables())
         )
 
         def report(event: Event) -> None:
@@ -56,15 +52,19 @@ def open_local(settings: MasterSettings, manner: Manner, display: Display) -> It
             if isinstance(event, Waiting):
                 devices.start_more(event.n_joined)
 
+        def check() -> None:
+            devices.check()
+            _tell_notes(master, display)
+
         try:
-            yield stack.enter_context(_form(settings, listener, manner, display, report, devices.check))
+            yield stack.enter_context(_form(settings, master, manner, display, report, check))
         except LinkError as error:
             raise devices.explain() or error from error
 
 
 @contextlib.contextmanager
 def open_served(
-    settings: MasterSettings, manner: Manner, display: Display, announce: Callable[[Listener], None]
+    settings: MasterSettings, manner: Manner, display: Display, announce: Callable[[Master], None]
 ) -> Iterator[Talk]:
     """A cluster of this process and the devices that join it; ``announce`` tells people how.
 
@@ -72,22 +72,22 @@ def open_served(
         TpiError: whatever goes wrong.
     """
     open_model(settings.model, settings.folders.cache)
-    with Listener(settings) as listener:
-        announce(listener)
-
-        def tell_refusals() -> None:
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    display.note(f"turned away {listener.refusals.get_nowait()}")
-
-        with _form(settings, listener, manner, display, display.report, tell_refusals) as talk:
+    with Master(settings) as master:
+        announce(master)
+        with _form(settings, master, manner, display, display.report, lambda: _tell_notes(master, display)) as talk:
             yield talk
+
+
+def _tell_notes(master: Master, display: Display) -> None:
+    """Who was turned away, who is late."""
+    for line in master.membership.notes.take_new():
+        display.note(line)
 
 
 @contextlib.contextmanager
 def _form(
     settings: MasterSettings,
-    listener: Listener,
+    master: Master,
     manner: Manner,
     display: Display,
     report: Report,
@@ -97,16 +97,17 @@ def _form(
     source = _Source()
     with ExitStack() as stack:
         try:
-            stack.enter_context(StatusServer(find_status_folder(), source))
+            stack.enter_context(StatusServer(find_status_folder(), source, note=master.membership.notes.add))
         except TpiError as error:
             display.note(f"tpi: {error}; going on without")
         language = stack.enter_context(Language(settings.model))
         try:
-            cluster = stack.enter_context(listener.form(report, check))
+            cluster = stack.enter_context(master.form(report, check))
         finally:
             display.settle()
         source.status = cluster.status
-        yield Talk(stack.enter_context(Engine(cluster, language)), cluster.status, manner, display)
+        speaker = stack.enter_context(Engine(cluster, language))
+        yield Talk(speaker, cluster, manner, display, notes=lambda: _tell_notes(master, display))
 
 
 class _Source:

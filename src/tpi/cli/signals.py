@@ -3,8 +3,11 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+_GRACE_S = 1.0
+"""A pass that ends in less need not be stopped."""
 
 
 class Terminated(BaseException):
@@ -38,13 +41,17 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cancelled_by_interrupt(cancel: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C sets ``cancel``, the next one raises KeyboardInterrupt as usual."""
+def cancelled_by_interrupt(cancel: threading.Event, stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """The first Ctrl-C sets ``cancel``, and if that has ended nothing after a moment, ``stop`` is called, from another
+    thread; the next one raises KeyboardInterrupt as usual."""
+    timer = threading.Timer(_GRACE_S, stop)
+    timer.daemon = True
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if cancel.is_set():
             raise KeyboardInterrupt
         cancel.set()
+        timer.start()
 
     previous = signal.getsignal(signal.SIGINT)
     if previous is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
@@ -54,4 +61,5 @@ def cancelled_by_interrupt(cancel: threading.Event) -> Iterator[None]:
     try:
         yield
     finally:
+        timer.cancel()
         signal.signal(signal.SIGINT, previous)

@@ -10,6 +10,7 @@ from tpi.cli.environment import find_status_folder
 from tpi.cli.figures import duration, part, size
 from tpi.cli.statistics import as_text
 from tpi.cli.statussocket import ask, choose_master
+from tpi.cli.sums import describe as describe_sums
 from tpi.cluster.reports import ClusterStatus, RankStatus
 
 COLUMNS = (
@@ -53,11 +54,14 @@ def command(
 
 def describe(status: ClusterStatus) -> list[str]:
     """The state as lines."""
-    head = (
-        f"{status.model} ({status.model_digest[:12]}), context {status.context}, sums by {status.allreduce} in "
-        f"{status.payload}, epoch {status.epoch}"
-    )
-    return [head, *as_text(COLUMNS, [_row(rank) for rank in status.ranks])]
+    head = f"{status.model} ({status.model_digest[:12]}), context {status.context}, epoch {status.epoch}"
+    names = {rank.rank: rank.name for rank in status.ranks}
+    by_rank = [names.get(rank, f"rank {rank}") for rank in range(max(names) + 1)]
+    lines = [head, *as_text(COLUMNS, [_row(rank) for rank in status.ranks])]
+    lines += describe_sums(status.choice, status.detours, by_rank)
+    if status.silent:
+        lines.append(f"no answer from {', '.join(status.silent)}: what they told last, if anything, stands above")
+    return [*lines, *status.notes]
 
 
 def _row(rank: RankStatus) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,13 @@ from tpi.errors import LinkError, ProtocolError, TpiError, UsageError
 
 MAX_REPLY_BYTES = 4 << 20
 _CLIENT_S = 5.0
+_PAUSE_S = 0.05
 _ASK_S = 30.0
 _SOCKET = re.compile(r"^status-(\d+)\.sock$")
 _MAX_PATH = 100
 
 
-class StatusReply(msgspec.Struct, omit_defaults=True):
+class StatusAnswer(msgspec.Struct, omit_defaults=True):
     """What the socket says; one of the two."""
 
     status: ClusterStatus | None = None
@@ -37,14 +39,21 @@ class StatusReply(msgspec.Struct, omit_defaults=True):
 class StatusServer:
     """Answers at ``FOLDER/status-PID.sock`` with what ``source`` gives, from construction to ``close``.
 
-    ``source`` is called from the server's thread and may raise TpiError, which the client is told.
+    ``source`` is called from the server's thread and may raise TpiError, which the client is told. So it is of anything
+    else, which ``note`` is told as well: a defect here must not end anything.
 
     Raises:
         LinkError: the socket cannot be made.
     """
 
-    def __init__(self, folder: Path, source: Callable[[], ClusterStatus], pid: int | None = None) -> None:
-        self._source = source
+    def __init__(
+        self,
+        folder: Path,
+        source: Callable[[], ClusterStatus],
+        pid: int | None = None,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self._source, self._note = source, note
         self.path = folder / f"status-{pid or os.getpid()}.sock"
         self._closing = False
         try:
@@ -75,17 +84,22 @@ class StatusServer:
         while not self._closing:
             try:
                 client, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or too many files are open just now
+                time.sleep(_PAUSE_S)
+                continue
             with client, contextlib.suppress(OSError):
                 client.settimeout(_CLIENT_S)
-                client.sendall(msgspec.json.encode(self._reply()))
+                client.sendall(self._answer())
 
-    def _reply(self) -> StatusReply:
+    def _answer(self) -> bytes:
         try:
-            return StatusReply(status=self._source())
+            return msgspec.json.encode(StatusAnswer(status=self._source()))
         except TpiError as error:
-            return StatusReply(error=str(error))
+            return msgspec.json.encode(StatusAnswer(error=str(error)))
+        except Exception as error:
+            line = f"the state cannot be told ({type(error).__name__}: {error}): this is a defect of tpi"
+            self._note(line)
+            return msgspec.json.encode(StatusAnswer(error=line))
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,7 @@ def ask(master: RunningMaster) -> ClusterStatus:
     except OSError as error:
         raise LinkError(f"process {master.pid} does not tell its state: {error.strerror or error}") from error
     try:
-        reply = msgspec.json.decode(data, type=StatusReply)
+        reply = msgspec.json.decode(data, type=StatusAnswer)
     except msgspec.MsgspecError as error:
         raise ProtocolError(f"process {master.pid} tells its state in another way: is it another version?") from error
     if reply.status is None:

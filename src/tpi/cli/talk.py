@@ -36,6 +36,16 @@ class Answered(AnswerFigures, Protocol):
     def finish(self) -> str: ...
 
 
+class Running(Protocol):
+    """What the cluster offers beside passes."""
+
+    def status(self) -> ClusterStatus: ...
+
+    def cancel(self) -> None: ...
+
+    def save_trace(self) -> None: ...
+
+
 class Speaker(Protocol):
     """What the engine offers."""
 
@@ -68,7 +78,9 @@ class Talk:
     """Answers prompts of one user.
 
     Args:
-        status: the cluster's state now; asked before and after every answer if statistics are wanted.
+        cluster: tells its state, before and after every answer if statistics are wanted; ends a pass that the user does
+            not want to wait for.
+        notes: called before every answer, to tell what has happened meanwhile.
         output: where answers go (default: standard output); on a terminal, characters that would move its cursor are
             left out.
     """
@@ -76,13 +88,15 @@ class Talk:
     def __init__(
         self,
         speaker: Speaker,
-        status: Callable[[], ClusterStatus],
+        cluster: Running,
         manner: Manner,
         display: Display,
         output: TextIO | None = None,
+        notes: Callable[[], None] = lambda: None,
     ) -> None:
         self._speaker = speaker
-        self._status = status
+        self._cluster = cluster
+        self._tell_notes = notes
         self._manner = manner
         self._display = display
         self._output = output or sys.stdout
@@ -139,13 +153,15 @@ class Talk:
     ) -> Answered:
         cancel = threading.Event()
         # Around all of it: a Ctrl-C that comes when the answer has just ended must not end the chat.
-        with cancelled_by_interrupt(cancel):
-            before = self._status() if self._manner.show_statistics else None
+        self._tell_notes()
+        with cancelled_by_interrupt(cancel, self._cluster.cancel):
+            before = self._cluster.status() if self._manner.show_statistics else None
             self._generate(self._make_prompt(messages), cancel)
             answer = self._speaker.last
             assert answer is not None, "an answer has ended"
+            self._cluster.save_trace()
             if before is not None:
-                show(before, self._status(), answer)
+                show(before, self._cluster.status(), answer)
         return answer
 
     def _make_prompt(self, messages: Sequence[Message]) -> list[int]:

@@ -1,47 +1,72 @@
-"""A formed cluster: runs passes over all ranks, tells its status, ends in order.
+"""A formed cluster: runs passes on the current epoch, goes from one epoch to the next, tells its status, ends in order.
 
-One thread runs passes; any thread may ask for the status. Owns the master's rank and the links to the workers.
+One thread runs passes and opens epochs; any thread may ask for the status or cancel a pass. Owns the current epoch and
+the master's rank.
 """
 
+import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Protocol, Self
 
 import msgspec
 
-from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.allreduce.solo import SoloAllreduce
-from tpi.cluster.allreduce.star import StarMaster
-from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import RankHost
-from tpi.cluster.membership.member import Member
-from tpi.cluster.mesh.datapath import MasterDatapath
+from tpi.cluster.control.messages import EndEpoch, Plan, StatusRequest
+from tpi.cluster.epoch.epoch import Epoch
+from tpi.cluster.epoch.host import RankHost, rank_model
+from tpi.cluster.epoch.planning import with_rank
+from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import ClusterStatus, RankStatus
-from tpi.errors import LinkError
-from tpi.runtime.passes import Pass
-from tpi.runtime.protocols import Allreduce, Float32Array
+from tpi.cluster.tracing.tracing import Tracing
+from tpi.config import MasterSettings
+from tpi.errors import Cancelled, LinkError
+from tpi.model.flow import flows_of, n_stages
+from tpi.runtime.logits import Row
+from tpi.runtime.passes import TILED_TOKENS, Pass
 
 _STATUS_TIMEOUT_S = 2.0
-_REASON_TIMEOUT_S = 1.0
+_LATE_FACTOR = 10.0
+_LEAST_LATE_S = 2.0
+_UNUSUAL_PASSES = 3
+"""The first passes of an epoch, which fill windows, are no measure of what is usual."""
+
+
+class OpensEpochs(Protocol):
+    """What a cluster needs of the master (``master.Master``)."""
+
+    tracing: Tracing | None
+
+    def open_epoch(self, number: int, settings: MasterSettings, host: RankHost | None) -> tuple[Epoch, RankHost]:
+        """Opens an epoch with the members that are here; ``host`` is that of the epoch before."""
+
+    def wait_ended(self, number: int) -> None:
+        """Waits until every member has ended the epoch."""
 
 
 class Cluster:
-    """All ranks of one epoch, connected. A context manager; ``close`` is idempotent and ends the workers."""
+    """All ranks, connected. A context manager; ``close`` is idempotent and ends the workers."""
 
-    def __init__(self, plan: Plan, host: RankHost, members: Sequence[Member]) -> None:
-        self._plan, self._host = plan, host
-        self._members = sorted(members, key=lambda member: member.rank)
-        self._links = {member.rank: member.data for member in self._members if member.data is not None}
-        self._datapath = MasterDatapath(self._links, plan.spec, plan.partition, plan.max_tokens, plan.n_cells)
-        allreduce: Allreduce = SoloAllreduce()
-        if self._links:
-            allreduce = StarMaster(self._links, PayloadFormat(plan.payload), plan.max_tokens * plan.spec.n_embd)
-        host.connect(allreduce, self._count_bytes)
-        self.spec = plan.spec
-        self.n_cells = plan.n_cells
-        self.max_tokens = plan.max_tokens
+    def __init__(self, master: OpensEpochs, membership: Membership, settings: MasterSettings, number: int) -> None:
+        """Opens the first epoch.
+
+        Raises:
+            TpiError: see ``master.Master.form``.
+        """
+        self._master, self._membership, self._settings = master, membership, settings
         self._reason = ""
-        self._closed = False
+        self._is_closed = self._is_cancelled = False
+        self._host: RankHost | None = None
+        self._epoch: Epoch | None = None
+        self._latest: Epoch | None = None
+        """The current epoch, or after its end the one before: what there is to tell of."""
+        self._ending: int | None = None
+        """An epoch that all ranks were told to end, and that some may still be in."""
+        self._number = number
+        self._pass_started_s = 0.0
+        self._usual_s = 0.0
+        self._n_passes = 0
+        self._is_late_told = False
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -53,62 +78,196 @@ class Cluster:
 
     def close(self) -> None:
         """Tells the workers to end, with the reason if there was an error, and frees everything."""
-        if not self._closed:
-            self._closed = True
-            with self._host:
-                for member in self._members:
-                    member.dismiss(self._reason)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.save_trace()
+        self._membership.on_end = lambda error: None
+        self._membership.on_watch = lambda: None
+        self._membership.dismiss(self._reason)
+        if self._epoch is not None:
+            self._epoch.close()
+        if self._host is not None:
+            self._host.close()
 
-    def run(self, work: Pass) -> Float32Array:
-        """One pass over all ranks; the logits of the sampled rows, f32 [n_sampled, n_vocab], a new array. Blocks.
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch; what was computed in another is forgotten."""
+        return self._number
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens a pass of a long prompt should have. A pipeline's stages work at the same time only while
+        there are several passes."""
+        plan = self._plan
+        flows = flows_of(rank_model(plan).blocks, plan.partition)
+        return min(plan.max_tokens, TILED_TOKENS) if n_stages(flows) > 1 else plan.max_tokens
+
+    def run(self, work: Pass) -> tuple[Row, ...]:
+        """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
 
         Raises:
+            Cancelled: ``cancel`` was called; the next pass begins with empty cells.
             LinkError: a worker is gone or cannot go on; no further pass can run.
             NumericError, KernelError, ModelFileError: see ``runtime.rank.Rank.run``.
         """
+        epoch = self._current()
+        self._pass_started_s = time.monotonic()
         try:
-            self._datapath.broadcast(work)
-            return self._datapath.gather(work, self._host.run(work))
-        except LinkError as error:
+            rows = epoch.run(work)
+        except (LinkError, Cancelled) as error:
+            raise self._explain(error) from None
+        finally:
+            took_s, self._pass_started_s = time.monotonic() - self._pass_started_s, 0.0
+        self._n_passes += 1
+        if self._n_passes > _UNUSUAL_PASSES:
+            self._usual_s = max(self._usual_s * 0.9, took_s)
+        return rows
+
+    def rest(self) -> tuple[Row, ...]:
+        """All logits of the rows that the last pass sampled; raises as ``run``."""
+        try:
+            return self._current().rest()
+        except (LinkError, Cancelled) as error:
             raise self._explain(error) from None
 
+    def cancel(self) -> None:
+        """Ends the pass that runs, on every rank, within one graph node. From any thread, and from signal handlers."""
+        epoch = self._epoch
+        if epoch is not None and self._pass_started_s:
+            self._is_cancelled = True
+            epoch.interrupt(LinkError("the pass was stopped"))
+
+    def change(self, **settings: Any) -> None:
+        """Goes on with other ``shares``, ``layout``, ``wire`` or ``allreduce``: a new epoch, in the same processes.
+
+        Raises:
+            TpiError: see ``master.Master.form``; the cluster can do nothing any more.
+        """
+        self._stop_epoch()
+        self._wait_ended()
+        self._settings = dataclasses.replace(self._settings, **settings)
+        self._open()
+
     def status(self) -> ClusterStatus:
-        """Every rank's figures; a worker that does not answer within two seconds is left out. Any thread."""
+        """Every rank's figures; of a worker that does not answer within two seconds those that it told last. Any
+        thread.
+
+        Raises:
+            LinkError: the cluster is being formed.
+        """
+        epoch, host, members = self._latest, self._host, self._membership.ranked
+        if epoch is None or host is None:
+            raise LinkError("the cluster is still starting: its devices fetch their slices")
         asked = []
-        for member in self._members:
+        for member in members:
             try:
-                asked.append((member, member.request_status()))
+                asked.append((member, member.ask(StatusRequest)))
             except LinkError:
                 continue
-        deadline_s = time.monotonic() + _STATUS_TIMEOUT_S
-        ranks = [self._host.status()]
+        deadline_s, silent = time.monotonic() + _STATUS_TIMEOUT_S, []
+        ranks = [host.status()]
         for member, number in asked:
-            status = member.wait_status(number, max(deadline_s - time.monotonic(), 0.0))
-            if status is not None:
-                ranks.append(status)
+            if member.wait_answer(number, max(deadline_s - time.monotonic(), 0.0)) is None:
+                silent.append(member.name)
+            if member.status is not None:
+                ranks.append(member.status)
+        plan = epoch.plan
         return ClusterStatus(
-            model=self.spec.name,
-            model_digest=self.spec.digest,
-            epoch=self._plan.epoch,
-            context=self.n_cells,
-            payload=self._plan.payload,
-            allreduce="star" if self._links else "none",
-            ranks=_with_shares(ranks),
+            model=plan.spec.name,
+            model_digest=plan.spec.digest,
+            epoch=plan.epoch,
+            context=plan.n_cells,
+            choice=epoch.choice,
+            detours=epoch.detours,
+            ranks=_with_shares(ranks, _shard_bytes(plan)),
+            silent=tuple(silent),
+            notes=self._membership.notes.latest(),
         )
 
-    def _explain(self, error: LinkError) -> LinkError:
-        """The data link broke; the control link knows better why, perhaps in a moment."""
-        deadline_s = time.monotonic() + _REASON_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            for member in self._members:
-                if member.end is not None:
-                    return member.end
-            time.sleep(0.01)
-        return error
+    def save_trace(self) -> None:
+        """Writes what all ranks did since the last time, if it is traced. Between passes; blocks for a moment."""
+        tracing = self._master.tracing
+        if tracing is not None and self._epoch is not None:
+            tracing.collect(self._plan, self._membership.ranked)
 
-    def _count_bytes(self) -> tuple[int, int]:
-        links = self._links.values()
-        return sum(link.n_bytes_sent for link in links), sum(link.n_bytes_received for link in links)
+    # Epochs.
+
+    @property
+    def _plan(self) -> Plan:
+        assert self._epoch is not None
+        return self._epoch.plan
+
+    def _current(self) -> Epoch:
+        """The epoch to run on: after a pass was stopped, a new one."""
+        if self._is_cancelled:  # too late for the pass that was meant
+            self._stop_epoch()
+        self._wait_ended()
+        if self._epoch is None:
+            self._open()
+        assert self._epoch is not None
+        return self._epoch
+
+    def _open(self) -> None:
+        self._is_cancelled = False
+        self._epoch, self._host = self._master.open_epoch(self._number, self._settings, self._host)
+        self._latest = self._epoch
+        self._n_passes, self._usual_s = 0, 0.0
+        plan = self._epoch.plan
+        self.spec, self.n_cells = plan.spec, plan.n_cells
+        self._membership.on_end = self._epoch.interrupt
+        self._membership.on_watch = self._watch
+        self._membership.check_alive()
+
+    def _stop_epoch(self) -> None:
+        """Tells all ranks to end the epoch, and ends it here; the host stays. Does not wait for the others: whoever
+        stops a pass on a device that hangs has no time to lose."""
+        if self._epoch is None:
+            return
+        self.save_trace()
+        epoch, self._epoch = self._epoch, None
+        for member in self._membership.ranked:
+            member.send(EndEpoch(self._number))
+        epoch.close()
+        self._ending = self._number
+        self._number += 1
+        if self._host is not None:
+            self._host.allow()
+            self._host.forget()
+
+    def _wait_ended(self) -> None:
+        if self._ending is not None:
+            self._master.wait_ended(self._ending)
+            self._ending = None
+
+    def _explain(self, error: LinkError | Cancelled) -> LinkError | Cancelled:
+        """Why a pass has ended: because it was to, or because a worker is gone."""
+        if self._is_cancelled:
+            self._stop_epoch()
+            return Cancelled("the pass was stopped")
+        return self._membership.wait_end() or error
+
+    # The membership's watching thread.
+
+    def _watch(self) -> None:
+        if self._master.tracing is not None:
+            self._master.tracing.read_clocks(self._membership.ranked)
+        self._look_for_late()
+
+    def _look_for_late(self) -> None:
+        """A rank that lives but does nothing is reported, not cut."""
+        started_s, limit_s = self._pass_started_s, max(self._usual_s * _LATE_FACTOR, _LEAST_LATE_S)
+        if not started_s or not self._usual_s or time.monotonic() - started_s < limit_s:
+            self._is_late_told = self._is_late_told and bool(started_s)
+            return
+        if not self._is_late_told:
+            self._is_late_told = True
+            busy = [rank for rank in self.status().ranks if rank.doing not in ("idle", "sum")]
+            who = ", ".join(f"{rank.name} (rank {rank.rank}) has been at its {rank.doing}" for rank in busy)
+            self._membership.notes.add(
+                f"a pass takes {time.monotonic() - started_s:.1f} s, usual are {self._usual_s:.1f} s: "
+                f"{who or 'all ranks wait for each other'}"
+            )
 
 
 def reason_of(error: BaseException) -> str:
@@ -116,6 +275,12 @@ def reason_of(error: BaseException) -> str:
     return f"the master ended the session: {error}" if str(error) else "the master was stopped"
 
 
-def _with_shares(ranks: Sequence[RankStatus]) -> tuple[RankStatus, ...]:
-    total = sum(rank.shard_bytes for rank in ranks) or 1
-    return tuple(msgspec.structs.replace(rank, share=rank.shard_bytes / total) for rank in ranks)
+def _shard_bytes(plan: Plan) -> list[int]:
+    models = (rank_model(with_rank(plan, rank)) for rank in range(plan.partition.n_ranks))
+    return [sum(piece.n_bytes for piece in model.pieces) for model in models]
+
+
+def _with_shares(ranks: Sequence[RankStatus], shard_bytes: Sequence[int]) -> tuple[RankStatus, ...]:
+    """Each rank's part of the bytes of all shards, those of ranks that are silent included."""
+    total = sum(shard_bytes) or 1
+    return tuple(msgspec.structs.replace(rank, share=shard_bytes[rank.rank] / total) for rank in ranks)

@@ -1,64 +1,67 @@
-"""The master: lets workers join, plans, gives every rank its slice, and runs passes with them.
+"""The master: waits for workers, and opens epochs with those who are here. ``form`` makes a ``Cluster``.
 
-``Listener`` is the open port; ``Listener.form`` makes a ``Cluster`` of those who came. The thread that forms it
-also runs passes; handshakes and control links have their own threads and meet it at a queue.
+Owns membership and the model's description. One thread forms the cluster and runs its passes.
 """
 
-import contextlib
-import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
+from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.cluster import Cluster, reason_of
-from tpi.cluster.control.messages import AnyMessage
-from tpi.cluster.forming import Forming
+from tpi.cluster.control.messages import EpochEnded, Offer
+from tpi.cluster.epoch.epoch import Epoch
+from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
+from tpi.cluster.epoch.opening import Opening
+from tpi.cluster.epoch.planning import FIRST_EPOCH, Device, assign_ranks, check_offer, check_settings, make_plan
+from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.membership.member import Member
-from tpi.cluster.mesh.datalink import DataLink
-from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
-from tpi.cluster.pairing.addresses import listen, own_addresses
-from tpi.cluster.pairing.authority import Authority, MasterGate
-from tpi.cluster.pairing.gate import DataTokens
-from tpi.cluster.pairing.hello import ControlHello
-from tpi.cluster.reports import Ready, Report, Waiting
+from tpi.cluster.membership.membership import Membership
+from tpi.cluster.reports import Ready, Report, Transfer, Waiting
+from tpi.cluster.tracing.tracing import Tracing
+from tpi.cluster.transfer.stock import Stock, make_shard, stock_of
 from tpi.config import MasterSettings
-from tpi.errors import LinkError, ProtocolError
+from tpi.errors import LinkError, LinkTimeoutError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import read_spec
+from tpi.runtime.workspace import RankModel
 from tpi.weights.identity import model_digest
+from tpi.weights.shards.shard import ByteProgress
+from tpi.weights.shards.store import ShardStore
+from tpi.weights.slices import GgufSource
+from tpi.weights.stored import stored_from_gguf
 
 _POLL_S = 0.2
+_END_LIMIT_S = 20.0
+"""A worker ends a pass within one graph node, and its links at once."""
 
 
-class Listener:
+class Master:
     """The master's open port, with the model read. A context manager; ``close`` is idempotent."""
 
     def __init__(self, settings: MasterSettings) -> None:
         """Raises:
+        UsageError: the settings do not fit the model.
         ModelFileError, UnsupportedModelError: the model cannot be read or computed.
         LinkError: the port cannot be opened.
         """
         self._settings = settings
         self.gguf = read_gguf(settings.model)
         self.spec = read_spec(self.gguf, model_digest(self.gguf))
-        self._stack = ExitStack()
-        self._events: queue.SimpleQueue[tuple[Member, AnyMessage | LinkError]] = queue.SimpleQueue()
-        self._links: queue.SimpleQueue[AcceptedLink] = queue.SimpleQueue()
-        self._is_formed = False
-        self._authority = Authority.open(settings.folders.state / "authority", settings.name)
-        self._tokens = DataTokens()
-        self.refusals: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """One line for every caller that was turned away."""
-        gate = MasterGate(self._authority, self._tokens)
-        sock = listen(settings.bind, settings.port)
-        self._acceptor = self._stack.enter_context(Acceptor(sock, gate, self._take_link, self.refusals.put))
+        check_settings(settings, self.spec)
+        self._store = ShardStore(settings.folders.shards / settings.name)
+        self._device: HostDevice | None = None
+        self.tracing = Tracing(settings.trace, settings.name) if settings.trace is not None else None
+        self._report: Report = lambda event: None
+        self._check: Callable[[], None] = lambda: None
         try:
-            self.addresses = own_addresses(settings.bind, self._acceptor.port)
-            self.join_key = self._authority.join_key(tuple(self.addresses)).encode()
+            folder = settings.folders.state / "authority"
+            self.membership = Membership(folder, settings.name, settings.bind, settings.port)
         except BaseException:
-            self.close()
+            self._close_trace()
             raise
+        self.join_key, self.addresses = self.membership.join_key, self.membership.addresses
 
     def __enter__(self) -> Self:
         return self
@@ -68,13 +71,11 @@ class Listener:
 
     def close(self) -> None:
         """Closes the port, and the links of those who came too late."""
-        self._stack.close()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._links.get_nowait().socket.close()
+        self.membership.close()
+        self._close_trace()
 
     def form(self, report: Report, check: Callable[[], None] = lambda: None) -> Cluster:
-        """Waits for the workers, plans, lets every rank prepare, connects the data links; blocks.
+        """Waits for the workers, plans, lets every rank prepare, opens the first epoch; blocks.
 
         ``check`` is called about every 0.2 s and may raise.
 
@@ -82,122 +83,123 @@ class Listener:
             LinkError: not enough workers came in time, or one went away or cannot go on.
             MemoryBudgetError, DiskSpaceError, ModelFileError: this device cannot hold its share.
         """
-        members: list[Member] = []
+        self._report, self._check = report, check
+        membership = self.membership
         try:
-            self._wait_for_workers(members, report, check)
-            forming = Forming(self._settings, self.gguf, self.spec, members, report)
-            with ExitStack() as stack:
-                host = stack.enter_context(forming.make_host())
-                forming.prepare(host, lambda wait_s: self._poll(members, forming, check, wait_s))
-                self._connect(members, forming, check)
-                cluster = Cluster(forming.plan, host, members)
-                report(Ready(len(members) + 1))
-                stack.pop_all()
-            self._is_formed = True
-            return cluster
+            self._wait_for_workers()
+            membership.close_door()
+            offers = [(member.name, _offer_of(member)) for member in membership.members]
+            for member, rank in zip(membership.members, assign_ranks(offers, self.spec), strict=True):
+                member.rank = rank
+            return Cluster(self, membership, self._settings, FIRST_EPOCH)
         except BaseException as error:
-            for member in members:
-                member.dismiss(reason_of(error))
+            membership.dismiss(reason_of(error))
             raise
 
-    def _wait_for_workers(self, members: list[Member], report: Report, check: Callable[[], None]) -> None:
-        wanted, wait_s = self._settings.n_workers, self._settings.wait_s
+    # For the cluster.
+
+    def open_epoch(self, number: int, settings: MasterSettings, host: RankHost | None) -> tuple[Epoch, RankHost]:
+        """Opens an epoch with the members that are here; ``host``, that of the epoch before, is taken over or closed.
+
+        Raises:
+            TpiError: see ``form``.
+        """
+        check_settings(settings, self.spec)
+        members = self.membership.ranked
+        if self._device is None:
+            self._device = HostDevice.measured(settings.name, settings.resources)
+        devices = [Device(settings.name), *(Device(member.name, _offer_of(member)) for member in members)]
+        plan = make_plan(settings, self.spec, number, devices, self._device.process_bytes)
+        opening = Opening(self.membership, plan, self.gguf, settings, self._report, self._check)
+        opening.send_plans()
+        host = prepare_host(plan, self._device, self._provision(settings, rank_model(plan), opening), host)
+        host.trace_to(self.tracing.own if self.tracing is not None else None)
+        with ExitStack() as stack:
+            stack.enter_context(host)
+            opening.wait_prepared()
+            opened = opening.open_links(settings.allreduce)
+            arithmetic = make_arithmetic(settings.folders.cache)
+            epoch = stack.enter_context(Epoch(plan, host, opened, arithmetic))
+            if self.tracing is not None:
+                self.tracing.read_clocks(members)
+            self._report(Ready(plan.partition.n_ranks, opened.choice, opened.detours))
+            stack.pop_all()
+        return epoch, host
+
+    def wait_ended(self, number: int) -> None:
+        """Waits until every member has ended the epoch ``number``.
+
+        Raises:
+            LinkError: a worker is gone, or does not end it.
+        """
+        missing = set(self.membership.ranked)
+        deadline_s = time.monotonic() + _END_LIMIT_S
+        while missing:
+            self.membership.check_alive()
+            for member, news in self.membership.take(_POLL_S):
+                if isinstance(news, LinkError):
+                    raise news
+                if isinstance(news, EpochEnded) and news.epoch == number:
+                    missing.discard(member)
+            if time.monotonic() > deadline_s:
+                names = ", ".join(member.title for member in missing)
+                raise LinkTimeoutError(f"{names} did not stop within {_END_LIMIT_S:g} s: start it again")
+
+    def _close_trace(self) -> None:
+        if self.tracing is not None:
+            self.tracing.close()
+
+    def _provision(self, settings: MasterSettings, model: RankModel, opening: Opening) -> Provision:
+        is_alone = model.partition.n_ranks == 1
+        whole = stored_from_gguf(self.gguf, model.pieces) if is_alone else None
+
+        def progress(how: str) -> ByteProgress:
+            return self._progress(how, lambda: opening.poll(0))
+
+        def stock(model: RankModel) -> Stock:
+            if whole is not None:
+                return Stock(whole, disk_note=self._store.disk_note(model.spec.digest))
+            shard = self._store.try_find(model.spec.digest, model.pieces)
+            if shard is None:
+                with GgufSource(self.gguf) as source:
+                    shard = make_shard(self._store, model, source, progress("cut"))
+            return stock_of(shard, True)
+
+        return Provision(self._store, settings.folders.cache, stock, progress, self._report, whole)
+
+    def _progress(self, how: str, poll: Callable[[], None]) -> ByteProgress:
+        last_s = 0.0
+
+        def tell(n_done: int, n_bytes: int) -> None:
+            nonlocal last_s
+            if time.monotonic() - last_s > _POLL_S or n_done == n_bytes:
+                last_s = time.monotonic()
+                self._report(Transfer(0, self._settings.name, n_done, n_bytes, how))
+                poll()
+
+        return tell
+
+    def _wait_for_workers(self) -> None:
+        wanted, wait_s, members = self._settings.n_workers, self._settings.wait_s, self.membership.members
         started = time.monotonic()
-        report(Waiting(0, wanted, None))
+        self._report(Waiting(0, wanted, None))
         while sum(member.offer is not None for member in members) < wanted:
             if wait_s is not None and time.monotonic() - started > wait_s:
                 raise LinkError(
                     f"{len(members)} of {wanted} devices joined within {wait_s:g} s: start `tpi join` on the others"
                 )
-            check()
-            self._admit(members, wanted)
-            for member, message in self._take():
-                if member not in members:
-                    continue
-                if isinstance(message, LinkError):
-                    members.remove(member)
-                    member.close()
-                else:
-                    self._take_offer(members, member, message)
+            self._check()
+            self.membership.admit(wanted)
+            for member, news in self.membership.take(_POLL_S):
+                self.membership.take_offer(member, news, self._check_offer)
                 n_joined = sum(member.offer is not None for member in members)
-                report(Waiting(n_joined, wanted, member.name))
+                self._report(Waiting(n_joined, wanted, member.name))
 
-    def _take_link(self, link: AcceptedLink) -> None:
-        """In the handshake's thread: a link for the forming thread, or for nobody once the cluster is formed."""
-        if self._is_formed:
-            Member(link, lambda *_: None).dismiss("the cluster has all its workers: stop it to let others join")
-        else:
-            self._links.put(link)
-
-    def _admit(self, members: list[Member], wanted: int) -> None:
-        """Makes members of the control links that came in; one device joins once, and no more than are wanted."""
-        while True:
-            try:
-                link = self._links.get_nowait()
-            except queue.Empty:
-                return
-            taken = any(member.name == link.device.name for member in members)
-            if not isinstance(link.hello, ControlHello):
-                link.socket.close()
-            elif taken or len(members) >= wanted:
-                reason = "this device has joined already" if taken else f"the cluster has its {wanted} workers"
-                Member(link, lambda *_: None).dismiss(reason)
-            else:
-                members.append(Member(link, lambda *event: self._events.put(event)))
-
-    def _take_offer(self, members: list[Member], member: Member, message: AnyMessage) -> None:
-        """One worker's nonsense does not keep the others from joining."""
-        try:
-            member.take_offer(message)
-        except ProtocolError as error:
-            members.remove(member)
-            self.refusals.put(str(error))
-            member.dismiss(str(error))
-
-    def _take(self, wait_s: float = _POLL_S) -> Sequence[tuple[Member, AnyMessage | LinkError]]:
-        """The events that are there, or else the first that comes within ``wait_s``."""
-        events: list[tuple[Member, AnyMessage | LinkError]] = []
-        try:
-            events.append(self._events.get(timeout=wait_s) if wait_s else self._events.get_nowait())
-            while True:
-                events.append(self._events.get_nowait())
-        except queue.Empty:
-            return events
-
-    def _poll(self, members: list[Member], forming: Forming, check: Callable[[], None], wait_s: float) -> None:
-        """One look at what happened while ranks prepare."""
-        check()
-        self._admit(members, len(members))
-        for member, message in self._take(wait_s):
-            if member not in members:
-                continue
-            if isinstance(message, LinkError):
-                raise message
-            forming.take(member, message)
-
-    def _connect(self, members: list[Member], forming: Forming, check: Callable[[], None]) -> None:
-        """Asks every worker for its data link and takes it."""
-        epoch = forming.plan.epoch
-        for member in members:
-            member.ask_for_data(epoch, self._tokens.issue(member.name, epoch))
-        missing = {member.name: member for member in members}
-        while missing:
-            check()
-            _check_alive(members)
-            try:
-                link = self._links.get(timeout=_POLL_S)
-            except queue.Empty:
-                continue
-            member_or_none = missing.get(link.device.name)
-            if isinstance(link.hello, ControlHello) or member_or_none is None:
-                link.socket.close()
-                continue
-            member_or_none.data = DataLink(link.socket, member_or_none.name, epoch=epoch, timeout_s=None)
-            del missing[link.device.name]
-        _check_alive(members)  # again: who ended while its data link was taken did not shut that down
+    def _check_offer(self, member: Member, offer: Offer) -> None:
+        others = [other.offer for other in self.membership.members if other is not member and other.offer is not None]
+        check_offer(self._settings, self.spec, offer, others)
 
 
-def _check_alive(members: Sequence[Member]) -> None:
-    for member in members:
-        if member.end is not None:
-            raise member.end
+def _offer_of(member: Member) -> Offer:
+    assert member.offer is not None
+    return member.offer

@@ -7,6 +7,37 @@ from typing import TypeAlias
 import msgspec
 
 
+class SumWay(msgspec.Struct, frozen=True):
+    """A way to add up, and how long it takes for ``n_tokens`` rows: as foretold, and as measured (0: it was not)."""
+
+    algorithm: str
+    payload: str
+    n_tokens: int
+    predicted_s: float
+    measured_s: float = 0.0
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """How sums are added up in an epoch: ``few`` tokens at once, as when an answer grows, or ``many``, as when a prompt
+    is read. ``tried`` are all ways that were measured, the chosen ones among them."""
+
+    few: SumWay
+    many: SumWay
+    max_few_tokens: int
+    latency_s: float
+    """One way, between any two devices: the largest."""
+    bytes_per_s: float
+    """What every device can send and receive at once while all others do."""
+    tried: tuple[SumWay, ...] = ()
+
+
+class Detour(msgspec.Struct, frozen=True):
+    """Two workers that cannot reach each other: their data goes through the master."""
+
+    ranks: tuple[int, int]
+    reason: str
+
+
 class RankStatus(msgspec.Struct, frozen=True):
     """One rank's figures since its start; times in seconds, sizes in bytes."""
 
@@ -30,6 +61,9 @@ class RankStatus(msgspec.Struct, frozen=True):
     sent_bytes: int
     received_bytes: int
     n_passes: int
+    n_sums: int
+    doing: str
+    """idle, disk, compute or sum: now."""
     share: float
     """This rank's part of the bytes of all shards."""
 
@@ -41,9 +75,14 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     model_digest: str
     epoch: int
     context: int
-    payload: str
-    allreduce: str
+    choice: Choice | None
+    """None: the master is alone, and nothing is added up."""
+    detours: tuple[Detour, ...]
     ranks: tuple[RankStatus, ...]
+    silent: tuple[str, ...] = ()
+    """Names of devices that did not tell their figures in time: ``ranks`` has what they told last, if anything."""
+    notes: tuple[str, ...] = ()
+    """What happened that the user should know: who was turned away, who is late."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +122,11 @@ class Remark:
 
 @dataclass(frozen=True)
 class Ready:
-    """All ranks can run passes."""
+    """All ranks can run passes. ``choice`` None: the master is alone."""
 
     n_ranks: int
+    choice: Choice | None = None
+    detours: tuple[Detour, ...] = ()
 
 
 Event: TypeAlias = Waiting | Transfer | Loading | Remark | Ready

@@ -1,60 +1,86 @@
-"""A worker's life: join, offer, prepare what the plan says, run passes until the master ends.
+"""A worker's life: join, offer, and then whatever the master says, epoch after epoch, until it ends.
 
-The calling thread prepares and runs passes; the control link's thread hands it messages, answers questions about
-status, and ends a pass under way when the master is gone.
+A state machine over the master's messages: a plan is prepared, links are opened, measured, passes run until the epoch
+ends, and the next plan may come. What a plan leaves unchanged stays: the shard, the window, the memory that was
+measured once. The calling thread does all that; the control link's thread hands it messages, answers questions about
+status, and ends what runs when the master says so or is gone. The acceptor's threads take calls of other workers.
 """
 
 import queue
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
-from typing import TypeVar
+from typing import Self
 
-from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.allreduce.star import StarWorker
+from tpi.cluster.allreduce.arithmetic import Arithmetic, make_arithmetic
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import (
     AnyMessage,
+    Begin,
+    ClockReply,
+    ClockRequest,
+    EndEpoch,
+    EpochEnded,
     Failed,
     Goodbye,
-    HeldShard,
-    Offer,
-    OpenData,
+    LinksOpened,
+    Measure,
+    Measured,
+    OpenLinks,
     Plan,
     Prepared,
     Progress,
+    Revoked,
     RunChunk,
     StatusReply,
     StatusRequest,
+    TraceReply,
+    TraceRequest,
     one_line,
 )
-from tpi.cluster.epoch.host import RankHost, host_of, rank_model
+from tpi.cluster.epoch.footprint import limits_of
+from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.links import WorkerLinks
+from tpi.cluster.epoch.measuring import measure_links, try_sums
 from tpi.cluster.epoch.plancheck import check_plan
-from tpi.cluster.epoch.speeds import measure_speeds
-from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.epoch.preparing import Provision, prepare_host
+from tpi.cluster.epoch.seat import Seat
+from tpi.cluster.holdings import Holdings
 from tpi.cluster.mesh.datapath import WorkerDatapath
-from tpi.cluster.pairing.connect import OpenedLink, find_or_join, open_control, open_data
+from tpi.cluster.mesh.mesh import Mesh
+from tpi.cluster.mesh.nativemesh import open_mesh
+from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
+from tpi.cluster.pairing.addresses import listen
+from tpi.cluster.pairing.connect import OpenedLink, find_or_join, open_control
+from tpi.cluster.pairing.gate import WorkerGate
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.reports import Loading, Ready, Report, Transfer
+from tpi.cluster.reports import Ready, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
-from tpi.cluster.transfer.stock import Stock, check_kernels, make_shard, open_repacker, rearranged, stock_of
-from tpi.config import Resources, WorkerSettings
-from tpi.errors import LinkError, ModelFileError, PairingError, TpiError
-from tpi.gguf.reader import read_gguf
-from tpi.observe import available_memory_bytes
-from tpi.runtime.workspace import RankModel
-from tpi.weights.identity import model_digest
-from tpi.weights.shards.shard import Shard, open_shard
-from tpi.weights.shards.store import ShardStore
-from tpi.weights.slices import GgufSource
+from tpi.config import WorkerSettings
+from tpi.errors import Cancelled, LinkError, ProtocolError, RemovedError, TpiError
+from tpi.model.architectures import blocks_of
+from tpi.model.flow import first_members, flows_of, typical_flow
+from tpi.trace import Trace
+from tpi.weights.shards.shard import ByteProgress
 
+MAX_INBOX = 64
+MAX_ARRIVED = 1024
+TRACE_EVENTS = 6000
+"""In one message."""
 _PROGRESS_STEPS = 50
-_Message = TypeVar("_Message", bound=AnyMessage)
+_REASON_TIMEOUT_S = 3.0
+"""The master itself waits for a moment until it knows."""
+_REASON_POLL_S = 0.01
 
 
-def run_worker(settings: WorkerSettings, report: Report) -> None:
-    """Joins the cluster of ``settings.key`` and works in it; returns when the master ends the session.
+Prepare = Callable[[Plan, HostDevice, Provision, RankHost | None], RankHost]
+"""See ``epoch.preparing.prepare_host``."""
+
+
+def run_worker(settings: WorkerSettings, report: Report, prepare: Prepare = prepare_host) -> None:
+    """Joins the cluster of ``settings.key`` and works in it; returns when the master ends the session. ``prepare``
+    makes what computes: a measurement may have something else.
 
     Raises:
         TpiError: whatever goes wrong, here or at the master; one line.
@@ -62,166 +88,256 @@ def run_worker(settings: WorkerSettings, report: Report) -> None:
     key = JoinKey.decode(settings.key)
     if settings.master is not None:
         key = JoinKey((Address.parse(settings.master),), key.fingerprint, key.secret)
-    held = _HeldShards(settings)
+    holdings = Holdings(settings)
     opened, identity = _open_control(key, settings)
-    with _Worker(settings, held, opened, identity, report) as worker:
+    with _Worker(settings, holdings, opened, identity, report, prepare) as worker:
         worker.run()
 
 
 def _open_control(key: JoinKey, settings: WorkerSettings) -> tuple[OpenedLink, Identity]:
-    """Opens the control link; a device that was removed and got a new key joins anew."""
+    """Opens the control link; a device that its master has removed, and that got a new key, joins anew."""
     store = IdentityStore(settings.folders.state / "identities")
-    known = store.find(key.fingerprint)
+    known = store.find(key.fingerprint, settings.name)
     identity = find_or_join(key, settings.name, store)
     try:
         return open_control(key.addresses, identity), identity
-    except PairingError:
+    except RemovedError:
         if known is None:
             raise
-    store.forget(key.fingerprint)
+    store.forget(key.fingerprint, settings.name)
     identity = find_or_join(key, settings.name, store)
     return open_control(key.addresses, identity), identity
-
-
-class _HeldShards:
-    """The shards on this device: the one that the user names, or those in the store."""
-
-    def __init__(self, settings: WorkerSettings) -> None:
-        self.store = ShardStore(settings.folders.shards / settings.name)
-        self.given = open_shard(settings.shard) if settings.shard else None
-
-    def offer(self, resources: Resources, cache: Path) -> Offer:
-        """With what this device can do, measured now."""
-        shards = [self.given] if self.given else self.store.shards()
-        held = [HeldShard(shard.header.spec.digest, shard.header.rank) for shard in shards[:64]]
-        folder = self.given.path.parent if self.given else self.store.folder
-        speeds = measure_speeds(shards[0].pieces if shards else (), resources, cache, folder)
-        return Offer(
-            memory_bytes=resources.memory_bytes or max(1, available_memory_bytes() // 2),
-            held=held,
-            locked=self.given.header.partition if self.given else None,
-            window_bytes=resources.window_bytes,
-            flop_per_s=speeds.flop_per_s,
-            disk_bytes_per_s=speeds.disk_bytes_per_s,
-        )
 
 
 class _Worker:
     """One session. A context manager that ends links and threads."""
 
     def __init__(
-        self, settings: WorkerSettings, held: _HeldShards, opened: OpenedLink, identity: Identity, report: Report
+        self,
+        settings: WorkerSettings,
+        holdings: Holdings,
+        opened: OpenedLink,
+        identity: Identity,
+        report: Report,
+        prepare: Prepare,
     ) -> None:
-        self._settings, self._held, self._opened, self._identity = settings, held, opened, identity
-        self._report = report
-        self._inbox: queue.SimpleQueue[AnyMessage | LinkError] = queue.SimpleQueue()
+        self._settings, self._holdings, self._opened, self._identity = settings, holdings, opened, identity
+        self._report, self._make_host = report, prepare
+        self._inbox: queue.Queue[AnyMessage] = queue.Queue(MAX_INBOX)
+        self._arrived: queue.Queue[AcceptedLink] = queue.Queue(MAX_ARRIVED)
+        self._end: LinkError | None = None
+        """Why the session is over: the master is gone, or said goodbye."""
+        self._is_goodbye = False
+        self._ended_epoch = -1
+        """The epoch that the master has ended last."""
+        self._device: HostDevice | None = None
+        self._plan: Plan | None = None
         self._host: RankHost | None = None
-        self._data: DataLink | None = None
-        self._lost: LinkError | None = None
-        self._goodbye: str | None = None
-        self._stack = ExitStack()
+        self._links: WorkerLinks | None = None
+        self._mesh: Mesh | None = None
         self._source: LinkSource | None = None
+        self._told: tuple[str, int] | None = None
+        self._trace: Trace | None = None
+        self._stack = ExitStack()
+        self._gate = WorkerGate(identity)
+        host = opened.socket.getsockname()[0]
+        self._hosts = (host,) if not host.startswith("fe80") else ()
+        acceptor = Acceptor(listen(host, settings.port), self._gate, self._take_link)
+        self._acceptor = self._stack.enter_context(acceptor)
         self._control = self._stack.enter_context(
-            ControlLink(opened.socket, f"the master {opened.master}", None, self._on_message, self._on_lost)
+            ControlLink(opened.socket, f"the master {opened.host}", None, self._on_message, self._on_lost)
         )
 
-    def __enter__(self) -> "_Worker":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close_links()
+        if self._host is not None:
+            self._host.close()
         self._stack.close()
 
     def run(self) -> None:
         """The whole session."""
         try:
             self._work()
-        except TpiError as error:
-            if self._goodbye is not None:
-                if self._goodbye:
-                    raise LinkError(self._goodbye) from None
-                return
-            if self._lost is not None:
-                raise self._lost from None
-            self._try_say(Failed(one_line(str(error))))
+        except BaseException as error:
+            if self._end is not None and isinstance(error, TpiError):
+                if self._is_goodbye and not str(self._end):
+                    return
+                raise self._end from None
+            self._try_say(Failed(one_line(_reason_of(error))))
             raise
 
+    # The states.
+
     def _work(self) -> None:
-        self._control.send(self._held.offer(self._settings.resources, self._settings.folders.cache))
-        plan = self._wait_for(Plan)
+        resources, cache = self._settings.resources, self._settings.folders.cache
+        self._control.send(self._holdings.offer(resources, cache, self._hosts, self._acceptor.port))
+        while True:
+            message = self._next()
+            match message:
+                case Plan():
+                    self._prepare(message)
+                case OpenLinks():
+                    self._open_links(message)
+                case Measure():
+                    self._measure(message)
+                case Begin():
+                    self._run_passes(message)
+                case EndEpoch():
+                    self._leave(message)
+                case _:
+                    raise ProtocolError(f"the master sent {type(message).__name__} out of turn")
+
+    def _prepare(self, plan: Plan) -> None:
         check_plan(plan)
+        if self._device is None:
+            self._device = HostDevice.measured(self._identity.name, self._settings.resources)
+        before, self._host, self._plan = self._host, None, plan
+        self._host = self._make_host(plan, self._device, self._provision(plan), before)
+        self._trace = (self._trace or Trace()) if plan.is_traced else None
+        self._host.trace_to(self._trace)
+        self._control.send(Prepared(plan.epoch))
+
+    def _open_links(self, message: OpenLinks) -> None:
+        plan, _ = self._prepared(message.epoch)
+        if self._links is None:
+            self._links = WorkerLinks(plan.epoch, self._identity, self._opened.address, self._gate)
+        try:
+            failures = self._links.open(message, self._arrived, self._check_epoch)
+        except Cancelled:
+            return
+        self._control.send(LinksOpened(message.epoch, failures))
+
+    def _measure(self, message: Measure) -> None:
+        plan, _ = self._prepared(message.epoch)
+        with self._unless_ended():
+            mesh = self._open_mesh(plan)
+            if not message.trials:
+                times = measure_links(mesh, plan.partition.n_ranks)
+                self._control.send(Measured(plan.epoch, times.latencies_s, times.n_bytes, times.exchange_s))
+                return
+            flows = flows_of(blocks_of(plan.spec), plan.partition)
+            flow = typical_flow([flow for flow in flows if flow.receivers and not flow.is_local])
+            if flow is None:
+                raise ProtocolError("the master wants sums tried, and nothing is to be added")
+            tried = try_sums(mesh, self._arithmetic(), flow, plan.spec.n_embd, message.trials)
+            walls, cpus = tuple(entry[0] for entry in tried), tuple(entry[1] for entry in tried)
+            self._control.send(Measured(plan.epoch, sums_s=walls, cpu_s=cpus))
+
+    def _run_passes(self, message: Begin) -> None:
+        plan, host = self._prepared(message.epoch)
         model = rank_model(plan)
-        resources, folders, store = self._settings.resources, self._settings.folders, self._held.store
-        check_kernels(plan.spec, folders.cache)
-        repacker = open_repacker(store, model, resources, folders.cache, self._report)
-        with host_of(plan, model, self._identity.name, resources, None, repacker) as host:
-            stock = self._own_stock(model)
-            if repacker is not None:
-                stock = rearranged(store, model, repacker, stock, self._progress(plan.rank, "rearranged"))
-            self._report(Loading(plan.rank, self._identity.name))
-            host.load(stock)
-            self._host = host
-            self._control.send(Prepared())
-            with self._open_data(self._wait_for(OpenData)) as link:
-                datapath = WorkerDatapath(link, plan.spec, plan.max_tokens, plan.n_cells, plan.max_sampled)
-                allreduce = StarWorker(plan.rank, link, PayloadFormat(plan.payload), plan.max_tokens * plan.spec.n_embd)
-                host.connect(allreduce, lambda: (link.n_bytes_sent, link.n_bytes_received))
-                self._report(Ready(plan.partition.n_ranks))
+        is_first = plan.rank in first_members(model.blocks, plan.partition)
+        span = plan.partition.shares[-1][plan.rank].rows
+        with self._unless_ended():
+            mesh = self._open_mesh(plan)
+            datapath = WorkerDatapath(mesh, limits_of(model, rank_settings(plan, 1)), is_first, span)
+            with Seat(plan, host, mesh, message.choice, self._arithmetic()) as seat:
+                self._report(Ready(plan.partition.n_ranks, message.choice))
+                work = logits = None
                 while True:
-                    work = datapath.receive()
-                    datapath.send_logits(work, host.run(work))
+                    order = datapath.receive()
+                    if order is not None:
+                        work = order
+                        logits = seat.run(work)
+                        datapath.send_logits(work, logits)
+                    elif work is not None:
+                        datapath.send_rest(work, logits)
 
-    def _open_data(self, message: OpenData) -> DataLink:
-        opened = open_data(self._opened.address, self._identity, message.epoch, message.token)
-        self._data = DataLink(opened.socket, f"the master {opened.master}", epoch=message.epoch, timeout_s=None)
-        if self._lost or self._goodbye is not None:
-            self._data.shut_down()
-        return self._data
+    def _leave(self, message: EndEpoch) -> None:
+        """The epoch is over: nothing of it stays but what the next may use."""
+        self._close_links()
+        if self._host is not None:
+            self._host.allow()
+            self._host.forget()
+        self._control.send(EpochEnded(message.epoch))
 
-    def _wait_for(self, kind: type[_Message]) -> _Message:
-        message = self._inbox.get()
-        if isinstance(message, kind):
-            return message
-        if isinstance(message, LinkError):
-            raise message
-        raise LinkError(f"the master sent {type(message).__name__} instead of {kind.__name__}")
+    # What the states use.
 
-    def _own_stock(self, model: RankModel) -> Stock:
-        """The shard that the plan asks for: the one given, one in the store, or a new one."""
-        given = self._held.given
-        if given is not None:
-            if given.header.spec.digest != model.spec.digest or given.pieces != model.pieces:
-                raise ModelFileError(
-                    f"{given.path} is not rank {model.rank}'s shard of the model that is served: cut it again with "
-                    "`tpi shard` from the same file, with the same shares"
-                )
-            return stock_of(given, False)
-        found = self._held.store.try_find(model.spec.digest, model.pieces)
-        return stock_of(found or self._assemble(model), True)
+    def _next(self) -> AnyMessage:
+        """The master's next message; raises why there will be none."""
+        while True:
+            if self._end is not None:
+                raise self._end
+            message = self._inbox.get()
+            if message is not _WAKE:
+                return message
 
-    def _assemble(self, model: RankModel) -> Shard:
-        store = self._held.store
-        path = self._settings.model
-        if path is None:
-            self._source = LinkSource(self._control)
-            return make_shard(store, model, self._source, self._progress(model.rank, "received"))
-        gguf = read_gguf(path)
-        if model_digest(gguf) != model.spec.digest:
-            raise ModelFileError(f"{path} is not the model that the master serves")
-        with GgufSource(gguf) as source:
-            return make_shard(store, model, source, self._progress(model.rank, "cut"))
+    def _prepared(self, epoch: int) -> tuple[Plan, RankHost]:
+        if self._plan is None or self._host is None or self._plan.epoch != epoch:
+            raise ProtocolError(f"the master speaks of epoch {epoch}, which has no plan here")
+        return self._plan, self._host
 
-    def _progress(self, rank: int, how: str) -> Callable[[int, int], None]:
-        told = -1
+    def _open_mesh(self, plan: Plan) -> Mesh:
+        if self._mesh is None:
+            links = self._links.links if self._links is not None else {}
+            cache = self._settings.folders.cache
+            self._mesh, self._links = open_mesh(plan.rank, links, plan.epoch, cache), None
+            self._check_epoch()  # who ended it before that did not shut the mesh down
+        return self._mesh
 
-        def tell(n_done: int, n_bytes: int) -> None:
-            nonlocal told
-            step = n_done * _PROGRESS_STEPS // n_bytes if n_bytes else _PROGRESS_STEPS
-            if step != told:
-                told = step
-                self._report(Transfer(rank, self._identity.name, n_done, n_bytes, how))
-                self._control.send(Progress(n_done, n_bytes, how))
+    def _close_links(self) -> None:
+        mesh, self._mesh = self._mesh, None
+        links, self._links = self._links, None
+        for opened in (mesh, links):
+            if opened is not None:
+                opened.close()
 
-        return tell
+    def _check_epoch(self) -> None:
+        """Raises why what is being done for this epoch is over."""
+        if self._end is not None:
+            raise self._end
+        if self._plan is not None and self._ended_epoch >= self._plan.epoch:
+            raise Cancelled("the epoch is over")
+
+    def _arithmetic(self) -> Arithmetic:
+        return make_arithmetic(self._settings.folders.cache)
+
+    def _unless_ended(self) -> "_UnlessEnded":
+        return _UnlessEnded(self._wait_end)
+
+    def _wait_end(self) -> None:
+        """Raises as ``_check_epoch``, once the master has said something: others may have heard before that an epoch is
+        over, and closed their links."""
+        deadline_s = time.monotonic() + _REASON_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            self._check_epoch()
+            time.sleep(_REASON_POLL_S)
+
+    def _provision(self, plan: Plan) -> Provision:
+        def progress(how: str) -> ByteProgress:
+            return lambda n_done, n_bytes: self._tell(plan.rank, n_done, n_bytes, how)
+
+        return Provision(
+            self._holdings.store,
+            self._settings.folders.cache,
+            lambda model: self._holdings.stock(model, self._open_source, progress),
+            progress,
+            self._report,
+        )
+
+    def _open_source(self) -> LinkSource:
+        """Slices from the master."""
+        self._source = LinkSource(self._control)
+        if self._end is not None:
+            raise self._end
+        return self._source
+
+    def _tell(self, rank: int, n_done: int, n_bytes: int, how: str) -> None:
+        """Progress, in steps."""
+        step = how, n_done * _PROGRESS_STEPS // n_bytes if n_bytes else _PROGRESS_STEPS
+        if step != self._told:
+            self._told = step
+            self._report(Transfer(rank, self._identity.name, n_done, n_bytes, how))
+            self._control.send(Progress(n_done, n_bytes, how))
+
+    def _try_say(self, message: Failed) -> None:
+        try:
+            self._control.send(message)
+        except LinkError:
+            return
 
     # The control link's thread.
 
@@ -233,26 +349,88 @@ class _Worker:
             case StatusRequest():
                 if self._host is not None:
                     self._control.send(StatusReply(message.number, self._host.status()))
+            case ClockRequest():
+                self._control.send(ClockReply(message.number, time.monotonic()))
+            case TraceRequest():
+                events, n_dropped = self._trace.take(TRACE_EVENTS) if self._trace is not None else (b"", 0)
+                self._control.send(TraceReply(message.number, events, n_dropped))
+            case Revoked():
+                self._gate.revoke(int(message.serial, 16))
             case Goodbye():
-                self._goodbye = one_line(message.reason)
-                self._stop(LinkError(self._goodbye or "the master has ended the session"))
+                self._is_goodbye = True
+                self._stop(LinkError(one_line(message.reason)))
+            case EndEpoch():
+                self._ended_epoch = message.epoch
+                self._interrupt(LinkError("the epoch is over"))
+                self._put(message)
             case _:
-                self._inbox.put(message)
+                self._put(message)
 
     def _on_lost(self, error: LinkError) -> None:
-        self._lost = error
         self._stop(error)
+
+    def _put(self, message: AnyMessage) -> None:
+        try:
+            self._inbox.put_nowait(message)
+        except queue.Full:
+            raise ProtocolError("the master sends more than can be taken") from None
 
     def _stop(self, error: LinkError) -> None:
         """Ends whatever the other thread waits for."""
-        self._inbox.put(error)
+        self._end = self._end or error
+        if not self._inbox.full():
+            self._inbox.put_nowait(_WAKE)
+        self._interrupt(error)
         if self._source is not None:
             self._source.fail(error)
-        if self._data is not None:
-            self._data.shut_down()
 
-    def _try_say(self, message: Failed) -> None:
+    def _interrupt(self, error: LinkError) -> None:
+        """Ends the pass that runs, or what is being measured."""
+        if (mesh := self._mesh) is not None:
+            mesh.shut_down(error)
+        if (host := self._host) is not None:
+            host.interrupt()
+
+    # The acceptor's threads.
+
+    def _take_link(self, link: AcceptedLink) -> None:
         try:
-            self._control.send(message)
-        except LinkError:
-            return
+            self._arrived.put_nowait(link)
+        except queue.Full:
+            link.socket.close()
+
+
+class _UnlessEnded:
+    """Swallows the errors with which an epoch's work ends because the master has ended it."""
+
+    def __init__(self, check: Callable[[], None]) -> None:
+        self._check = check
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
+        if not isinstance(error, LinkError | Cancelled):
+            return False
+        try:
+            self._check()
+        except Cancelled:
+            return True
+        return False
+
+
+_WAKE = Goodbye("")
+"""Lets the inbox's reader look up."""
+
+
+def _reason_of(error: BaseException) -> str:
+    """What the master is told when this device cannot go on."""
+    if isinstance(error, TpiError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "it has no memory left: give it less to do, or close other programs on it"
+    if isinstance(error, OSError):
+        return f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, Exception):
+        return f"a defect of tpi ({type(error).__name__}: {error})"
+    return "it was stopped there"

@@ -4,6 +4,7 @@ Owns the embedding table; cluster and language belong to the caller. One answer 
 ``cancel`` may be set from any.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,9 @@ from tpi.engine.sampler import Sampler
 from tpi.engine.sequence import PassRunner, TokenSequence
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.stops import StopMatcher
+from tpi.errors import Cancelled
 from tpi.runtime.embedding import EmbeddingTable
-from tpi.runtime.protocols import Float32Array
+from tpi.runtime.logits import Row, Wanted
 
 Finish: TypeAlias = Literal["stop", "length", "cancelled"]
 """Why an answer ended: the model or a stop string said so, a limit was reached, or the user stopped it."""
@@ -88,29 +90,42 @@ class Engine:
         settings: GenerationSettings,
         cancel: threading.Event | None = None,
     ) -> Iterator[Delta]:
-        """Yields the answer as it grows; afterwards ``last`` describes it. ``cancel`` ends it before the next pass.
+        """Yields the answer as it grows; afterwards ``last`` describes it. ``cancel`` ends it before the next pass; a
+        pass that is stopped meanwhile ends it, too.
 
         Raises:
             UsageError: the prompt does not fit the context.
             NumericError, LinkError, KernelError, ModelFileError: a pass failed.
         """
+        with contextlib.suppress(Cancelled):
+            yield from self._generate(prompt, sampling, settings, cancel)
+
+    def _generate(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        cancel: threading.Event | None,
+    ) -> Iterator[Delta]:
         started = time.perf_counter()
         sampler, detokenizer = Sampler(sampling), Detokenizer()
         stops = StopMatcher((*settings.stop, *(() if settings.raw else self.template.stop)))
         n_cached = self._sequence.keep_prefix(prompt)
         self.last = Answer(n_prompt_tokens=len(prompt), n_cached_tokens=n_cached, seed=sampler.seed)
         sampler.accept(prompt)
-        logits: Float32Array | None = None
-        for result in self._sequence.prefill(prompt[n_cached:]):
-            logits = result
+        row: Row | None = None
+        for result in self._sequence.prefill(prompt[n_cached:], self._wanted(sampler)):
+            row = result
             if cancel is not None and cancel.is_set():
                 return
         n_tokens, text = 0, ""
         finish: Finish | Literal[""]
         first_at = last_at = 0.0
         is_opening = not settings.raw
-        while logits is not None:
-            token = sampler.sample(logits[: self._n_tokens])
+        while row is not None:
+            token = sampler.try_sample(row)
+            if token is None:
+                token = sampler.sample(self._sequence.rest())
             last_at = time.perf_counter()
             first_at = first_at or last_at
             if self.vocabulary.is_end_of_generation(token):
@@ -139,4 +154,8 @@ class Engine:
                 yield Delta(words, n_tokens)
             if finish or (cancel is not None and cancel.is_set()):
                 return
-            logits = self._sequence.run([token], [0])[0]
+            row = self._sequence.run([token], [0], self._wanted(sampler))[0]
+
+    def _wanted(self, sampler: Sampler) -> Wanted:
+        wanted = sampler.wanted()
+        return replace(wanted, n_best=min(wanted.n_best, self._n_tokens), n_tokens=self._n_tokens)

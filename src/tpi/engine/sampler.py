@@ -15,14 +15,20 @@ import numpy.typing as npt
 
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import NumericError
+from tpi.runtime.logits import Ids, Row, Wanted, highest
 
-Logits = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float64]
 
 # With top-k off, top-p nearly always ends among the first thousand tokens: sorting 128k of them would take
 # ten times longer than everything else here.
 _HEAD = 1024
+
+_NUCLEUS = 256
+"""So many of each slice are asked for where nobody says how many are needed: nearly always more than enough."""
+_MOST_NAMED = 512
+"""With more recent tokens than this the whole row is asked for."""
+_MARGIN = 1e-9
+"""Closer than this to where top-p cuts, only the whole row tells on which side."""
 
 
 class Sampler:
@@ -46,73 +52,104 @@ class Sampler:
         """Tells the repetition penalty about tokens of the prompt or the answer, in their order."""
         self._recent.extend(token_ids)
 
-    def sample(self, logits: Logits) -> int:
-        """Returns the id of the drawn token; the caller passes it to ``accept``.
+    def wanted(self) -> Wanted:
+        """What ``try_sample`` needs of the next row: enough to draw what the whole row would give, in nearly all cases.
 
-        Args:
-            logits: float32 ``[n_vocab]``; read only.
+        The k highest after the penalty are among the k + n highest before it and the n tokens that it moves.
+        """
+        settings, recent = self._settings, self._moved()
+        is_open = settings.top_p == 1.0 and settings.min_p == 0.0
+        if settings.top_k == 0 and settings.temperature > 0 and (is_open or recent.size):
+            return Wanted(is_exact=False)
+        if recent.size > _MOST_NAMED:
+            return Wanted(is_exact=False)
+        n_needed = 1 if settings.temperature == 0 else settings.top_k or _NUCLEUS
+        return Wanted(n_needed + len(recent), tuple(recent.tolist()))
+
+    def sample(self, row: Row) -> int:
+        """Returns the id of the drawn token; the caller passes it to ``accept``.
 
         Raises:
             NumericError: a logit is infinite or not a number.
         """
-        if not np.isfinite(logits).all():
-            n_bad = int(logits.size - np.isfinite(logits).sum())
+        token = self.try_sample(row)
+        assert token is not None, "whoever has a part of a row only calls try_sample"
+        return token
+
+    def try_sample(self, row: Row) -> int | None:
+        """As ``sample``; None if the row's other tokens could matter: then the whole row is needed."""
+        values = row.values
+        if not np.isfinite(values).all():
+            n_bad = int(values.size - np.isfinite(values).sum())
             raise NumericError(
-                f"{n_bad} of {logits.size} logits are not finite numbers; "
+                f"{n_bad} of {values.size} logits are not finite numbers; "
                 "the model file or a device's memory is damaged: try 'tpi inspect --verify'"
             )
-        logits = self._penalised(logits)
+        ids = np.arange(values.size) if row.ids is None else row.ids
+        values = self._penalised(ids, values)
         if self._settings.temperature == 0:
-            return int(np.argmax(logits))
-        ids, kept = self._filtered(logits)
+            return int(ids[np.argmax(values)])
+        chosen = self._filtered(values, row)
+        if chosen is None:
+            return None
+        kept = values[chosen].astype(np.float64)
         weights = np.exp((kept - kept.max()) / self._settings.temperature)
         cumulative = np.cumsum(weights)
         position = int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))
-        return int(ids[min(position, len(ids) - 1)])
+        return int(ids[chosen[min(position, len(chosen) - 1)]])
 
-    def _penalised(self, logits: Logits) -> Logits:
-        penalty = self._settings.repetition_penalty
-        recent = np.fromiter(self._recent, dtype=np.int64)
-        recent = np.unique(recent[(recent >= 0) & (recent < logits.size)])
-        if penalty == 1.0 or recent.size == 0:
-            return logits
-        logits = logits.copy()
-        values = logits[recent]
-        logits[recent] = np.where(values > 0, values / penalty, values * penalty)
-        return logits
+    def _moved(self) -> Ids:
+        """The recent tokens whose logits the penalty changes, ascending."""
+        if self._settings.repetition_penalty == 1.0:
+            return np.empty(0, np.int64)
+        recent = np.unique(np.fromiter(self._recent, dtype=np.int64))
+        return recent[recent >= 0]
 
-    def _filtered(self, logits: Logits) -> tuple[Ids, Weights]:
-        """The tokens that top-k, top-p and min-p leave, with their logits.
+    def _penalised(self, ids: Ids, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        recent = np.flatnonzero(np.isin(ids, self._moved()))
+        if recent.size == 0:
+            return values
+        penalty, result = self._settings.repetition_penalty, values.copy()
+        moved = result[recent]
+        result[recent] = np.where(moved > 0, moved / penalty, moved * penalty)
+        return result
+
+    def _filtered(self, values: npt.NDArray[np.float32], row: Row) -> Ids | None:
+        """Indexes of the values that top-k, top-p and min-p leave; None if tokens that are not there could be left,
+        too.
 
         All three keep a prefix of the tokens sorted by logit, so the shortest prefix wins: the cheap filters go first,
         and top-p still measures its share of what top-k left.
         """
         settings = self._settings
-        ids = _highest(logits, settings.top_k) if settings.top_k else np.arange(logits.size)
-        kept = logits[ids].astype(np.float64)
-        mass = float(np.exp(kept - kept.max()).sum())
+        chosen = highest(values, settings.top_k) if settings.top_k else np.arange(values.size)
+        kept = values[chosen].astype(np.float64)
+        top = kept.max()
+        is_part = settings.top_k == 0 and not row.is_all
+        mass = float(np.exp(row.log_sum_exp - top)) if is_part else float(np.exp(kept - top).sum())
+        if is_part and self._moved().size:
+            return None
         if settings.min_p > 0:
-            likely = kept >= kept.max() + np.log(settings.min_p)
-            ids, kept = ids[likely], kept[likely]
+            likely = kept >= top + np.log(settings.min_p)
+            chosen, kept = chosen[likely], kept[likely]
         if settings.top_p < 1:
             order = _nucleus(kept, settings.top_p * mass)
-            ids, kept = ids[order], kept[order]
-        return ids, kept
+            if is_part and _is_close_call(np.exp(kept[order] - top), settings.top_p * mass, _MARGIN * mass):
+                return None
+            chosen, kept = chosen[order], kept[order]
+        return None if is_part and kept.min() <= row.floor else chosen
 
 
-def _highest(values: npt.NDArray[np.floating], n_kept: int) -> Ids:
-    """Indices of the n highest values, ascending; of equal values the lower index stays."""
-    if n_kept >= values.size:
-        return np.arange(values.size)
-    threshold = np.partition(values, values.size - n_kept)[values.size - n_kept]
-    above = np.flatnonzero(values > threshold)
-    equal = np.flatnonzero(values == threshold)[: n_kept - above.size]
-    return np.sort(np.concatenate((above, equal)))
+def _is_close_call(weights: Weights, mass: float, margin: float) -> bool:
+    """Whether ``weights``, or all but the last of them, add up to nearly ``mass``: rounded otherwise, one more or one
+    less would have been kept."""
+    reached = float(weights.sum())
+    return abs(reached - mass) < margin or (weights.size > 1 and abs(reached - float(weights[-1]) - mass) < margin)
 
 
 def _nucleus(kept: Weights, mass: float) -> Ids:
     """Indices of the fewest highest logits whose weights (1 for the highest) reach a mass, or of all of them."""
-    head = _highest(kept, _HEAD)
+    head = highest(kept, _HEAD)
     for candidates in (head, np.arange(kept.size)):
         order = candidates[np.argsort(-kept[candidates], kind="stable")]
         cumulative = np.cumsum(np.exp(kept[order] - kept[order[0]]))

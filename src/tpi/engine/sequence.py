@@ -11,8 +11,8 @@ import numpy as np
 from tpi.errors import UsageError
 from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.logits import ALL, Row, Wanted
 from tpi.runtime.passes import TILED_TOKENS, Pass
-from tpi.runtime.protocols import Float32Array
 
 
 class PassRunner(Protocol):
@@ -27,8 +27,14 @@ class PassRunner(Protocol):
     @property
     def max_tokens(self) -> int: ...
 
-    def run(self, work: Pass) -> Float32Array:
-        """See ``cluster.session.Cluster.run``."""
+    @property
+    def epoch(self) -> int: ...
+
+    def run(self, work: Pass) -> tuple[Row, ...]:
+        """See ``cluster.cluster.Cluster.run``."""
+
+    def rest(self) -> tuple[Row, ...]:
+        """See ``cluster.cluster.Cluster.rest``."""
 
 
 class TokenSequence:
@@ -38,6 +44,7 @@ class TokenSequence:
         self._runner, self._table = runner, table
         self._tokens: list[int] = []
         self._n_passes = 0
+        self._epoch = runner.epoch
 
     @property
     def n_free(self) -> int:
@@ -55,6 +62,8 @@ class TokenSequence:
                 f"the prompt has {len(prompt)} tokens, from 1 to {self._runner.n_cells - 1} fit the context: "
                 "shorten it or use a larger --context"
             )
+        if self._epoch != self._runner.epoch:  # its ranks have forgotten everything
+            self._tokens, self._epoch = [], self._runner.epoch
         n_kept = 0
         for old, new in zip(self._tokens, prompt[:-1], strict=False):
             if old != new:
@@ -63,21 +72,21 @@ class TokenSequence:
         del self._tokens[n_kept:]
         return n_kept
 
-    def prefill(self, tokens: Sequence[int]) -> Iterator[Float32Array | None]:
-        """Appends ``tokens`` in as few passes as ``max_tokens`` allows: None after each, and after the last the logits
-        f32 [n_vocab] of the last token. Passes are about equal if that gives each 64 tokens or more: then the logits do
-        not depend on ``max_tokens``, which a short rest, computed by other kernels, would change.
+    def prefill(self, tokens: Sequence[int], wanted: Wanted = ALL) -> Iterator[Row | None]:
+        """Appends ``tokens`` in as few passes as ``max_tokens`` allows: None after each, and after the last what is
+        wanted of the last token's logits. Passes are about equal if that gives each 64 tokens or more: then the logits
+        do not depend on ``max_tokens``, which a short rest, computed by other kernels, would change.
 
         Raises:
             TpiError: see ``PassRunner.run``.
         """
         for number, chunk in enumerate(chunks := _cut(tokens, self._runner.max_tokens), start=1):
             is_last = number == len(chunks)
-            logits = self.run(chunk, [len(chunk) - 1] if is_last else [])
-            yield logits[0] if is_last else None
+            rows = self.run(chunk, [len(chunk) - 1] if is_last else [], wanted)
+            yield rows[0] if is_last else None
 
-    def run(self, tokens: Sequence[int], sampled: Sequence[int]) -> Float32Array:
-        """Appends ``tokens`` in one pass; the logits of the rows ``sampled``, f32 [n_sampled, n_vocab].
+    def run(self, tokens: Sequence[int], sampled: Sequence[int], wanted: Wanted = ALL) -> tuple[Row, ...]:
+        """Appends ``tokens`` in one pass; gives what is wanted of the logits of the rows ``sampled``.
 
         Raises:
             TpiError: see ``PassRunner.run``; the sequence is then as before.
@@ -86,7 +95,7 @@ class TokenSequence:
         assert 0 < len(tokens) <= self._runner.max_tokens and stop <= self._runner.n_cells
         positions = np.arange(first, stop)
         self._n_passes += 1
-        logits = self._runner.run(
+        rows = self._runner.run(
             Pass(
                 pass_id=self._n_passes,
                 embeddings=self._table.rows(tokens),
@@ -94,10 +103,15 @@ class TokenSequence:
                 cells=positions.astype(np.int64),
                 visible=np.arange(stop)[None, :] <= positions[:, None],
                 sampled=np.asarray(sampled, dtype=np.int32),
+                wanted=wanted,
             )
         )
         self._tokens.extend(tokens)
-        return logits
+        return rows
+
+    def rest(self) -> Row:
+        """All logits of the row that was sampled last; raises as ``run``."""
+        return self._runner.rest()[0]
 
 
 def _cut(tokens: Sequence[int], most: int) -> list[Sequence[int]]:

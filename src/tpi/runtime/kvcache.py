@@ -7,6 +7,7 @@ behind the mask). One thread.
 import contextlib
 import ctypes
 import mmap
+import sys
 from collections.abc import Mapping
 
 from tpi.errors import MemoryBudgetError
@@ -58,6 +59,15 @@ class KvCache:
     def addresses(self, layer: int) -> tuple[int, int]:
         """Where keys and values of ``layer`` lie, each [n_cells, width] in the cache's type."""
         return self._addresses[layer]
+
+    def forget(self) -> None:
+        """Clears all cells, and gives their memory back where the system can take it."""
+        for layer, maps in self._maps.items():
+            for memory in maps:
+                if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
+                    memory.madvise(mmap.MADV_DONTNEED)  # private and anonymous: zero again when it is read
+                else:
+                    memory[:] = bytes(self.n_cells * self._kind.row_bytes(self._widths[layer]))
 
     def zero(self, first_cell: int, stop_cell: int) -> None:
         """Clears cells of an aborted pass: a NaN there would spread through masked attention."""

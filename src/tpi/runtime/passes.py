@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tpi.runtime.logits import ALL, Wanted
 from tpi.runtime.protocols import Float32Array
 
 TILED_TOKENS = 64
@@ -15,17 +16,19 @@ TILED_TOKENS = 64
 class Pass:
     """One trip of n tokens through all blocks.
 
-    ``embeddings`` f32 [n_tokens, n_embd]; ``positions`` i32 and ``cells`` i64 [n_tokens]; ``visible`` bool
-    [n_tokens, n_seen], true where a token may attend to a cell (its own included); ``sampled`` i32 [n_sampled], rows
-    whose logits are wanted, maybe none.
+    ``embeddings`` f32 [n_tokens, n_embd], None on ranks at which the residual stream does not begin; ``positions`` i32
+    and ``cells`` i64 [n_tokens]; ``visible`` bool [n_tokens, n_seen], true where a token may attend to a cell (its own
+    included); ``sampled`` i32 [n_sampled], rows whose logits are wanted, maybe none.
     """
 
     pass_id: int
-    embeddings: Float32Array
+    embeddings: Float32Array | None
     positions: npt.NDArray[np.int32]
     cells: npt.NDArray[np.int64]
     visible: npt.NDArray[np.bool_]
     sampled: npt.NDArray[np.int32]
+    wanted: Wanted = ALL
+    """What of the sampled rows' logits the master needs."""
 
     @property
     def n_tokens(self) -> int:

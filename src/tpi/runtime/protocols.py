@@ -5,42 +5,76 @@ Holds no code that does anything. The thread that runs a pass is the one that ca
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeAlias
+from typing import Any, NoReturn, Protocol, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from tpi.model.flow import Flow
 
 Float32Array: TypeAlias = npt.NDArray[np.float32]
 """C-contiguous float32; the shape is said where it is used."""
 
 
 class SumStep(msgspec.Struct, frozen=True):
-    """Names one allreduce: all ranks call it with equal steps, in the same order."""
+    """Names one sum: all ranks that take part begin equal steps in the same order."""
 
     pass_id: int
-    block: int
-    """Index of the block in execution order."""
-    contributors: tuple[int, ...]
-    """Ranks that hold a part of the block, ascending, at least one."""
+    flow: Flow
+    part: int = 0
+    """Which run of the pass's rows, where they are summed in two: 0 or 1."""
+
+    def __str__(self) -> str:
+        return f"block {self.flow.block} of pass {self.pass_id}"
+
+
+class NativeSum(Protocol):
+    """What carries sums of one flow through in C: the struct that ``sum_start`` of the helper takes."""
+
+    @property
+    def library(self) -> Any:
+        """The helper's functions."""
+
+    @property
+    def address(self) -> int:
+        """Of the struct; valid as long as the allreduce."""
+
+    def type_of(self, flow: Flow) -> tuple[int, float]:
+        """In what payload type values travel, and the largest magnitude that it holds."""
+
+    def raise_for(self, result: int, step: SumStep) -> NoReturn:
+        """Raises what a result other than 0 of the helper means, as ``Allreduce.finish`` would."""
 
 
 class Allreduce(Protocol):
-    """Adds up the partial results of one block over all ranks."""
+    """Adds up the partial results of one block over the ranks that hold parts of it."""
 
-    def sum(self, step: SumStep, partial: Float32Array | None, out: Float32Array) -> None:
-        """Write the sum of the contributors' partial results into ``out``, with the same bits on every rank.
+    def start(self, step: SumStep, partial: Float32Array | None, out: Float32Array | None) -> None:
+        """Begins a sum whose result will be in ``out``; sends what can be sent and does not wait.
 
-        ``partial`` and ``out`` are C-contiguous ``[n_tokens, n_embd]``; ``partial`` is None exactly on ranks that
-        are not among the contributors. ``out`` may be the same memory as ``partial``. Both stay the caller's; nothing
-        refers to them after the call. Blocks until every rank has taken part.
+        Arrays are C-contiguous ``[n_tokens, n_embd]``. ``partial`` is None exactly on ranks that are not among the
+        contributors, ``out`` on those that are not among the receivers. ``partial`` may change afterwards; ``out``
+        must not be touched before :meth:`finish`, and may be the same memory as ``partial``. At most one sum of each
+        part is under way, and of both parts the one that began first is finished first.
 
-        Each contribution passes through the payload format, the own one included; they are added in float32 in rank
-        order; the total passes through the payload format once more. With a single rank in all, ``out`` is ``partial``.
-
-        Raises NumericError on every rank when a contribution or the total is not finite, LinkError when a peer is
-        lost or the link was shut down, ProtocolError when a peer is at another step.
+        Raises LinkError when a peer is lost or the links were shut down, ProtocolError when a peer sends what cannot
+        be.
         """
+
+    def finish(self, step: SumStep) -> None:
+        """Blocks until ``out`` of the step that began last for its part has the sum, the same bits on every receiver.
+
+        Each contribution passes through the payload format, the own one included, and in which order they are added
+        the algorithm declares. Where a flow is handed over, the format is float32; where it is local, ``out`` is
+        ``partial``.
+
+        Raises NumericError on every receiver when a contribution or the total is not finite; otherwise as
+        :meth:`start`.
+        """
+
+    def native(self, flow: Flow, n_values: int) -> NativeSum | None:
+        """What carries sums of so many values through in C; None if nothing does."""
 
 
 class HeldPiece(Protocol):

@@ -23,11 +23,14 @@ from tpi.runtime.ggml.graph import BlockGraph
 from tpi.runtime.ggml.passgraph import PassGraph
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import TILED_TOKENS, Pass
 from tpi.weights.layout import Piece
 
 N_KV_STEP = 256
 """The number of cells that a graph sees is rounded up to this, so that few graph shapes exist."""
+
+N_SPLIT_TOKENS = 2 * TILED_TOKENS
+"""From so many tokens on a pass is computed in two parts, if it may be: half of them take the faster kernels."""
 
 _GRAPHS_KEPT = 24
 _F16_MINUS_INFINITY = np.uint16(0xFC00)
@@ -43,11 +46,22 @@ class RankSettings:
     kv_type: TensorType = F16
     max_sampled: int | None = None
     """Rows of a pass whose logits may be wanted; None: all."""
+    n_parts: int = 1
+    """In so many parts a long pass is computed, so that one can be summed while the next is computed: 1 or 2."""
+    wire_bytes: float = 2.0
+    """Of a value on its way to other ranks."""
 
     @property
     def n_sampled(self) -> int:
         """The most rows that the head computes."""
         return self.max_tokens if self.max_sampled is None else min(self.max_sampled, self.max_tokens)
+
+    @property
+    def part_tokens(self) -> int:
+        """The most rows that are computed at once."""
+        if self.n_parts == 1:
+            return self.max_tokens
+        return min(self.max_tokens, max(N_SPLIT_TOKENS - 1, -(-self.max_tokens // 2), self.n_sampled))
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ class Workspace:
             raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
         arrays = (self.residual, self._positions, self._cells, self._mask)
         self._addresses = Addresses(*(array.ctypes.data for array in arrays))
-        self._graphs: OrderedDict[tuple[int, int, int], BlockGraph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, int, int, int], BlockGraph] = OrderedDict()
         numbers: dict[tuple[object, ...], int] = {}
         self._structures = {
             index: numbers.setdefault(_structure(group), len(numbers)) for index, group in self.pieces.items()
@@ -102,7 +116,7 @@ class Workspace:
         self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
         self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
         self._pass_graph: tuple[int, PassGraph] | None = None
-        self.compute = Compute(settings.n_threads)
+        self.compute = Compute(settings.n_threads, settings.n_parts)
         try:
             self._reserve()
         except BaseException:
@@ -134,7 +148,8 @@ class Workspace:
         """Copies the pass's inputs to where the graphs read them; returns how many cells the graphs look at."""
         n, n_seen = work.visible.shape
         n_kv = min(self.settings.n_cells, -(-int(n_seen) // N_KV_STEP) * N_KV_STEP)
-        self.residual[:n] = work.embeddings
+        if work.embeddings is not None:
+            self.residual[:n] = work.embeddings
         self._positions[:n] = work.positions
         self._cells[:n] = work.cells
         mask = self._mask[: n * n_kv].reshape(n, n_kv)
@@ -142,17 +157,28 @@ class Workspace:
         np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
         return n_kv
 
-    def graph(self, block: Block, shape: BatchShape) -> BlockGraph:
-        """The graph of ``block`` for ``shape``, placed and ready; layers of equal structure share one."""
-        key = (self._structures[block.index], shape.n_tokens, shape.n_kv)
+    def graph(self, block: Block, shape: BatchShape, lane: int = 0) -> BlockGraph:
+        """The graph of ``block`` for ``shape``, placed and ready; layers of equal structure share one. One of lane 1
+        may be run piece by piece in turns with one of lane 0."""
+        key = (self._structures[block.index], shape.n_tokens, shape.n_kv, lane)
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._build(block, shape)
-            graph.place(self.compute)
+            graph.place(self.compute, lane)
             self._graphs[key] = graph
             if len(self._graphs) > _GRAPHS_KEPT:
                 self._graphs.popitem(last=False)[1].close()
         self._graphs.move_to_end(key)
+        return graph
+
+    def structure_of(self, block: Block) -> int:
+        """A number that blocks have in common which can share graphs; of a block that this rank holds."""
+        return self._structures[block.index]
+
+    def make_graph(self, block: Block, shape: BatchShape) -> BlockGraph:
+        """As ``graph``, but the caller's own."""
+        graph = self._build(block, shape)
+        graph.place(self.compute)
         return graph
 
     def pass_graph(self, n_kv: int, resident: Mapping[int, tuple[int, ...]]) -> PassGraph:
@@ -179,13 +205,19 @@ class Workspace:
         return BlockGraph(self.model.spec, block.kind, pieces, shape, self._graph_settings, self._addresses)
 
     def _reserve(self) -> None:
-        """Makes the shared buffers as large as the largest graph of each structure needs."""
+        """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
+        pieces, both parts of a pass are under way in it."""
+        settings = self.settings
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
-            n_kv = self.settings.n_cells if block.kind is BlockKind.ATTENTION else 0
-            n_rows = self.settings.n_sampled if block.kind is BlockKind.HEAD else self.settings.max_tokens
+            n_kv = settings.n_cells if block.kind is BlockKind.ATTENTION else 0
+            n_rows = settings.n_sampled if block.kind is BlockKind.HEAD else settings.part_tokens
             with self._build(block, BatchShape(n_rows, n_kv)) as graph:
                 self.compute.reserve(graph.graph)
                 graph.place(self.compute)
+            if settings.n_parts > 1 and block.kind is not BlockKind.HEAD and len(self.pieces[block.index]) > 1:
+                with self._build(block, BatchShape(-(-settings.max_tokens // 2), n_kv)) as graph:
+                    self.compute.reserve(graph.graph, 1)
+                    graph.place(self.compute, 1)
 
 
 def _structure(pieces: Sequence[Piece]) -> tuple[object, ...]:

@@ -36,8 +36,8 @@ def test_two_devices_answer(tmp_path: Path) -> None:
     assert (figures["prompt_tokens"], figures["tokens"]) == (20, 8)
     assert figures["decode_tokens_per_s"] > 0 and figures["prefill_tokens_per_s"] > 0
     assert len(figures["peak_rss_bytes"]) == 2 and all(30e6 < peak < 300e6 for peak in figures["peak_rss_bytes"])
-    # Four sums of 512 values in 16 bits each way, half the logits, and headers.
-    assert 4 * 2 * 1024 + 1500 * 4 < figures["decode_wire_bytes_per_token"] < 40_000
+    # Four sums of 512 values in 16 bits each way, the best of half the logits, and headers.
+    assert 4 * 2 * 1024 + 1000 < figures["decode_wire_bytes_per_token"] < 40_000
 
 
 @pytest.mark.skipif(can_emulate() is not None, reason=str(can_emulate()))
@@ -47,5 +47,5 @@ def test_a_master_with_stand_ins_answers_from_a_hollow_model(tmp_path: Path) -> 
     conditions = Conditions(Device(), 0.001, 300e6, 1, 20, 8, window="1MB", repack=False, stand_ins=True)
     figures = json.loads(measure(model, path, 3, conditions, ClusterFolder(tmp_path, find_folders().cache)).json())
     assert (figures["prompt_tokens"], figures["tokens"]) == (20, 8)
-    assert len(figures["peak_rss_bytes"]) == 1 and len(figures["cpu_shares"]) == 3
+    assert len(figures["peak_rss_bytes"]) == 1 and len(figures["cpu_s"]) == 3
     assert list(tmp_path.glob("*/**/*.tpishard"))

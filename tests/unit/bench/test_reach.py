@@ -20,6 +20,18 @@ def test_limits_are_held() -> None:
     assert report["command"] == "python -m bench decode --threads 2"
 
 
+def test_of_several_reports_the_worst_that_fits_counts() -> None:
+    found = [
+        {"devices": 2, "prefill_speedup": 1.0},
+        {"devices": 4, "prefill_speedup": 2.5},
+        {"devices": 4, "prefill_speedup": 1.9},
+    ]
+    goal = NAMES["prompt-64"]
+    assert goal.find(found) is found[2] and not goal.is_reached(found[2]["prefill_speedup"])
+    with pytest.raises(UsageError, match="reported nothing with"):
+        goal.find(found[:1])
+
+
 def test_names_are_unique_and_unknown_ones_refused() -> None:
     assert len(NAMES) == len(GOALS)
     with pytest.raises(UsageError, match="--only speed: there are worker, "):

@@ -25,8 +25,8 @@ def test_without_root_the_other_way_is_offered(monkeypatch: pytest.MonkeyPatch) 
 
 def test_settings_of_the_switch() -> None:
     devices = [Device(), Device(rate_bps=100e6)]
-    assert testbed._switch_settings(devices, 0.001, 300e6, {(1, 0): 0.005}) == (
-        "2 cubic,reno\n10.99.0.1 37500000.0\n10.99.0.2 12500000.0\n1000000 1000000\n5000000 1000000\n"
+    assert testbed._switch_settings(devices, 0.001, 300e6, {(1, 0): 0.005}, 100e6, 0.002) == (
+        "2 cubic,reno\n12500000.0 2000000\n10.99.0.1 37500000.0\n10.99.0.2 12500000.0\n1000000 1000000\n5000000 1000000\n"
     )
 
 
@@ -36,6 +36,16 @@ def test_links_have_their_latency_and_rate() -> None:
         report = json.loads(check(bed).json())
     assert 4.0 <= report["half_round_trip_p50_ms"] <= 4.6  # other work on this machine may wake programs late
     assert 40 <= report["rate_mbps"] <= 50
+
+
+@real
+def test_devices_of_one_medium_share_its_rate() -> None:
+    with Testbed([Device()] * 3, latency_s=0.005, medium_bps=100e6, jitter_s=0.002) as bed:
+        report = json.loads(check(bed).json())
+    assert 4.0 <= report["half_round_trip_p50_ms"] <= 6.5
+    assert report["half_round_trip_p90_ms"] > report["half_round_trip_p50_ms"] + 0.3
+    assert 75 <= report["rate_mbps"] <= 100
+    assert 20 <= report["duplex_rate_mbps"] <= 50  # each way: half of the medium, less acknowledgements
 
 
 @real

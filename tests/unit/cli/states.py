@@ -4,7 +4,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tpi.cluster.reports import ClusterStatus, RankStatus
+from tpi.cluster.reports import Choice, ClusterStatus, Detour, RankStatus, SumWay
+
+FEW = SumWay("one-shot", "f16", 1, 0.0009, 0.001)
+MANY = SumWay("two-shot", "f16", 64, 0.003, 0.004)
+OTHER = SumWay("star", "f16", 1, 0.002, 0.0025)
+CHOICE = Choice(FEW, MANY, 8, 0.0005, 12_500_000.0, (FEW, OTHER, MANY))
 
 
 def rank_state(rank: int = 0, name: str = "here") -> RankStatus:
@@ -28,6 +33,8 @@ def rank_state(rank: int = 0, name: str = "here") -> RankStatus:
         sent_bytes=0,
         received_bytes=0,
         n_passes=3,
+        n_sums=12,
+        doing="idle",
         share=0.25,
     )
 
@@ -40,7 +47,9 @@ def cluster_state(n_ranks: int = 2, grown_by: int = 0) -> ClusterStatus:
         )
         for rank in range(n_ranks)
     )
-    return ClusterStatus("story", "ab" * 32, 1, 256, "f16", "star", ranks)
+    choice = CHOICE if n_ranks > 1 else None
+    detours = (Detour((1, 2), "device-2 takes no calls"),) if n_ranks > 2 else ()
+    return ClusterStatus("story", "ab" * 32, 1, 256, choice, detours, ranks)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """The status socket: who may ask, what is answered, what crashes leave behind."""
 
+import errno
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit.cli.states import cluster_state
@@ -44,6 +48,59 @@ def test_an_error_is_told(folder: Path) -> None:
 
     with StatusServer(folder, fail), pytest.raises(LinkError, match=r"^still starting$"):
         ask(choose_master(folder))
+
+
+def test_a_defect_of_the_source_is_told_and_does_not_end_the_answers(folder: Path) -> None:
+    errors: list[Exception] = [IndexError("rank 3"), AssertionError(), MemoryError(), LinkError("still starting")]
+    notes: list[str] = []
+
+    def source() -> ClusterStatus:
+        if errors:
+            raise errors.pop(0)
+        return cluster_state()
+
+    with StatusServer(folder, source, note=notes.append):
+        for said in (
+            r"IndexError: rank 3\): this is a defect of tpi$",
+            "AssertionError",
+            "MemoryError",
+            "^still starting$",
+        ):
+            with pytest.raises(LinkError, match=said):
+                ask(choose_master(folder))
+        assert ask(choose_master(folder)) == cluster_state()
+    assert len(notes) == 3 and notes[0] == "the state cannot be told (IndexError: rank 3): this is a defect of tpi"
+
+
+def test_too_many_open_files_do_not_end_the_answers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StatusServer(folder, cluster_state) as server:
+        refusing, accept, n_refused = threading.Event(), server._socket.accept, []
+        refusing.set()
+
+        class Full:
+            """A listening socket of a process that can open nothing more."""
+
+            def accept(self) -> tuple[socket.socket, object]:
+                if refusing.is_set():
+                    n_refused.append(1)
+                    raise OSError(errno.EMFILE, "Too many open files")
+                return accept()
+
+            def shutdown(self, how: int) -> None:
+                whole.shutdown(how)
+
+            def close(self) -> None:
+                whole.close()
+
+        whole = server._socket
+        monkeypatch.setattr(server, "_socket", Full())
+        assert ask(choose_master(folder)) == cluster_state()  # the thread was waiting in the real one
+        deadline_s = time.monotonic() + 10
+        while len(n_refused) < 3:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.005)
+        refusing.clear()
+        assert ask(choose_master(folder)) == cluster_state()
 
 
 def test_nothing_is_left_after_the_end(folder: Path) -> None:
@@ -93,6 +150,23 @@ def test_an_answer_of_another_kind_is_an_error_of_ours(tmp_path: Path, monkeypat
 
 def test_the_table_shows_every_rank() -> None:
     lines = describe(cluster_state(3))
-    assert "story" in lines[0] and "f16" in lines[0]
-    assert [line.split()[:3] for line in lines[2:]] == [[str(i), f"device-{i}", "25"] for i in range(3)]
+    assert lines[0] == "story (abababababab), context 256, epoch 1"
+    assert [line.split()[:3] for line in lines[2:5]] == [[str(i), f"device-{i}", "25"] for i in range(3)]
     assert "2 of 9" in lines[2]
+
+
+def test_below_the_table_stands_how_sums_are_added_up() -> None:
+    assert describe(cluster_state(3))[5:] == [
+        "links: 0.5 ms one way, 100 Mbit/s for each device while all send",
+        "sums of up to 8 tokens: one-shot in f16 (1 token in 1.0 ms, foretold 0.9 ms); "
+        "tried as well: star in f16 (1 token in 2.5 ms, foretold 2.0 ms)",
+        "longer: two-shot in f16 (64 tokens in 4.0 ms, foretold 3.0 ms)",
+        "device-1 and device-2 reach each other through the master only: device-2 takes no calls",
+    ]
+    assert len(describe(cluster_state(1))) == 3
+
+
+def test_silent_devices_and_notes_stand_at_the_end() -> None:
+    status = msgspec.structs.replace(cluster_state(1), silent=("attic", "cellar"), notes=("turned away a: b",))
+    *_, silent, note = describe(status)
+    assert silent.startswith("no answer from attic, cellar") and note == "turned away a: b"

@@ -5,11 +5,13 @@ import io
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
 from tests.unit.cli.states import FakeAnswer, cluster_state
+from tpi.cli import signals
 from tpi.cli.display import PlainDisplay
 from tpi.cli.talk import Manner, Talk
 from tpi.cluster.reports import ClusterStatus
@@ -62,6 +64,23 @@ class Echo:
         self.last = FakeAnswer(text=said, finish=finish)
 
 
+class FakeCluster:
+    """Five tokens further at every look; counts how often a pass was to end."""
+
+    def __init__(self) -> None:
+        self._states = iter(range(0, 1000, 5))
+        self.n_cancelled = self.n_saved = 0
+
+    def status(self) -> ClusterStatus:
+        return cluster_state(2, grown_by=next(self._states))
+
+    def cancel(self) -> None:
+        self.n_cancelled += 1
+
+    def save_trace(self) -> None:
+        self.n_saved += 1
+
+
 @dataclasses.dataclass
 class Desk:
     """A talk and what it wrote."""
@@ -70,19 +89,20 @@ class Desk:
     echo: Echo
     output: io.StringIO
     notes: io.StringIO
+    cluster: FakeCluster
 
 
 def make_desk(
-    echo: Echo | None = None, raw: bool = False, statistics: bool = True, output: io.StringIO | None = None
+    echo: Echo | None = None,
+    raw: bool = False,
+    statistics: bool = True,
+    output: io.StringIO | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Desk:
     echo, output, notes = echo or Echo(), output or io.StringIO(), io.StringIO()
-    states = iter(range(0, 1000, 5))
-
-    def status() -> ClusterStatus:
-        return cluster_state(2, grown_by=next(states))
-
+    cluster = FakeCluster()
     manner = Manner(SamplingSettings(), GenerationSettings(raw=raw), statistics)
-    return Desk(Talk(echo, status, manner, PlainDisplay(notes), output), echo, output, notes)
+    return Desk(Talk(echo, cluster, manner, PlainDisplay(notes), output, tell), echo, output, notes, cluster)
 
 
 def test_one_answer_and_what_it_took() -> None:
@@ -99,6 +119,13 @@ def test_a_raw_prompt_and_no_statistics() -> None:
     desk.talk.answer_once("Once upon")
     assert desk.echo.asked == ["Once upon"]
     assert desk.notes.getvalue() == ""
+
+
+def test_what_happened_meanwhile_is_told_before_every_answer() -> None:
+    told: list[str] = []
+    desk = make_desk(Echo(told.append), tell=lambda: told.append("notes"))
+    desk.talk.answer_lines(["one\n", "two\n"])
+    assert told == ["notes", "one", "notes", "two"] and desk.cluster.n_cancelled == 0
 
 
 def test_lines_are_answered_each_for_itself() -> None:
@@ -143,9 +170,25 @@ def test_ctrl_c_ends_one_answer_with_an_error() -> None:
     desk = make_desk(Echo(interrupt))
     with pytest.raises(Cancelled):
         desk.talk.answer_once("go on stop here")
-    assert desk.output.getvalue() == "go on\n"
+    assert desk.output.getvalue() == "go on\n" and desk.cluster.n_cancelled == 0
     assert "seed" in desk.notes.getvalue()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_pass_that_does_not_end_soon_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_GRACE_S", 0.02)
+
+    def interrupt_and_go_on(word: str) -> None:
+        interrupt(word)
+        if word == "stop":
+            deadline_s = time.monotonic() + 20
+            while not desk.cluster.n_cancelled and time.monotonic() < deadline_s:
+                time.sleep(0.005)
+
+    desk = make_desk(Echo(interrupt_and_go_on))
+    with pytest.raises(Cancelled):
+        desk.talk.answer_once("go on stop here")
+    assert desk.cluster.n_cancelled == 1
 
 
 def test_ctrl_c_ends_an_answer_of_a_chat_and_not_the_chat() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tpi.testing.links import TlsPairs
+from tpi.testing.meshes import TlsPairs
 
 
 @pytest.fixture(scope="session")

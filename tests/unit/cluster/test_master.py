@@ -1,58 +1,84 @@
 """The master while workers join: one that sends nonsense, or goes away, does not keep the others out."""
 
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.models import write_random_model
 from tpi.cluster.control.link import ControlLink
-from tpi.cluster.control.messages import AnyMessage, Failed, Goodbye, HeldShard, Offer, Plan, Prepared, Progress
-from tpi.cluster.master import Listener
+from tpi.cluster.control.messages import (
+    AnyMessage,
+    EpochEnded,
+    Failed,
+    Goodbye,
+    HeldShard,
+    LinksOpened,
+    Measured,
+    Offer,
+    OpenLinks,
+    Plan,
+    Prepared,
+    Progress,
+)
+from tpi.cluster.epoch.planning import FIRST_EPOCH
+from tpi.cluster.master import Master
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
-from tpi.cluster.reports import Waiting
 from tpi.config import Folders, MasterSettings, Resources
-from tpi.errors import LinkError, TpiError, UsageError
+from tpi.errors import LinkError, LinkTimeoutError, TpiError, UsageError
 from tpi.model.architectures import blocks_of
 from tpi.model.partition import Partition, divide
 
 WAIT_S = 20.0
 
 
+def make_settings(folder: Path, **changes: Any) -> MasterSettings:
+    folders = Folders(folder / "state", folder / "shards", folder / "cache")
+    model = write_random_model(folder / "model.gguf")
+    values: dict[str, Any] = {"n_workers": 1, "wait_s": WAIT_S, "bind": "127.0.0.1", "port": 0}
+    return MasterSettings(model, folders, Resources(), **values | changes)
+
+
 class Forming:
     """A master that forms a cluster of itself and one worker in a thread."""
 
-    def __init__(self, folder: Path) -> None:
-        folders = Folders(folder / "state", folder / "shards", folder / "cache")
-        model = write_random_model(folder / "model.gguf")
-        settings = MasterSettings(model, folders, Resources(), n_workers=1, wait_s=WAIT_S, bind="127.0.0.1", port=0)
+    def __init__(self, folder: Path, **changes: Any) -> None:
         self.stack = ExitStack()
-        self.listener = self.stack.enter_context(Listener(settings))
+        self.master = self.stack.enter_context(Master(make_settings(folder, **changes)))
         self.error: BaseException | None = None
-        self.joined = threading.Semaphore(0)
+        self.stop = threading.Event()
         self.folder = folder
         self.thread = threading.Thread(target=self._form)
         self.thread.start()
 
     def _form(self) -> None:
         try:
-            self.listener.form(self._report).close()
+            self.master.form(lambda event: None, self._check).close()
         except BaseException as error:
             self.error = error
 
-    def _report(self, event: object) -> None:
-        if isinstance(event, Waiting) and event.n_joined:
-            self.joined.release()
+    def _check(self) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
 
     def worker(self, name: str) -> ControlLink:
-        key = JoinKey.decode(self.listener.join_key)
+        key = JoinKey.decode(self.master.join_key)
         identity = find_or_join(key, name, IdentityStore(self.folder / name))
         opened = open_control(key.addresses, identity)
         return self.stack.enter_context(ControlLink(opened.socket, "the master"))
+
+    def planned(self, name: str) -> ControlLink:
+        """A worker that has offered itself, and has a plan."""
+        worker = self.worker(name)
+        worker.send(offer())
+        wait_for(worker, Plan)
+        return worker
 
     def end(self) -> str:
         """What the forming thread ended with."""
@@ -62,17 +88,26 @@ class Forming:
         return str(self.error)
 
 
+@contextmanager
+def open_forming(folder: Path, **changes: Any) -> Iterator[Forming]:
+    forming = Forming(folder, **changes)
+    try:
+        yield forming
+    finally:
+        forming.stop.set()
+        forming.thread.join(WAIT_S)
+        forming.stack.close()
+        assert not forming.thread.is_alive()
+
+
 @pytest.fixture
 def forming(tmp_path: Path) -> Iterator[Forming]:
-    forming = Forming(tmp_path)
-    yield forming
-    forming.stack.close()
-    forming.thread.join(WAIT_S)
-    assert not forming.thread.is_alive()
+    with open_forming(tmp_path) as forming:
+        yield forming
 
 
 def offer(digest: str = "", locked: Partition | None = None) -> Offer:
-    return Offer(1 << 30, [HeldShard(digest, 1)] if digest else [], locked)
+    return Offer(1 << 30, [HeldShard(digest, 1)] if digest else [], locked=locked)
 
 
 def wait_for(link: ControlLink, kind: type[AnyMessage]) -> AnyMessage:
@@ -81,15 +116,20 @@ def wait_for(link: ControlLink, kind: type[AnyMessage]) -> AnyMessage:
     return message
 
 
-@pytest.mark.parametrize("nonsense", [Progress(1, 2, "cut"), Prepared(), Goodbye("bye")])
+def reason(link: ControlLink) -> str:
+    """With which the master ends the link."""
+    message = link.receive(WAIT_S)
+    while not isinstance(message, Goodbye):
+        message = link.receive(WAIT_S)
+    return message.reason
+
+
+@pytest.mark.parametrize("nonsense", [Progress(1, 2, "cut"), Prepared(FIRST_EPOCH), Goodbye("bye")])
 def test_nonsense_before_the_offer(forming: Forming, nonsense: AnyMessage) -> None:
     bad = forming.worker("bad")
     bad.send(nonsense)
-    goodbye = wait_for(bad, Goodbye)
-    assert isinstance(goodbye, Goodbye) and "before its offer" in goodbye.reason
-    good = forming.worker("good")
-    good.send(offer())
-    wait_for(good, Plan)
+    assert "before its offer" in reason(bad)
+    good = forming.planned("good")
     good.send(Failed("enough"))
     assert "good (rank 1) cannot go on: enough" in forming.end()
 
@@ -100,50 +140,104 @@ def test_a_worker_that_fails_while_others_are_awaited(forming: Forming) -> None:
         bad = forming.worker(f"bad{number}")
         bad.send(Failed("no\x1b[2J memory"))
         bad.close()
-    good = forming.worker("good")
-    good.send(offer())
-    wait_for(good, Plan)
-    good.close()
+    forming.planned("good").close()
     assert "good (rank 1) is gone" in forming.end()
 
 
-def test_nonsense_after_the_plan(forming: Forming) -> None:
-    worker = forming.worker("worker")
-    worker.send(offer())
-    wait_for(worker, Plan)
-    worker.send(offer())
-    assert "worker sent Offer while the cluster was being formed" in forming.end()
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([offer()], "worker sent Offer while the cluster was being formed"),
+        ([EpochEnded(FIRST_EPOCH)], "worker sent EpochEnded while"),
+        ([Prepared(FIRST_EPOCH + 1)], "worker sent Prepared while"),
+        ([Measured(FIRST_EPOCH + 1)], "worker sent Measured while"),
+        ([Prepared(FIRST_EPOCH), Prepared(FIRST_EPOCH)], "worker answered twice"),
+        ([LinksOpened(FIRST_EPOCH)], "worker answered LinksOpened, not Prepared"),
+    ],
+)
+def test_nonsense_after_the_plan(forming: Forming, messages: list[AnyMessage], said: str) -> None:
+    worker = forming.planned("worker")
+    for message in messages:
+        worker.send(message)
+    assert said in forming.end()
+    assert reason(worker).startswith("the master ended the session: worker ")
     with pytest.raises(LinkError):
-        while not isinstance(worker.receive(WAIT_S), Goodbye):
-            pass
         worker.receive(WAIT_S)
 
 
-def test_a_shard_cut_for_an_impossible_partition(forming: Forming) -> None:
-    spec = forming.listener.spec
+def test_a_worker_that_opens_no_link_is_gone(forming: Forming) -> None:
+    worker = forming.planned("worker")
+    worker.send(Prepared(FIRST_EPOCH))
+    message = wait_for(worker, OpenLinks)
+    assert isinstance(message, OpenLinks) and message.master is not None
+    assert (message.epoch, message.call, message.expect, message.relay) == (FIRST_EPOCH, (), (), ())
+    worker.close()
+    assert "worker (rank 1) is gone" in forming.end()
+
+
+def test_a_worker_that_makes_no_progress_is_given_up(tmp_path: Path) -> None:
+    with open_forming(tmp_path, prepare_limit_s=0.6) as forming:
+        worker = forming.planned("worker")
+        for number in range(4):
+            threading.Event().wait(0.2)
+            worker.send(Progress(number, 9, "received"))
+        assert forming.thread.is_alive(), "it was given up although it told how far it is"
+        assert forming.master.membership.notes.latest() == ()
+        assert "worker (rank 1) made no progress for 0.6 s" in forming.end()
+        assert isinstance(forming.error, LinkTimeoutError)
+        late = "worker (rank 1) made no progress for 0.3 s; after 0.6 s it is given up"
+        assert forming.master.membership.notes.latest() == (late,)
+
+
+def test_a_shard_cut_for_an_impossible_partition_keeps_nobody_out(forming: Forming) -> None:
+    spec = forming.master.spec
     right = divide(spec, blocks_of(spec), [1, 1])
-    worker = forming.worker("worker")
-    worker.send(offer(spec.digest, Partition(2, right.shares[:-1])))
-    assert "cut for other shares" in forming.end()
-    assert isinstance(forming.error, UsageError)
+    for number, wrong in enumerate([Partition(2, right.shares[:-1]), Partition(2, ())]):
+        worker = forming.worker(f"worker{number}")
+        worker.send(offer(spec.digest, wrong))
+        assert "cut for other shares" in reason(worker)
+    notes = forming.master.membership.notes.latest()
+    assert len(notes) == 2 and notes[0].startswith("turned away worker0: the shard that it brings was cut for other")
+    forming.planned("good")
 
 
-def test_the_reason_says_that_it_is_the_masters(forming: Forming) -> None:
-    worker = forming.worker("worker")
-    spec = forming.listener.spec
-    worker.send(offer(spec.digest, Partition(2, ())))
-    goodbye = wait_for(worker, Goodbye)
-    assert isinstance(goodbye, Goodbye) and goodbye.reason.startswith("the master ended the session: ")
+def test_who_comes_while_the_cluster_is_formed_is_told_that_it_is_full(forming: Forming) -> None:
+    forming.planned("first")
+    late = forming.worker("late")
+    assert reason(late) == "the cluster has all its workers: stop it to let others join"
+
+
+def test_nobody_comes(tmp_path: Path) -> None:
+    with open_forming(tmp_path, wait_s=0.3) as forming:
+        assert "0 of 1 devices joined within 0.3 s: start `tpi join` on the others" in forming.end()
+
+
+def test_a_check_that_raises_ends_the_wait_and_the_workers_are_told(forming: Forming) -> None:
+    """As when the user presses Ctrl-C."""
+    worker = forming.worker("early")
+    deadline_s = time.monotonic() + WAIT_S
+    while not forming.master.membership.members:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    forming.stop.set()
+    assert reason(worker) == "the master was stopped"
+    forming.thread.join(WAIT_S)
+    assert isinstance(forming.error, KeyboardInterrupt)
+
+
+def test_settings_that_do_not_fit_the_model_open_no_port(tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(UsageError, match=r"--context 513: .* was trained for 1 to 512 tokens"):
+        Master(make_settings(tmp_path, context=513))
+    assert threading.active_count() == before and not (tmp_path / "state").exists()
 
 
 def test_a_master_that_cannot_start_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise LinkError("no addresses")
 
-    monkeypatch.setattr("tpi.cluster.master.own_addresses", fail)
+    monkeypatch.setattr("tpi.cluster.membership.membership.own_addresses", fail)
     before = set(threading.enumerate())
-    folders = Folders(tmp_path / "state", tmp_path / "shards", tmp_path / "cache")
-    model = write_random_model(tmp_path / "model.gguf")
     with pytest.raises(LinkError, match="no addresses"):
-        Listener(MasterSettings(model, folders, bind="127.0.0.1", port=0))
+        Master(make_settings(tmp_path))
     assert set(threading.enumerate()) == before

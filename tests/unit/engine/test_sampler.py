@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tpi.engine.sampler import Sampler
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import NumericError
+from tpi.runtime.logits import Row
 
 Logits = npt.NDArray[np.float32]
 PLAIN = SamplingSettings(temperature=1, top_k=0, top_p=1, min_p=0, seed=1)
@@ -79,7 +80,10 @@ def test_keeps_the_same_tokens_with_the_same_weights(
         return
     sampler = Sampler(settings)
     sampler.accept(recent)
-    ids, kept = sampler._filtered(sampler._penalised(logits))
+    values = sampler._penalised(np.arange(logits.size), logits)
+    ids = sampler._filtered(values, Row(logits))
+    assert ids is not None
+    kept = values[ids].astype(np.float64)
     weights = np.exp((kept - kept.max()) / settings.temperature)
     expected = naive_distribution(logits, settings, recent)
     assert set(ids.tolist()) == set(expected)
@@ -91,24 +95,24 @@ def test_keeps_the_same_tokens_with_the_same_weights(
 def test_greedy_takes_the_lowest_id_of_the_highest_logits(logits: Logits, recent: list[int]) -> None:
     sampler = Sampler(replace(PLAIN, temperature=0))
     sampler.accept(recent)
-    assert sampler.sample(logits) == logits.tolist().index(logits.max())
+    assert sampler.sample(Row(logits)) == logits.tolist().index(logits.max())
 
 
 def test_greedy_after_the_repetition_penalty() -> None:
     sampler = Sampler(SamplingSettings(temperature=0, repetition_penalty=2.0, penalty_window_tokens=2))
     logits = np.array([-1.0, 3.0, 2.0], dtype=np.float32)
-    assert sampler.sample(logits) == 1
+    assert sampler.sample(Row(logits)) == 1
     sampler.accept([1])
-    assert sampler.sample(logits) == 2
+    assert sampler.sample(Row(logits)) == 2
     sampler.accept([2, 0])
-    assert sampler.sample(logits) == 1, "token 1 has left the window of two"
+    assert sampler.sample(Row(logits)) == 1, "token 1 has left the window of two"
     assert logits.tolist() == [-1.0, 3.0, 2.0], "the caller's logits stay as they are"
 
 
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
     sampler = Sampler(PLAIN)
-    counts = np.bincount([sampler.sample(logits) for _ in range(20_000)], minlength=4) / 20_000
+    counts = np.bincount([sampler.sample(Row(logits)) for _ in range(20_000)], minlength=4) / 20_000
     assert counts == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.015)
 
 
@@ -118,7 +122,7 @@ def test_same_seed_same_tokens_other_seed_others() -> None:
     def tokens(seed: int | None) -> list[int]:
         sampler = Sampler(replace(PLAIN, seed=seed))
         np.random.seed(0)  # the global generator must not matter
-        return [sampler.sample(logits) for _ in range(50)]
+        return [sampler.sample(Row(logits)) for _ in range(50)]
 
     assert tokens(5) == tokens(5)
     assert tokens(5) != tokens(6)
@@ -128,8 +132,8 @@ def test_same_seed_same_tokens_other_seed_others() -> None:
 def test_reports_the_seed_that_it_drew() -> None:
     first = Sampler(replace(PLAIN, seed=None))
     second = Sampler(replace(PLAIN, seed=first.seed))
-    logits = np.zeros(1000, dtype=np.float32)
-    assert [first.sample(logits) for _ in range(9)] == [second.sample(logits) for _ in range(9)]
+    row = Row(np.zeros(1000, dtype=np.float32))
+    assert [first.sample(row) for _ in range(9)] == [second.sample(row) for _ in range(9)]
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -137,7 +141,8 @@ def test_large_vocabulary_without_top_k(flat: bool) -> None:
     """Top-p ends within the sorted head on peaked logits and beyond it on flat ones."""
     logits = np.random.default_rng(1).normal(scale=0.1 if flat else 4, size=5000).astype(np.float32)
     settings = replace(PLAIN, top_p=0.9)
-    ids, _ = Sampler(settings)._filtered(logits)
+    ids = Sampler(settings)._filtered(logits, Row(logits))
+    assert ids is not None
     assert (len(ids) > 1024) == flat
     assert ids.tolist() == list(naive_distribution(logits, settings, []))
 
@@ -147,4 +152,4 @@ def test_refuses_logits_that_are_no_numbers(bad: float) -> None:
     logits = np.zeros(10, dtype=np.float32)
     logits[3] = bad
     with pytest.raises(NumericError, match="1 of 10 logits"):
-        Sampler(SamplingSettings()).sample(logits)
+        Sampler(SamplingSettings()).sample(Row(logits))

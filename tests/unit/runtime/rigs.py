@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from tests.models import write_random_model
-from tpi.cluster.allreduce.solo import SoloAllreduce
+from tpi.cluster.allreduce.driver import Sums
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.flow import Flow
 from tpi.model.partition import divide
 from tpi.runtime.passes import Pass
-from tpi.runtime.protocols import Allreduce, Float32Array
+from tpi.runtime.protocols import Allreduce, Float32Array, SumStep
 from tpi.runtime.rank import Rank
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 from tpi.testing.window import MemoryWindow
@@ -48,11 +49,21 @@ def make_pass(
 class Nobody:
     """An allreduce for ranks whose sums do not matter."""
 
-    def sum(self, step: object, partial: Float32Array | None, out: Float32Array) -> None:
-        out[:] = 0 if partial is None else partial
+    def start(self, step: SumStep, partial: Float32Array | None, out: Float32Array | None) -> None:
+        if out is not None:
+            out[:] = 0 if partial is None else partial
+
+    def finish(self, step: SumStep) -> None:
+        pass
+
+    def native(self, flow: Flow, n_values: int) -> None:
+        return None
 
 
 @contextmanager
-def running(gguf: Gguf, model: RankModel, settings: RankSettings, sums: Allreduce | None = None) -> Iterator[Rank]:
+def running(
+    gguf: Gguf, model: RankModel, settings: RankSettings, sums: Allreduce | None = None, is_resident: bool = False
+) -> Iterator[Rank]:
+    """``is_resident``: whole blocks run at once; otherwise piece by piece, as if they were streamed."""
     with Workspace(model, settings) as workspace:
-        yield Rank(workspace, MemoryWindow(gguf, model.pieces), sums or SoloAllreduce())
+        yield Rank(workspace, MemoryWindow(gguf, model.pieces, is_resident=is_resident), sums or Sums(None, None))

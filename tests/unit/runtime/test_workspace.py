@@ -35,7 +35,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
         random.Random(max_tokens).shuffle(shapes)
         for block, shape in shapes * 2:
             space.graph(block, shape)
-        intermediates = space.compute._lib.base.ggml_gallocr_get_buffer_size(space.compute._allocator, 0)
+        intermediates = space.compute._lib.base.ggml_gallocr_get_buffer_size(space.compute._allocators[0], 0)
         assert intermediates <= before
 
 

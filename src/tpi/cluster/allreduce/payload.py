@@ -1,30 +1,32 @@
-"""The arithmetic that all allreduces share: encoding, decoding, adding in rank order, checking for finiteness.
+"""What travels in sums: formats, frames of numbers, faults; and what all allreduces agree upon.
 
-Knows no links and no threads; everything runs in the caller's. One ``PayloadBuffer`` per rank serves all of it.
+Converts and adds nothing (``arithmetic``); knows no links and no threads.
 
-Payloads are little-endian: F32 and F16 hold ``n_tokens * n_embd`` values, row by row. FAULT is 8 bytes: the rank
-whose contribution is not finite as u32 (0xFFFFFFFF: all contributions are finite, their sum is not), then 0 as u32.
+Payloads are little-endian: F32 and F16 hold ``n`` values, row by row; INT8 holds blocks of 32 values, each an F16 scale
+and 32 signed bytes. FAULT is 8 bytes: the rank whose contribution is not finite as u32 (0xFFFFFFFF: all contributions
+are finite, their sum is not), then 0 as u32. NONE is empty: nobody has contributed yet.
 """
 
 import enum
 import struct
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from tpi.cluster.mesh.frames import HEADER_BYTES, FrameBuffer, PayloadType
 from tpi.errors import NumericError, ProtocolError
+from tpi.runtime.ggml.numbers import INT8_BLOCK_BYTES, INT8_BLOCK_VALUES, Numbers
 from tpi.runtime.protocols import Float32Array, SumStep
 
 F16_MAX = 65504.0
 F32_MAX = float(np.finfo(np.float32).max)
-_FEW_VALUES = 8192
-"""Up to so many values numpy's dot product stays in the calling thread."""
+INT8_MAX = 127 * F16_MAX
 NO_RANK = 0xFFFFFFFF
 FAULT_BYTES = 8
 
 _FAULT = struct.Struct("<II")
-_ITEM_BYTES = {PayloadType.F32: 4, PayloadType.F16: 2}
 
 
 class PayloadFormat(enum.Enum):
@@ -33,128 +35,93 @@ class PayloadFormat(enum.Enum):
     F32 = "f32"
     F16 = "f16"
     """Halves the bytes; a payload with a value beyond 65504 travels as f32."""
-
-
-class PayloadBuffer(FrameBuffer):
-    """A frame buffer whose payload is an array of up to ``max_values`` numbers."""
-
-    def __init__(self, max_values: int) -> None:
-        super().__init__(max(max_values * 4, FAULT_BYTES))
-        numbers = self.array[HEADER_BYTES : HEADER_BYTES + max_values * 4]
-        self._as_f32: Float32Array = numbers.view("<f4")
-        self._as_f16: npt.NDArray[np.float16] = numbers.view("<f2")
-        self.max_values = max_values
-
-    def encode(self, values: Float32Array, payload_format: PayloadFormat) -> PayloadType:
-        """Write flat ``values`` as payload; says which type they took. Values that are not finite go as F32."""
-        n = values.size
-        assert n <= self.max_values, f"{n} values do not fit a buffer for {self.max_values}"
-        if payload_format is PayloadFormat.F16 and _largest(values) <= F16_MAX:
-            np.copyto(self._as_f16[:n], values, casting="same_kind")
-            return PayloadType.F16
-        np.copyto(self._as_f32[:n], values)
-        return PayloadType.F32
-
-    def decode(self, payload_type: PayloadType, out: Float32Array) -> None:
-        """Write the payload's ``out.size`` values into flat ``out``."""
-        np.copyto(out, self._numbers(payload_type, out.size))
-
-    def add_to(self, payload_type: PayloadType, out: Float32Array) -> None:
-        """Add the payload's ``out.size`` values, each first made float32, to flat ``out``."""
-        np.add(out, self._numbers(payload_type, out.size), out=out)
-
-    def is_finite(self, payload_type: PayloadType, n_values: int) -> bool:
-        """Whether all values of the payload are finite; allocates, for when something is wrong already."""
-        return bool(np.isfinite(self._numbers(payload_type, n_values)).all())
-
-    def encode_fault(self, rank: int) -> None:
-        """Write a FAULT payload (``FAULT_BYTES`` long) that blames ``rank``."""
-        _FAULT.pack_into(self.payload, 0, rank, 0)
-
-    def decode_fault(self) -> int:
-        """The rank that a FAULT payload blames."""
-        return int(_FAULT.unpack_from(self.payload)[0])
-
-    def _numbers(self, payload_type: PayloadType, n_values: int) -> npt.NDArray[np.float16] | Float32Array:
-        return (self._as_f16 if payload_type is PayloadType.F16 else self._as_f32)[:n_values]
-
-
-class RankOrderSum:
-    """Adds contributions, which arrive in rank order, into ``out`` and remembers the first that is not finite.
-
-    A sum that is not finite never becomes finite again, so watching the running sum finds every bad contribution
-    without a second look at its bytes.
-    """
-
-    def __init__(self, out: Float32Array) -> None:
-        self._out = out
-        self._empty = True
-        self.faulty_rank: int | None = None
-        """None: everything is finite so far. ``NO_RANK``: a sum of finite values is not."""
-
-    def add(self, rank: int, buffer: PayloadBuffer, payload_type: PayloadType) -> None:
-        """Add the contribution of ``rank``, which lies in ``buffer``; ignored after a fault."""
-        if self.faulty_rank is not None:
-            return
-        if self._empty:
-            self._empty = False
-            buffer.decode(payload_type, self._out)
-        else:
-            with np.errstate(over="ignore", invalid="ignore"):
-                buffer.add_to(payload_type, self._out)
-        if not is_finite(self._out):
-            self.faulty_rank = NO_RANK if buffer.is_finite(payload_type, self._out.size) else rank
-
-
-def is_finite(values: Float32Array) -> bool:
-    """Whether all of flat ``values`` are finite; allocates nothing."""
-    # The sum of squares is the fastest look at a token's values; where it overflows, a closer look decides.
-    if values.size <= _FEW_VALUES:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if float(values.dot(values)) <= F32_MAX:
-                return True
-    return bool(_largest(values) <= F32_MAX)
+    INT8 = "int8"
+    """A quarter of the bytes, and a little; values beyond 127 times 65504 travel as f32."""
 
 
 def encoded_bytes(payload_type: PayloadType, n_values: int) -> int:
     """Length of a payload of ``n_values`` numbers; raises ProtocolError for a type that holds no numbers."""
-    try:
-        return _ITEM_BYTES[payload_type] * n_values
-    except KeyError:
-        raise ProtocolError(f"a payload of type {payload_type.name} came where numbers were expected") from None
+    match payload_type:
+        case PayloadType.F32:
+            return 4 * n_values
+        case PayloadType.F16:
+            return 2 * n_values
+        case PayloadType.INT8:
+            return -(-n_values // INT8_BLOCK_VALUES) * INT8_BLOCK_BYTES
+    raise ProtocolError(f"a payload of type {payload_type.name} came where numbers were expected")
 
 
-def check_sum(step: SumStep, rank: int, partial: Float32Array | None, out: Float32Array) -> None:
-    """Assert what ``Allreduce.sum`` demands of its caller."""
-    assert step.contributors, "a sum needs a contributor"
-    assert (partial is not None) == (rank in step.contributors), "who contributes must give a partial result"
-    assert out.dtype == np.float32 and out.flags.c_contiguous, "out must be C-contiguous float32"
-    if partial is not None:
-        assert partial.dtype == np.float32 and partial.flags.c_contiguous, "partial must be C-contiguous float32"
-        assert partial.shape == out.shape, "partial and out must have the same shape"
+class PayloadBuffer(FrameBuffer):
+    """A frame buffer whose payload is an array of up to ``max_values`` numbers, in any type."""
+
+    def __init__(self, max_values: int, memory: npt.NDArray[np.uint8] | None = None) -> None:
+        """``memory``: of somebody else, for a frame that may have less room than float32 needs."""
+        capacity_bytes = max(max_values * 4, FAULT_BYTES) if memory is None else memory.size - HEADER_BYTES
+        super().__init__(capacity_bytes, memory)
+        self.max_values = max_values
+        self.numbers = Numbers(self.array[HEADER_BYTES:])
+
+    def put_nothing(self, key: bytes) -> None:
+        """Makes a frame that says that nobody has contributed yet."""
+        self.seal(key, PayloadType.NONE, 0)
+
+    def put_fault(self, key: bytes, rank: int) -> None:
+        """Makes a frame that blames ``rank``."""
+        _FAULT.pack_into(self.payload, 0, rank, 0)
+        self.seal(key, PayloadType.FAULT, FAULT_BYTES)
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.payload_type is PayloadType.NONE
+
+    @property
+    def fault(self) -> int | None:
+        """The rank that the frame blames, if it does."""
+        if self.payload_type is not PayloadType.FAULT or self.n_payload_bytes != FAULT_BYTES:
+            return None
+        return int(_FAULT.unpack_from(self.payload)[0])
+
+    def check(self, n_values: int, sender: str) -> None:
+        """Raises:
+        ProtocolError: the frame, which ``sender`` sent, does not hold so many numbers.
+        """
+        if self.n_payload_bytes != encoded_bytes(self.payload_type, n_values):
+            raise ProtocolError(
+                f"{sender} sent {self.n_payload_bytes} bytes of {self.payload_type.name} for {n_values} values"
+            )
 
 
-def copy_alone(step: SumStep, rank: int, partial: Float32Array, out: Float32Array) -> None:
-    """The sum in a cluster of one rank: a copy without any encoding."""
-    if not is_finite(partial.reshape(-1)):
-        raise fault_error(step, rank)
-    if partial is not out:
-        np.copyto(out, partial)
+def slices_of(n_values: int, n_slices: int) -> list[slice]:
+    """Cuts ``n_values`` into runs of about equal length between blocks of 32 values; the last ones may be empty."""
+    n_blocks = -(-n_values // INT8_BLOCK_VALUES)
+    stops = [min(n_values, -(-n_blocks * number // n_slices) * INT8_BLOCK_VALUES) for number in range(n_slices + 1)]
+    return [slice(start, stop) for start, stop in pairwise(stops)]
 
 
-def fault_error(step: SumStep, faulty_rank: int) -> NumericError:
-    """What every rank raises when a sum does not exist."""
-    where = f"block {step.block} of pass {step.pass_id}"
+def check_sum(step: SumStep, rank: int, partial: Float32Array | None, out: Float32Array | None) -> None:
+    """Asserts what ``Allreduce.start`` demands of its caller."""
+    flow = step.flow
+    assert flow.contributors, "a sum needs a contributor"
+    assert (partial is not None) == (rank in flow.contributors), "who contributes must give a partial result"
+    assert (out is not None) == (rank in flow.receivers), "who receives must say where"
+    for values in (partial, out):
+        assert values is None or (values.dtype == np.float32 and values.flags.c_contiguous), "C-contiguous float32"
+    assert partial is None or out is None or partial.shape == out.shape, "partial and out must have the same shape"
+
+
+def raise_fault(step: SumStep, faulty_rank: int | None) -> None:
+    """Raises:
+    NumericError: what every receiver raises when a sum does not exist; nothing if no rank is to blame.
+    """
+    if faulty_rank is None:
+        return
     if faulty_rank == NO_RANK:
-        return NumericError(f"the sum over all ranks for {where} is too large for float32")
-    return NumericError(
-        f"rank {faulty_rank} computed values that are not finite in {where}: check its memory and its model file"
+        raise NumericError(f"the sum over all ranks for {step} is too large for float32")
+    raise NumericError(
+        f"rank {faulty_rank} computed values that are not finite in {step}: check its memory and its model file"
     )
 
 
-def _largest(values: Float32Array) -> np.float32:
-    """The largest magnitude; not a number when any value is not."""
-    high: np.float32 = np.maximum.reduce(values)
-    low: np.float32 = np.minimum.reduce(values)
-    largest: np.float32 = np.maximum(high, -low)
-    return largest
+def staggered(ranks: Sequence[int], after: int) -> list[int]:
+    """``ranks``, the first one above ``after`` first, without it: so that not all send to the same one at once."""
+    return [rank for rank in ranks if rank > after] + [rank for rank in ranks if rank < after]

@@ -32,9 +32,10 @@ _CALLS_PER_TURN = 64
 class ControlSettings(msgspec.Struct, frozen=True):
     """Of a control link."""
 
-    heartbeat_s: float = 0.5
-    silence_limit_s: float = 5.0
-    """A peer from which nothing at all came for so long is lost."""
+    heartbeat_s: float = 0.2
+    silence_limit_s: float = 1.9
+    """A peer from which nothing at all came for so long is lost; one that stood still for 1.5 s, as devices do that
+    swap or wake a disk, is heard of in time."""
     max_outbox_bytes: int = 1 << 20
     """``wait_send`` waits while more than this would be queued."""
     max_inbox_bytes: int = 8 << 20

@@ -12,7 +12,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from tpi.cluster.reports import RankStatus
+from tpi.cluster.reports import Choice, RankStatus
 from tpi.errors import ProtocolError
 from tpi.model.partition import Partition, Span
 from tpi.model.spec import ModelSpec
@@ -31,6 +31,9 @@ Epoch: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 RankNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1024)]
 Digest: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
 Rate: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
+Host: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9._:%-]+\Z")]
+"""A name or an address of the Internet Protocol, without a port."""
+Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=32)]
 Token: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 
 
@@ -48,13 +51,6 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
     reason: Text
 
 
-class OpenData(Message, frozen=True, tag="open_data"):
-    """Master to worker: connect a data link for this epoch, and show the token, which works once."""
-
-    epoch: Epoch
-    token: Token
-
-
 class HeldShard(msgspec.Struct, frozen=True):
     """A whole shard on a worker's disk."""
 
@@ -63,15 +59,17 @@ class HeldShard(msgspec.Struct, frozen=True):
 
 
 class Offer(Message, frozen=True, tag="offer"):
-    """Worker to master, first: what this device may use, and which shards it has.
+    """Worker to master, first: what this device may use, which shards it has, and where other workers can call it.
 
-    ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``; ``window_bytes`` is
-    what weights may take at most, if somebody said so. The rates are those
-    at which it computes and reads its disk; 0: not known.
+    ``port`` 0: nowhere. ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``;
+    ``window_bytes`` is what weights may take at most, if somebody said so. The rates are those at which it computes and
+    reads its disk; 0: not known.
     """
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
     held: Annotated[list[HeldShard], msgspec.Meta(max_length=64)]
+    hosts: Annotated[tuple[Host, ...], msgspec.Meta(max_length=4)] = ()
+    port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)] = 0
     locked: Partition | None = None
     window_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)] | None = None
     flop_per_s: Rate = 0.0
@@ -90,6 +88,10 @@ class Plan(Message, frozen=True, tag="plan"):
     max_sampled: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
     payload: Annotated[str, msgspec.Meta(max_length=8)]
     kv_type: Annotated[str, msgspec.Meta(max_length=8)]
+    n_parts: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
+    """In so many parts a long pass is computed, so that one can be summed while the other is computed."""
+    is_traced: bool = False
+    """What the rank does when is to be noted, until the master asks for it."""
 
 
 class FetchRun(Message, frozen=True, tag="fetch_run"):
@@ -119,7 +121,101 @@ class Progress(Message, frozen=True, tag="progress"):
 
 
 class Prepared(Message, frozen=True, tag="prepared"):
-    """Worker to master: shard, window and graphs are there; only the data link is missing."""
+    """Worker to master: shard, window and graphs for this epoch are there; only the mesh is missing."""
+
+    epoch: Epoch
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another worker: who it is, where it can be called, and the token of the pair."""
+
+    rank: RankNumber
+    name: DeviceName
+    serial: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]+\Z")]
+    """Of its certificate, hexadecimal."""
+    hosts: Annotated[tuple[Host, ...], msgspec.Meta(max_length=8)]
+    port: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    token: Token
+
+
+class OpenLinks(Message, frozen=True, tag="open_links"):
+    """Master to worker: call the master and ``call``, expect calls of ``expect``, and answer ``LinksOpened``.
+
+    ``relay`` are to be reached through the master. Links that are open already stay so.
+    """
+
+    epoch: Epoch
+    master: Token | None
+    call: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=1024)] = ()
+    expect: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=1024)] = ()
+    relay: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=1024)] = ()
+
+
+class LinkFailure(msgspec.Struct, frozen=True):
+    """Why this device did not reach a peer, or was not called by it."""
+
+    rank: RankNumber
+    reason: Text
+
+
+class LinksOpened(Message, frozen=True, tag="links_opened"):
+    """Worker to master: the answer to ``OpenLinks``; links to all others of its message are open."""
+
+    epoch: Epoch
+    failures: Annotated[tuple[LinkFailure, ...], msgspec.Meta(max_length=1024)] = ()
+
+
+class SumTrial(msgspec.Struct, frozen=True):
+    """A way to add up ``n_tokens`` rows, and how often it is tried."""
+
+    algorithm: Word
+    payload: Word
+    n_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+    n_rounds: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class Measure(Message, frozen=True, tag="measure"):
+    """Master to worker: take part in measuring the links (no trials), or in these trials; answer ``Measured``."""
+
+    epoch: Epoch
+    trials: Annotated[tuple[SumTrial, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class Measured(Message, frozen=True, tag="measured"):
+    """Worker to master: one-way latency in seconds to each rank that it has called (0: others), seconds that it took to
+    exchange ``n_bytes`` with everybody at once; or seconds of wall and processor time of each trial's sum."""
+
+    epoch: Epoch
+    latencies_s: Annotated[tuple[float, ...], msgspec.Meta(max_length=1024)] = ()
+    n_bytes: int = 0
+    exchange_s: float = 0.0
+    sums_s: Annotated[tuple[float, ...], msgspec.Meta(max_length=64)] = ()
+    cpu_s: Annotated[tuple[float, ...], msgspec.Meta(max_length=64)] = ()
+
+
+class Begin(Message, frozen=True, tag="begin"):
+    """Master to worker: sums are added up so from now on; passes come."""
+
+    epoch: Epoch
+    choice: Choice
+
+
+class EndEpoch(Message, frozen=True, tag="end_epoch"):
+    """Master to worker: this epoch is over; stop what runs, close its links, and answer ``EpochEnded``."""
+
+    epoch: Epoch
+
+
+class EpochEnded(Message, frozen=True, tag="epoch_ended"):
+    """Worker to master: nothing of it runs any more."""
+
+    epoch: Epoch
+
+
+class Revoked(Message, frozen=True, tag="revoked"):
+    """Master to worker: the device with this certificate is no longer part of the cluster."""
+
+    serial: Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[0-9a-f]+\Z")]
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -141,19 +237,58 @@ class StatusReply(Message, frozen=True, tag="status_reply"):
     status: RankStatus
 
 
+class ClockRequest(Message, frozen=True, tag="clock_request"):
+    """Master to worker: tell your clock, at once."""
+
+    number: int
+
+
+class ClockReply(Message, frozen=True, tag="clock_reply"):
+    """Worker to master: the answer to the request of the same number; seconds of its monotonic clock."""
+
+    number: int
+    at_s: float
+
+
+class TraceRequest(Message, frozen=True, tag="trace_request"):
+    """Master to worker: tell what was noted; then it is forgotten."""
+
+    number: int
+
+
+class TraceReply(Message, frozen=True, tag="trace_reply"):
+    """Worker to master: the answer to the request of the same number: events as in ``trace``, the oldest first,
+    as many as fit; ``n_dropped`` were not kept."""
+
+    number: int
+    events: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    n_dropped: int
+
+
 AnyMessage: TypeAlias = (
     Heartbeat
     | Goodbye
-    | OpenData
     | Offer
     | Plan
     | FetchRun
     | RunChunk
     | Progress
     | Prepared
+    | OpenLinks
+    | LinksOpened
+    | Measure
+    | Measured
+    | Begin
+    | EndEpoch
+    | EpochEnded
+    | Revoked
     | Failed
     | StatusRequest
     | StatusReply
+    | ClockRequest
+    | ClockReply
+    | TraceRequest
+    | TraceReply
 )
 """Every message that a control link carries."""
 

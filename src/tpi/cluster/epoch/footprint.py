@@ -6,7 +6,9 @@ The workspace is made for that, but only as addresses: the system gives it memor
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tpi.cluster.mesh.datapath import master_frame_bytes, worker_frame_bytes
+from tpi.cluster.mesh.datapath import frame_bytes
+from tpi.cluster.mesh.passframes import PassLimits
+from tpi.model.flow import first_members, flows_of
 from tpi.planner.chunks import PassLoad
 from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
 from tpi.runtime.ggml.repack import Repacker
@@ -109,16 +111,35 @@ def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0)
     )
 
 
+def limits_of(model: RankModel, settings: RankSettings) -> PassLimits:
+    """What passes can have."""
+    spec = model.spec
+    return PassLimits(settings.max_tokens, settings.n_cells, settings.n_sampled, spec.n_vocab, spec.n_embd)
+
+
+def few_tokens(settings: RankSettings) -> int:
+    """Up to so many rows are summed as when an answer grows."""
+    return settings.n_sampled
+
+
 def _link_bytes(model: RankModel, settings: RankSettings) -> int:
-    if model.partition.n_ranks == 1:
+    """Frames of passes, and the payloads of sums: any algorithm's for a few rows, for many those of the ones that need
+    the least (see ``Algorithm.n_buffered_values``)."""
+    n_ranks = model.partition.n_ranks
+    if n_ranks == 1:
         return 0
-    payload = settings.max_tokens * model.spec.n_embd * _F32_BYTES
-    count = master_frame_bytes if model.rank == 0 else worker_frame_bytes
-    return payload + count(model.spec, settings.max_tokens, settings.n_cells)
+    first = first_members(model.blocks, model.partition)
+    begins = any(rank != 0 for rank in first) if model.rank == 0 else model.rank in first
+    frames = frame_bytes(limits_of(model, settings), begins, model.rank == 0)
+    if all(flow.is_local or model.rank not in flow.participants for flow in flows_of(model.blocks, model.partition)):
+        return frames
+    few = n_ranks * few_tokens(settings)
+    many = 2 * (settings.part_tokens + (settings.max_tokens // 2 if settings.n_parts > 1 else 0))
+    return frames + round((few + many) * model.spec.n_embd * settings.wire_bytes)
 
 
 def _logits_bytes(model: RankModel, settings: RankSettings) -> int:
-    """In frames and, on the master, put together."""
+    """In frames and, on the master, put together: where all of a row is wanted, which comes in 16 bits."""
     rows = [share.rows.size for share in model.partition.shares[-1]]
-    n_values = model.spec.n_vocab + max(rows[1:], default=0) if model.rank == 0 else rows[model.rank]
-    return settings.n_sampled * n_values * _F32_BYTES
+    n_bytes = model.spec.n_vocab * _F32_BYTES + sum(rows[1:]) * 2 if model.rank == 0 else rows[model.rank] * 2
+    return settings.n_sampled * n_bytes

@@ -7,10 +7,12 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import needs_of
 from tpi.cluster.reports import RankStatus
@@ -26,7 +28,9 @@ from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
+from tpi.runtime.times import RankTimes
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.trace import Trace
 from tpi.weights.files import round_up
 from tpi.weights.layout import lay_out
 from tpi.weights.shards.patrol import Patrol
@@ -34,24 +38,26 @@ from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.disk import PieceReader
 from tpi.weights.streaming.pins import minimum_budget
 from tpi.weights.streaming.readways import find_way
-from tpi.weights.streaming.window import Window
+from tpi.weights.streaming.window import Legacy, Window
 
 _LOAN_STEP_CELLS = 32
 """By so many cells the KV cache takes back memory that was lent to the window."""
+
+_WIRE_BYTES = {PayloadFormat.F32: 4.0, PayloadFormat.F16: 2.0, PayloadFormat.INT8: 34 / 32}
 
 _QUIET_S = 2.0
 """How long after a pass the disk is left alone."""
 
 
 class RankHost:
-    """A rank of a plan: made, then ``load``, ``connect``, ``run``. A context manager; ``close`` is idempotent."""
+    """A rank of a plan: made, then ``load``, ``connect``, ``run``; from epoch to epoch as long as the rank's own part
+    of the plan stays the same. A context manager; ``close`` is idempotent."""
 
     def __init__(
         self,
         model: RankModel,
         settings: RankSettings,
-        name: str,
-        resources: Resources,
+        device: "HostDevice",
         piece_bytes: Sequence[int],
         repacker: Repacker | None = None,
     ) -> None:
@@ -62,23 +68,26 @@ class RankHost:
             MemoryBudgetError: ``resources`` allow less than is needed; the error names the minimum.
             KernelError: the graphs cannot be allocated.
         """
-        self._name, self._resources, self._piece_bytes = name, resources, piece_bytes
-        self._model = model
+        self._device, self._piece_bytes = device, piece_bytes
+        self._model, self._settings = model, settings
         self._stack = ExitStack()
+        self._packing = ""
         if repacker is not None:
             self._stack.enter_context(repacker)
-        give_back_freed()
-        process_bytes = resident_bytes()
+            self._packing = repacker.name
         self._workspace = self._stack.enter_context(Workspace(model, settings, repacker))
         self._rank: Rank | None = None
+        self._times = RankTimes()
+        self.trace: Trace | None = None
         self._window: Window | None = None
         self._count_links: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._counted = 0, 0
         self._busy_until_s = time.monotonic() + _QUIET_S
         self._damage: TpiError | None = None
         self._n_free_cells = _LOAN_STEP_CELLS
         """The window uses none of the memory of so many cells."""
         try:
-            self.memory = self._plan_memory(process_bytes)
+            self.memory = self._plan_memory()
         except BaseException:
             self.close()
             raise
@@ -90,28 +99,84 @@ class RankHost:
         self.close()
 
     def close(self) -> None:
+        if self._window is not None:
+            self._window.close()
         self._stack.close()
 
-    def load(self, stock: Stock) -> None:
+    def suits(self, model: RankModel, settings: RankSettings) -> bool:
+        """Whether everything that this host holds is what a plan asks of this rank, but for what others hold."""
+        return (self._model.pieces, self._settings) == (model.pieces, settings) and self._model.rank == model.rank
+
+    def adopt(self, model: RankModel) -> None:
+        """Goes on with a plan that it suits; forgets what was computed."""
+        self._model = self._workspace.model = model
+        self.forget()
+
+    def forget(self) -> None:
+        """All cells are empty again; what was begun and not ended leaves no trace."""
+        self._workspace.cache.forget()
+
+    def bequeath(self, model: RankModel, packing: str) -> Legacy | None:
+        """Closes everything but the pieces in memory that ``model``, in the order of ``packing``, has as well."""
+        if self._window is None or packing != self._packing:
+            self.close()
+            return None
+        window, self._window = self._window, None
+        self.close()
+        here = {(piece.block, piece.parts): piece.index for piece in self._model.pieces}
+        found = ((piece.index, here.get((piece.block, piece.parts))) for piece in model.pieces)
+        return window.bequeath({index: old for index, old in found if old is not None})
+
+    def load(self, stock: Stock, legacy: Legacy | None = None) -> None:
         """Opens the window, which begins to read; the pieces have the sizes that were planned. A shard is compared with
         its checksums while no pass runs; a damaged one in the store is removed, so that the next start makes it anew.
+        Pieces of ``legacy``, which is closed, are taken from there.
 
         Raises:
             ModelFileError: the shard cannot be opened.
         """
         give_back_freed()  # what making the shard took
         budget, lent = self.memory.window_bytes, self._lent_bytes(self._n_free_cells)
-        reader = PieceReader(stock.stored, find_way(stock.stored, budget, stock.disk_note))
-        self._window = self._stack.enter_context(Window(stock.stored, reader, budget, lent))
+        try:
+            reader = PieceReader(stock.stored, find_way(stock.stored, budget, stock.disk_note))
+            self._window = Window(stock.stored, reader, budget, lent, legacy)
+        finally:
+            if legacy is not None:
+                legacy.close()
         if stock.shard is not None:
             remove = stock.shard.path if stock.is_stored_here else None
             self._stack.enter_context(Patrol(stock.shard, self._is_idle, partial(self._on_damage, remove)))
+
+    def trace_to(self, trace: Trace | None) -> None:
+        """From now on ``trace`` is told what this rank does when."""
+        self.trace = self._times.trace = trace
+        if self._window is not None:
+            self._window.trace = trace
 
     def connect(self, allreduce: Allreduce, count_links: Callable[[], tuple[int, int]]) -> None:
         """From now on passes can run. ``count_links`` tells bytes sent and received."""
         assert self._window is not None
         self._count_links = count_links
-        self._rank = Rank(self._workspace, self._window, allreduce)
+        self._rank = Rank(self._workspace, self._window, allreduce, self._times)
+
+    def disconnect(self) -> None:
+        """No passes until the next ``connect``."""
+        if self._rank is not None:
+            self._rank.close()
+        self._counted = self._count_all()
+        self._count_links, self._rank = lambda: (0, 0), None
+
+    def interrupt(self) -> None:
+        """Ends the pass that runs, within one graph node, and those that come until ``allow``. Any thread."""
+        self._workspace.compute.abort()
+        if (window := self._window) is not None:
+            window.interrupt()
+
+    def allow(self) -> None:
+        """Lets passes run again."""
+        self._workspace.compute.allow()
+        if self._window is not None:
+            self._window.allow()
 
     def run(self, work: Pass) -> Float32Array | None:
         """See ``runtime.rank.Rank.run``.
@@ -141,6 +206,10 @@ class RankHost:
         """What the window may use of the KV cache's memory while only ``n_cells`` cells were written."""
         return max(0, self.memory.lendable_bytes - self._workspace.cache.written_bytes(n_cells))
 
+    def _count_all(self) -> tuple[int, int]:
+        (sent, received), (sent_before, received_before) = self._count_links(), self._counted
+        return sent + sent_before, received + received_before
+
     def _is_idle(self) -> bool:
         return time.monotonic() > self._busy_until_s
 
@@ -151,20 +220,19 @@ class RankHost:
             error = ChecksumError(f"{error} (it was removed: start again to get it anew)")
         self._damage = error
 
-    def _plan_memory(self, process_bytes: int) -> MemoryPlan:
-        needs = needs_of(self._workspace, process_bytes)
-        limits = self._resources.memory_bytes, self._resources.window_bytes
+    def _plan_memory(self) -> MemoryPlan:
+        needs, resources = needs_of(self._workspace, self._device.process_bytes), self._device.resources
+        limits = resources.memory_bytes, resources.window_bytes
         return plan_memory(needs, minimum_budget(self._piece_bytes), sum(self._piece_bytes), *limits)
 
     def status(self) -> RankStatus:
         """This rank's figures; from any thread."""
-        sent, received = self._count_links()
-        window = self._window.stats() if self._window else None
-        times = self._rank.times if self._rank else None
+        sent, received = self._count_all()
+        window, times = self._window.stats() if self._window else None, self._times
         return RankStatus(
             rank=self._model.rank,
-            name=self._name,
-            memory_limit_bytes=self._resources.memory_bytes,
+            name=self._device.name,
+            memory_limit_bytes=self._device.resources.memory_bytes,
             peak_rss_bytes=peak_resident_bytes(),
             rss_bytes=resident_bytes(),
             shard_bytes=sum(piece.n_bytes for piece in self._model.pieces),
@@ -175,14 +243,31 @@ class RankHost:
             n_pieces=len(self._model.pieces),
             disk_mode=window.disk_mode if window else "",
             streamed_bytes=window.streamed_bytes if window else 0,
-            hold_s=times.hold_s if times else 0.0,
-            compute_s=times.compute_s if times else 0.0,
-            allreduce_s=times.allreduce_s if times else 0.0,
+            hold_s=times.hold_s,
+            compute_s=times.compute_s,
+            allreduce_s=times.allreduce_s,
             sent_bytes=sent,
             received_bytes=received,
-            n_passes=times.n_passes if times else 0,
+            n_passes=times.n_passes,
+            n_sums=times.n_sums,
+            doing=self._rank.doing if self._rank is not None else "idle",
             share=0.0,
         )
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """The device that a host runs on: its name, what it may use, and what its process had before it held anything."""
+
+    name: str
+    resources: Resources
+    process_bytes: int
+
+    @staticmethod
+    def measured(name: str, resources: Resources) -> "HostDevice":
+        """Measured now: once in the life of a process, before it holds anything."""
+        give_back_freed()
+        return HostDevice(name, resources, resident_bytes())
 
 
 def rank_model(plan: Plan) -> RankModel:
@@ -194,7 +279,15 @@ def rank_model(plan: Plan) -> RankModel:
 
 def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
     """What the plan says about every rank's workspace."""
-    return RankSettings(plan.max_tokens, plan.n_cells, n_threads, TYPES_BY_NAME[plan.kv_type], plan.max_sampled)
+    return RankSettings(
+        plan.max_tokens,
+        plan.n_cells,
+        n_threads,
+        TYPES_BY_NAME[plan.kv_type],
+        plan.max_sampled,
+        plan.n_parts,
+        _WIRE_BYTES[PayloadFormat(plan.payload)],
+    )
 
 
 def piece_bytes_of(model: RankModel, whole: StoredWeights | None) -> list[int]:
@@ -207,13 +300,12 @@ def piece_bytes_of(model: RankModel, whole: StoredWeights | None) -> list[int]:
 def host_of(
     plan: Plan,
     model: RankModel,
-    name: str,
-    resources: Resources,
+    device: HostDevice,
     whole: StoredWeights | None = None,
     repacker: Repacker | None = None,
 ) -> RankHost:
     """The host of the plan's rank; raises as ``RankHost``. It will read ``whole``, the model's own files, or else a
     shard, which has the repacker's order if there is one."""
-    settings = rank_settings(plan, resources.n_threads)
+    settings = rank_settings(plan, device.resources.n_threads)
     piece_bytes = piece_bytes_of(model, None if repacker else whole)
-    return RankHost(model, settings, name, resources, piece_bytes, repacker)
+    return RankHost(model, settings, device, piece_bytes, repacker)

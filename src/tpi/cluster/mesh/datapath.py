@@ -1,135 +1,230 @@
-"""What travels on data links beside partial sums: passes and embeddings out, logits back. Master's and worker's end.
+"""What travels over the mesh beside sums: passes from the master to all, logits back to it. Master's and worker's end.
 
-Owns its frame buffers; the links are the caller's. Runs in the thread that runs passes.
+Owns its frame buffers; the mesh is the caller's. Runs in the thread that runs passes.
+
+A LOGITS frame holds, for all of every sampled row, F32 or F16 [n_sampled, rows]; otherwise BYTES, for each sampled row:
+the log-sum-exp of the slice (f64), ids (i32) and values (f32) of its best min(n_best, rows) tokens, and f32 for each
+token that was asked for (not a number: of another slice). All numbers are little-endian.
 """
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Sequence
 
 import numpy as np
 
-from tpi.cluster.mesh.datalink import DataLink
+from tpi.cluster.mesh.datalink import Exchange, Incoming
 from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType, Phase
-from tpi.cluster.mesh.passframes import pack_pass, pass_capacity, unpack_pass
+from tpi.cluster.mesh.mesh import Mesh
+from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pack_rest, pass_capacity, unpack_pass
 from tpi.errors import NumericError, ProtocolError
-from tpi.model.partition import Partition, Span
-from tpi.model.spec import ModelSpec
+from tpi.model.partition import Span
+from tpi.runtime.logits import Extract, Row, Wanted, extract, join
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
 
 _F32_BYTES = 4
+_ANY_PASS_KEY_BYTES = 12
+"""Magic to epoch: whatever its number."""
 
 
-def master_frame_bytes(spec: ModelSpec, max_tokens: int, n_cells: int) -> int:
-    """Memory of the frames that rank 0 sends passes and embeddings from, while there are others."""
-    return pass_capacity(max_tokens, n_cells) + max_tokens * spec.n_embd * _F32_BYTES
-
-
-def worker_frame_bytes(spec: ModelSpec, max_tokens: int, n_cells: int) -> int:
-    """Memory of the frames that a worker receives passes and embeddings into, and of the mask that it unpacks."""
-    return master_frame_bytes(spec, max_tokens, n_cells) + max_tokens * n_cells
+def frame_bytes(limits: PassLimits, is_first: bool, is_master: bool) -> int:
+    """Memory of the frames of passes on a rank, and on a worker of the mask that it unpacks; ``is_first``: the residual
+    stream begins there, or, on the master, somewhere else."""
+    n_embd = limits.n_embd if is_first else 0
+    mask = 0 if is_master else limits.max_tokens * limits.n_cells
+    return pass_capacity(limits.max_tokens, limits.n_cells, n_embd) + mask
 
 
 class MasterDatapath:
     """Rank 0's end."""
 
-    def __init__(
-        self, links: Mapping[int, DataLink], spec: ModelSpec, partition: Partition, max_tokens: int, n_cells: int
-    ) -> None:
-        self._links = links
-        self._spans = [share.rows for share in partition.shares[-1]]
-        self._n_vocab = spec.n_vocab
-        self._pass = FrameBuffer(pass_capacity(max_tokens, n_cells) if links else 0)
-        self._embeddings = FrameBuffer(max_tokens * spec.n_embd * _F32_BYTES if links else 0)
-        self._logits = FrameBuffer(0)
+    def __init__(self, mesh: Mesh, limits: PassLimits, first_members: Sequence[int], spans: Sequence[Span]) -> None:
+        """``first_members`` get the embeddings; ``spans`` are the vocabulary rows of every rank."""
+        self._mesh, self._limits, self._spans = mesh, limits, spans
+        self._first_members = frozenset(first_members) - {mesh.rank}
+        capacity = pass_capacity(limits.max_tokens, limits.n_cells, limits.n_embd if self._first_members else 0)
+        self._pass = FrameBuffer(capacity)
+        self._logits: dict[int, Incoming] = {}
 
     def broadcast(self, work: Pass) -> None:
-        """Sends the pass to every worker.
+        """Sends the pass to every worker, to those that need them with the embeddings.
 
         Raises:
             LinkError: a worker is lost.
         """
-        if not self._links:
-            return
-        n_bytes = pack_pass(work, self._pass)
-        n_embedding_bytes = work.embeddings.nbytes
-        self._embeddings.payload[:n_embedding_bytes] = work.embeddings.reshape(-1).view(np.uint8).data
-        for link in self._links.values():
-            link.send(FrameTag(work.pass_id, NO_BLOCK, Phase.PASS), PayloadType.BYTES, self._pass, n_bytes)
-            tag = FrameTag(work.pass_id, NO_BLOCK, Phase.EMBEDDINGS)
-            link.send(tag, PayloadType.F32, self._embeddings, n_embedding_bytes)
+        key = FrameTag(work.pass_id, NO_BLOCK, Phase.PASS).key(self._mesh.epoch)
+        groups = (True, self._first_members), (False, frozenset(self._mesh.peers) - self._first_members)
+        for with_embeddings, members in groups:
+            if members:
+                n_bytes = pack_pass(work, self._pass, with_embeddings)
+                self._send(key, n_bytes, sorted(members))
 
-    def gather(self, work: Pass, own: Float32Array | None) -> Float32Array:
-        """The logits of all ranks, f32 [n_sampled, n_vocab], a new array.
+    def gather(self, work: Pass, own: Float32Array | None) -> tuple[Row, ...]:
+        """What is wanted of all sampled rows; ``own`` is rank 0's part of them, f32 [n_sampled, rows].
 
         Raises:
             LinkError, ProtocolError: a worker is lost or sent something else.
             NumericError: a worker's logits are not finite.
         """
-        n_sampled = len(work.sampled)
-        logits = np.empty((n_sampled, self._n_vocab), dtype=np.float32)
-        if not n_sampled:
-            return logits
-        if own is not None:
-            _place(logits, self._spans[0], own)
-        for rank, link in self._links.items():
+        if not len(work.sampled):
+            return ()
+        self._receive(work, work.wanted)
+        if work.wanted.is_all:
+            return self._dense(work, own)
+        rows = []
+        for index in range(len(work.sampled)):
+            parts = []
+            for rank, span in enumerate(self._spans):
+                if span.size and rank == self._mesh.rank:
+                    assert own is not None
+                    parts.append(extract(own[index], span.start, work.wanted))
+                elif span.size:
+                    parts.append(self._extract_of(rank, index, work.wanted, span))
+            rows.append(join(parts, work.wanted))
+        return tuple(rows)
+
+    def gather_rest(self, work: Pass, own: Float32Array | None) -> tuple[Row, ...]:
+        """All logits, in 16 bits, of the pass that ``gather`` was called for last; raises as it does."""
+        key = FrameTag(work.pass_id, NO_BLOCK, Phase.PASS).key(self._mesh.epoch)
+        self._send(key, pack_rest(self._pass), [rank for rank in self._mesh.peers if self._spans[rank].size])
+        self._receive(work, Wanted(is_exact=False))
+        return self._dense(work, own)
+
+    def _send(self, key: bytes, n_bytes: int, ranks: Sequence[int]) -> None:
+        exchange = Exchange()
+        self._pass.seal(key, PayloadType.BYTES, n_bytes)
+        self._mesh.send(self._mesh.targets(ranks), self._pass, exchange)
+        self._mesh.wait(exchange)
+
+    def _receive(self, work: Pass, wanted: Wanted) -> None:
+        """Waits for all workers' logits."""
+        key, exchange = FrameTag(work.pass_id, NO_BLOCK, Phase.LOGITS).key(self._mesh.epoch), Exchange()
+        frames = {}
+        for rank in self._mesh.peers:
             span = self._spans[rank]
             if span.size:
-                _place(logits, span, self._receive(link, rank, work, span))
-        return logits
+                n_bytes = len(work.sampled) * max(_row_bytes(wanted, span), 2 * span.size)
+                incoming = self._logits.get(rank)
+                if incoming is None or incoming.buffer.capacity_bytes < n_bytes:
+                    incoming = self._logits[rank] = Incoming(FrameBuffer(n_bytes))
+                frames[rank] = incoming
+        sources = self._mesh.sources(frames)
+        self._mesh.expect(sources, key, exchange)
+        self._mesh.wait(exchange)
 
-    def _receive(self, link: DataLink, rank: int, work: Pass, span: Span) -> Float32Array:
-        n_bytes = len(work.sampled) * span.size * _F32_BYTES
-        if self._logits.capacity_bytes < n_bytes:
-            self._logits = FrameBuffer(n_bytes)
-        header = link.expect_header(FrameTag(work.pass_id, NO_BLOCK, Phase.LOGITS))
-        link.receive_payload(header, self._logits, n_bytes)
-        part = np.frombuffer(self._logits.payload, np.float32, n_bytes // _F32_BYTES).reshape(-1, span.size)
-        if not np.isfinite(part).all():
-            raise NumericError(f"rank {rank} ({link.peer}) sent logits that are not finite: is its shard damaged?")
-        return part
+    def _dense(self, work: Pass, own: Float32Array | None) -> tuple[Row, ...]:
+        logits = np.empty((len(work.sampled), self._limits.n_vocab), dtype=np.float32)
+        for rank, span in enumerate(self._spans):
+            if span.size:
+                is_own = rank == self._mesh.rank
+                logits[:, span.start : span.stop] = own if is_own else self._dense_of(rank, len(work.sampled), span)
+        return tuple(Row(row[: work.wanted.n_tokens or None]) for row in logits)
 
+    def _dense_of(self, rank: int, n_rows: int, span: Span) -> Float32Array:
+        buffer, kind = self._frame_of(rank), {PayloadType.F32: "<f4", PayloadType.F16: "<f2"}
+        form = kind.get(buffer.payload_type)
+        if form is None or buffer.n_payload_bytes != n_rows * span.size * np.dtype(form).itemsize:
+            raise self._wrong(rank)
+        part = np.frombuffer(buffer.payload, form, n_rows * span.size).reshape(n_rows, span.size)
+        return self._check(rank, part.astype(np.float32, copy=False))
 
-def _place(logits: Float32Array, span: Span, part: Float32Array) -> None:
-    logits[:, span.start : span.stop] = part
+    def _extract_of(self, rank: int, index: int, wanted: Wanted, span: Span) -> Extract:
+        buffer, row_bytes, n_tokens = self._frame_of(rank), _row_bytes(wanted, span), _n_tokens(wanted, span)
+        n = min(wanted.n_best, n_tokens)
+        start = index * row_bytes
+        if buffer.payload_type is not PayloadType.BYTES or buffer.n_payload_bytes < start + row_bytes:
+            raise self._wrong(rank)
+        (log_sum_exp,) = struct.unpack_from("<d", buffer.payload, start)
+        ids = np.frombuffer(buffer.payload, "<i4", n, start + 8).astype(np.int64)
+        values = np.frombuffer(buffer.payload, "<f4", n, start + 8 + 4 * n)
+        asked = np.frombuffer(buffer.payload, "<f4", len(wanted.ids), start + 8 + 8 * n)
+        if not (log_sum_exp < np.inf and (ids >= span.start).all() and (ids < span.stop).all()):
+            raise self._wrong(rank)
+        return Extract(ids, self._check(rank, values), asked, log_sum_exp, n == n_tokens)
+
+    def _frame_of(self, rank: int) -> FrameBuffer:
+        return self._logits[rank].buffer
+
+    def _check(self, rank: int, values: Float32Array) -> Float32Array:
+        if not np.isfinite(values).all():
+            raise NumericError(
+                f"rank {rank} ({self._mesh.name_of(rank)}) sent logits that are not finite: is its shard damaged?"
+            )
+        return values
+
+    def _wrong(self, rank: int) -> ProtocolError:
+        buffer = self._frame_of(rank)
+        return ProtocolError(
+            f"{self._mesh.name_of(rank)} sent {buffer.n_payload_bytes} bytes of {buffer.payload_type.name} as logits, "
+            "which are none"
+        )
 
 
 class WorkerDatapath:
     """A worker's end."""
 
-    def __init__(self, link: DataLink, spec: ModelSpec, max_tokens: int, n_cells: int, max_sampled: int) -> None:
-        self._link, self._n_cells, self._max_sampled = link, n_cells, max_sampled
-        self._pass = FrameBuffer(pass_capacity(max_tokens, n_cells))
-        self._embeddings = FrameBuffer(max_tokens * spec.n_embd * _F32_BYTES)
-        self._rows = np.frombuffer(self._embeddings.payload, np.float32).reshape(max_tokens, spec.n_embd)
-        self._logits = FrameBuffer(0)
+    def __init__(self, mesh: Mesh, limits: PassLimits, is_first: bool, span: Span) -> None:
+        """``is_first``: the residual stream begins here; ``span`` are this rank's vocabulary rows."""
+        self._mesh, self._limits, self._span = mesh, limits, span
+        capacity = pass_capacity(limits.max_tokens, limits.n_cells, limits.n_embd if is_first else 0)
+        self._pass = FrameBuffer(capacity)
+        self._source = mesh.sources({0: Incoming(self._pass, _ANY_PASS_KEY_BYTES)})
+        self._target = mesh.targets([0])
+        self._out = FrameBuffer(0)
 
-    def receive(self) -> Pass:
-        """Waits for the next pass; it stays valid until the next call.
+    def receive(self) -> Pass | None:
+        """Waits for the next pass, which stays valid until the next call; None: all logits of the last one are wanted.
 
         Raises:
             LinkError, ProtocolError: the link ended, or something else came.
         """
-        self._link.wait_readable(None)
-        header = self._link.receive_header()
-        if header.tag.phase is not Phase.PASS:
-            raise ProtocolError(f"{self._link.peer} sent {header.tag}, expected a new pass")
-        self._link.receive_payload(header, self._pass)
-        payload = self._pass.payload[: header.n_payload_bytes]
-        work = unpack_pass(header.tag.pass_id, payload, self._rows, self._n_cells, self._max_sampled)
-        header = self._link.expect_header(FrameTag(work.pass_id, NO_BLOCK, Phase.EMBEDDINGS))
-        self._link.receive_payload(header, self._embeddings, work.embeddings.nbytes)
-        return work
+        exchange = Exchange()
+        self._mesh.expect(self._source, FrameTag(0, NO_BLOCK, Phase.PASS).key(self._mesh.epoch), exchange)
+        self._mesh.wait(exchange)
+        payload = self._pass.payload[: self._pass.n_payload_bytes]
+        return unpack_pass(self._pass.tag.pass_id, payload, self._limits)
 
     def send_logits(self, work: Pass, logits: Float32Array | None) -> None:
-        """Sends this rank's logits, if it has any.
+        """Sends what is wanted of this rank's logits, if it has any.
 
         Raises:
             LinkError: the master is lost.
         """
         if logits is None:
             return
-        if self._logits.capacity_bytes < logits.nbytes:
-            self._logits = FrameBuffer(logits.nbytes)
-        self._logits.payload[: logits.nbytes] = logits.reshape(-1).view(np.uint8).data
-        tag = FrameTag(work.pass_id, NO_BLOCK, Phase.LOGITS)
-        self._link.send(tag, PayloadType.F32, self._logits, logits.nbytes)
+        wanted = work.wanted
+        if wanted.is_all:
+            form, kind = ("<f4", PayloadType.F32) if wanted.is_exact else ("<f2", PayloadType.F16)
+            self._send(work, kind, logits.astype(form, copy=False).tobytes())
+            return
+        self._send(work, PayloadType.BYTES, b"".join(_pack(extract(row, self._span.start, wanted)) for row in logits))
+
+    def send_rest(self, work: Pass, logits: Float32Array | None) -> None:
+        """Sends all of this rank's logits in 16 bits."""
+        if logits is not None:
+            self._send(work, PayloadType.F16, logits.astype("<f2").tobytes())
+
+    def _send(self, work: Pass, kind: PayloadType, content: bytes) -> None:
+        if self._out.capacity_bytes < len(content):
+            self._out = FrameBuffer(len(content))
+        self._out.payload[: len(content)] = content
+        self._out.seal(FrameTag(work.pass_id, NO_BLOCK, Phase.LOGITS).key(self._mesh.epoch), kind, len(content))
+        exchange = Exchange()
+        self._mesh.send(self._target, self._out, exchange)
+        self._mesh.wait(exchange)
+
+
+def _row_bytes(wanted: Wanted, span: Span) -> int:
+    if wanted.is_all:
+        return (_F32_BYTES if wanted.is_exact else 2) * span.size
+    return 8 + 8 * min(wanted.n_best, _n_tokens(wanted, span)) + 4 * len(wanted.ids)
+
+
+def _n_tokens(wanted: Wanted, span: Span) -> int:
+    """How many of the rows are tokens."""
+    return max(0, min(span.stop, wanted.n_tokens or span.stop) - span.start)
+
+
+def _pack(part: Extract) -> bytes:
+    arrays = part.ids.astype("<i4"), part.values.astype("<f4"), part.asked.astype("<f4")
+    return struct.pack("<d", part.log_sum_exp) + b"".join(array.tobytes() for array in arrays)

@@ -1,22 +1,32 @@
-"""A pass on the wire: the frame that says what it is. Embeddings follow in a frame of their own, f32.
+"""A pass on the wire: what it is, and for some ranks the rows of the residual stream that it begins with, in one frame.
 
 All numbers are little-endian. The payload of a PASS frame:
 
 ====== ============ ==========================================================
 offset bytes        field
 ====== ============ ==========================================================
-0      4            n_tokens T
+0      4            n_tokens T; 0: no pass, but all logits of the last one are wanted, and nothing follows
 4      4            n_seen C: cells that the mask covers, from cell 0
 8      4            n_sampled S
-12     4            reserved, 0
-16     4·T          positions, i32
+12     4            n_best: of each sampled row, 0 for all
+16     4            n_ids I: tokens whose logits are wanted in any case
+20     4            tokens from this one on are none; 0: all are tokens
+24     1            1: the mask says for every token how many cells it sees, from cell 0; 0: it has a bit for each
+25     1            1: embeddings follow
+26     1            1: all of a row may come in 16 bits
+27     1            reserved, 0
+28     4·T          positions, i32
        8·T          cells, i64
        4·S          sampled rows, i32, each < T, at most T of them
-       T·⌈C/8⌉      mask, one bit per cell, lowest first, rows padded to bytes
+       4·I          ids, i32
+       4·T          mask, counts, u32, 1 to C; or
+       T·⌈C/8⌉      mask, one bit per cell, lowest first, rows padded to bytes; then zeros up to a multiple of 4
+       4·T·E        embeddings, f32 [T, E], if they follow
 ====== ============ ==========================================================
 """
 
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,54 +34,107 @@ import numpy.typing as npt
 
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.errors import ProtocolError
+from tpi.runtime.logits import Wanted
 from tpi.runtime.passes import Pass
-from tpi.runtime.protocols import Float32Array
 
-_START = struct.Struct("<IIII")
+MAX_IDS = 1024
+"""Tokens whose logits can be asked for by name."""
 
-
-def pass_capacity(max_tokens: int, n_cells: int) -> int:
-    """Bytes of the largest payload."""
-    return _START.size + max_tokens * (16 + -(-n_cells // 8))
+_START = struct.Struct("<IIIIIIBBBB")
 
 
-def pack_pass(work: Pass, buffer: FrameBuffer) -> int:
+@dataclass(frozen=True)
+class PassLimits:
+    """What passes of a plan can have at most, and their width."""
+
+    max_tokens: int
+    n_cells: int
+    max_sampled: int
+    n_vocab: int
+    n_embd: int
+
+
+def pass_capacity(max_tokens: int, n_cells: int, n_embd: int) -> int:
+    """Bytes of the largest payload; with ``n_embd`` 0, of one without embeddings."""
+    mask = max(4, -(-n_cells // 8))
+    return _START.size + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
+
+
+def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
     """Writes the payload of ``work`` into the buffer; returns its length."""
     n, n_seen = work.visible.shape
-    _START.pack_into(buffer.payload, 0, n, n_seen, len(work.sampled), 0)
+    counts = work.visible.sum(axis=1, dtype=np.uint32)
+    is_counted = bool((work.visible == (np.arange(n_seen)[None, :] < counts[:, None])).all()) and bool(counts.all())
+    wanted = work.wanted
+    _START.pack_into(
+        buffer.payload, 0, n, n_seen, len(work.sampled), wanted.n_best, len(wanted.ids), wanted.n_tokens,
+        is_counted, with_embeddings, not wanted.is_exact, 0,
+    )  # fmt: skip
+    mask = counts.astype("<u4") if is_counted else np.packbits(work.visible, axis=1, bitorder="little")
+    ids = np.asarray(wanted.ids, "<i4")
+    arrays = [work.positions.astype("<i4"), work.cells.astype("<i8"), work.sampled.astype("<i4"), ids, mask]
+    if with_embeddings:
+        assert work.embeddings is not None
+        padding = np.zeros(-mask.nbytes % 4, np.uint8)
+        arrays += [padding, work.embeddings.astype("<f4", copy=False)]
     end = _START.size
-    bits = np.packbits(work.visible, axis=1, bitorder="little")
-    for array in (work.positions.astype("<i4"), work.cells.astype("<i8"), work.sampled.astype("<i4"), bits):
+    for array in arrays:
         buffer.payload[end : end + array.nbytes] = array.reshape(-1).view(np.uint8).data
         end += array.nbytes
     return end
 
 
-def unpack_pass(pass_id: int, payload: memoryview, embeddings: Float32Array, n_cells: int, max_sampled: int) -> Pass:
-    """Reads a payload; ``embeddings`` f32 [max_tokens, n_embd] is where they will be received.
+def pack_rest(buffer: FrameBuffer) -> int:
+    """Writes the payload that asks for all logits of the last pass; returns its length."""
+    _START.pack_into(buffer.payload, 0, *[0] * 10)
+    return _START.size
+
+
+def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass | None:
+    """Reads a payload; None if it asks for all logits of the last pass. Arrays may refer to the payload's memory.
 
     Raises:
         ProtocolError: lengths or values outside their bounds.
     """
     if len(payload) < _START.size:
         raise ProtocolError(f"a pass frame of {len(payload)} bytes is shorter than its start")
-    n, n_seen, n_sampled, reserved = _START.unpack_from(payload)
+    n, n_seen, n_sampled, n_best, n_ids, n_tokens, *flags = _START.unpack_from(payload)
+    is_counted, has_embeddings, is_half, reserved = flags
+    if n == 0 and not any(payload[: _START.size]) and len(payload) == _START.size:
+        return None
     row = -(-n_seen // 8)
-    expected = _START.size + n * (12 + row) + 4 * n_sampled
-    fits = 1 <= n <= len(embeddings) and 1 <= n_seen <= n_cells and n_sampled <= min(n, max_sampled)
-    if reserved or not fits or len(payload) != expected:
+    mask_bytes = n * (4 if is_counted else row)
+    mask_at = _START.size + 12 * n + 4 * n_sampled + 4 * n_ids
+    embeddings_at = mask_at + mask_bytes + (-mask_bytes % 4 if has_embeddings else 0)
+    expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
+    fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
+    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and not reserved
+    fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
+    if not (fits and flags_fit) or len(payload) != expected:
         raise ProtocolError(f"a pass of {n} tokens, {n_seen} cells and {n_sampled} samples does not fit the plan")
     offset = _START.size
     positions = np.frombuffer(payload, "<i4", n, offset)
     cells = np.frombuffer(payload, "<i8", n, offset + 4 * n)
     sampled = np.frombuffer(payload, "<i4", n_sampled, offset + 12 * n)
-    bits = np.frombuffer(payload, np.uint8, n * row, offset + 12 * n + 4 * n_sampled).reshape(n, row)
-    _check_range("writes to cell", cells, n_cells)
+    ids = np.frombuffer(payload, "<i4", n_ids, offset + 12 * n + 4 * n_sampled)
+    _check_range("writes to cell", cells, limits.n_cells)
     _check_range("has a token at position", positions, 1 << 31)
     if n_sampled:
         _check_range("samples row", sampled, n)
-    visible = np.unpackbits(bits, axis=1, count=n_seen, bitorder="little").view(np.bool_)
-    return Pass(pass_id, embeddings[:n], positions, cells, visible, sampled)
+    if n_ids:
+        _check_range("wants the logit of token", ids, limits.n_vocab)
+    if is_counted:
+        counts = np.frombuffer(payload, "<u4", n, mask_at)
+        _check_range("shows cells before", counts.astype(np.int64), n_seen + 1)
+        visible = np.arange(n_seen)[None, :] < counts[:, None]
+    else:
+        bits = np.frombuffer(payload, np.uint8, n * row, mask_at).reshape(n, row)
+        visible = np.unpackbits(bits, axis=1, count=n_seen, bitorder="little").view(np.bool_)
+    embeddings = None
+    if has_embeddings:
+        embeddings = np.frombuffer(payload, "<f4", n * limits.n_embd, embeddings_at).reshape(n, limits.n_embd)
+    wanted = Wanted(n_best, tuple(ids.tolist()), not is_half, n_tokens)
+    return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted)
 
 
 def _check_range(what: str, values: npt.NDArray[np.signedinteger[Any]], limit: int) -> None:

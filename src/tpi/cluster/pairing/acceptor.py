@@ -29,7 +29,7 @@ from tpi.cluster.pairing.hello import (
     read_opening,
 )
 from tpi.cluster.pairing.tls import Device, peer_device
-from tpi.errors import LinkError, ProtocolError, TpiError
+from tpi.errors import LinkError, ProtocolError, RemovedError, TpiError
 from tpi.version import PROTOCOL_VERSION, VERSION
 
 MAX_HANDSHAKES = 16
@@ -46,7 +46,7 @@ class AcceptedLink:
     socket: ssl.SSLSocket
     device: Device
     hello: LinkHello
-    """``ControlHello`` or ``DataHello``: what the connection is for."""
+    """``ControlHello``, ``DataHello`` or ``RelayHello``: what the connection is for."""
     address: str
     """Where the peer calls from."""
 
@@ -221,6 +221,9 @@ class Acceptor:
             welcome = self._gate.admit(device, hello)
         except _OtherVersionError:
             self._answer(sock, pack_answer(Verdict.OTHER_VERSION, f"tpi {VERSION}"))
+            raise
+        except RemovedError as error:
+            self._answer(sock, pack_answer(Verdict.REMOVED, str(error)))
             raise
         except LinkError:  # nobody is there to hear an answer
             raise

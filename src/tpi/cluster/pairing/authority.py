@@ -18,6 +18,7 @@ from tpi.cluster.control.messages import DeviceName
 from tpi.cluster.pairing.certificates import (
     certificate_der,
     certificate_pem,
+    key_digest,
     key_pem,
     make_authority,
     new_key,
@@ -25,12 +26,12 @@ from tpi.cluster.pairing.certificates import (
     read_signing_request,
     sign_device,
 )
-from tpi.cluster.pairing.gate import DataTokens, LinkHello
-from tpi.cluster.pairing.hello import DataHello, JoinHello, JoinWelcome, LinkWelcome
+from tpi.cluster.pairing.gate import LinkHello, LinkTokens
+from tpi.cluster.pairing.hello import DataHello, JoinHello, JoinWelcome, LinkWelcome, RelayHello
 from tpi.cluster.pairing.joinkey import MAX_ADDRESSES, SECRET_BYTES, Address, JoinKey
 from tpi.cluster.pairing.storage import locked, make_private_folder, write_private
 from tpi.cluster.pairing.tls import Device, fingerprint, server_context
-from tpi.errors import PairingError, UsageError
+from tpi.errors import PairingError, RemovedError, UsageError
 
 MAX_DEVICES = 4096
 
@@ -41,6 +42,8 @@ class IssuedDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: DeviceName
     serial: str
     """Hexadecimal: too large for a JSON number."""
+    key: str
+    """SHA-256 of its public key: a device whose answer was lost on the way asks again with the same."""
     revoked: bool = False
 
 
@@ -99,31 +102,33 @@ class Authority:
         if not hmac.compare_digest(hello.secret, bytes.fromhex(self._registry().secret)):
             raise PairingError("this join key is wrong or no longer valid: copy it again from `tpi serve`")
         device_key = read_signing_request(hello.signing_request)
+        key = key_digest(device_key)
         issued: list[tuple[str, x509.Certificate]] = []
 
         def add(registry: _Registry) -> _Registry:
-            if len(registry.devices) >= MAX_DEVICES:
+            known = next((device for device in registry.devices if device.key == key and not device.revoked), None)
+            if known is None and len(registry.devices) >= MAX_DEVICES:
                 raise PairingError(f"this cluster has admitted {MAX_DEVICES} devices already: start a new one")
-            name = _free_name(hello.name, registry)
+            name = known.name if known is not None else _free_name(hello.name, registry)
             certificate = sign_device(self._certificate, self._key, device_key, name)
             issued.append((name, certificate))
-            device = IssuedDevice(name, f"{certificate.serial_number:x}")
-            return msgspec.structs.replace(registry, devices=(*registry.devices, device))
+            device = IssuedDevice(name, f"{certificate.serial_number:x}", key)
+            others = tuple(entry for entry in registry.devices if entry is not known)
+            return msgspec.structs.replace(registry, devices=(*others, device))
 
         self._update(add)
         name, certificate = issued[0]
         return JoinWelcome(name, certificate_der(certificate), certificate_der(self._certificate))
 
     def check(self, device: Device) -> None:
-        """Raises PairingError unless ``device`` was admitted and not revoked since."""
+        """Raises RemovedError unless ``device`` was admitted and not revoked since."""
         for issued in self._registry().devices:
             if int(issued.serial, 16) == device.serial and issued.name == device.name:
                 if issued.revoked:
                     break
                 return
-        raise PairingError(
-            f"the device {device.name} is not or no longer part of this cluster: forget its certificate, "
-            "then join with a new key from `tpi serve`"
+        raise RemovedError(
+            f"the device {device.name} is not or no longer part of this cluster: join with a new key from `tpi serve`"
         )
 
     def revoke(self, name: str) -> None:
@@ -202,7 +207,7 @@ def _free_name(wanted: str, registry: _Registry) -> str:
 class MasterGate:
     """Satisfies ``gate.Gate``: its authority knows the devices, its tokens the data links that are expected."""
 
-    def __init__(self, authority: Authority, tokens: DataTokens) -> None:
+    def __init__(self, authority: Authority, tokens: LinkTokens) -> None:
         self._authority = authority
         self._tokens = tokens
 
@@ -219,6 +224,6 @@ class MasterGate:
         self._authority.check(device)
         if hello.name != device.name:
             raise PairingError(f"the device {device.name} calls itself {hello.name}: let it join again")
-        if isinstance(hello, DataHello):
+        if isinstance(hello, DataHello | RelayHello):
             self._tokens.redeem(device.name, hello.epoch, hello.token)
         return LinkWelcome(self._authority.master_name)

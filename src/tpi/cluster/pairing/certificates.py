@@ -9,6 +9,7 @@ what ends a certificate here is its removal from the master's registry, not a da
 """
 
 import datetime
+import hashlib
 import sys
 
 from cryptography import x509
@@ -41,6 +42,12 @@ def read_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ValueError("not an elliptic-curve key")
     return key
+
+
+def key_digest(key: ec.EllipticCurvePublicKey) -> str:
+    """SHA-256 of a public key, in hexadecimal."""
+    form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return hashlib.sha256(key.public_bytes(*form)).hexdigest()
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:

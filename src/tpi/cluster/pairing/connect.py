@@ -1,13 +1,13 @@
-"""Calling a master: joining its cluster, and opening control and data links. Keeps no state; blocks its caller.
+"""Calling a master, or another worker: joining a cluster, opening control and data links. Keeps no state; blocks.
 
 Whatever can go wrong is one line that says with whom, what, and what to do. Nothing is sent, the secret least of all,
-before the master has shown the certificate whose fingerprint is pinned.
+before a master has shown the certificate whose fingerprint is pinned, or a worker the one that the master announced.
 """
 
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,16 +21,17 @@ from tpi.cluster.pairing.hello import (
     JoinWelcome,
     LinkWelcome,
     Purpose,
+    RelayHello,
     TimedReader,
     Verdict,
     decode_body,
     pack_hello,
     read_opening,
 )
-from tpi.cluster.pairing.identity import Identity, IdentityStore, make_key
+from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.pairing.tls import peer_fingerprint, stranger_context
-from tpi.errors import LinkError, PairingError, ProtocolError, TpiError
+from tpi.cluster.pairing.tls import Device, peer_device, peer_fingerprint, stranger_context
+from tpi.errors import LinkError, PairingError, ProtocolError, RemovedError, TpiError
 from tpi.version import PROTOCOL_VERSION, VERSION
 
 TIMEOUT_S = 5.0
@@ -39,14 +40,24 @@ _Welcome = TypeVar("_Welcome", JoinWelcome, LinkWelcome)
 
 
 @dataclass(frozen=True)
+class _Callee:
+    """Who is called, whether it is the one that answers, and what to say if somebody else does."""
+
+    title: str
+    is_there: Callable[[ssl.SSLSocket], bool]
+    describe_other: Callable[[Address], PairingError]
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class OpenedLink:
-    """An open, authenticated connection to the master; the caller owns the socket (blocking, without a timeout)."""
+    """An open, authenticated connection; the caller owns the socket (blocking, without a timeout)."""
 
     socket: ssl.SSLSocket
     address: Address
-    """The one that answered; use it for the data links, too."""
-    master: str
-    """The master's name."""
+    """The one that answered."""
+    host: str
+    """What the device that answered is called."""
 
 
 def join(key: JoinKey, name: str, store: IdentityStore, timeout_s: float = TIMEOUT_S) -> Identity:
@@ -55,14 +66,14 @@ def join(key: JoinKey, name: str, store: IdentityStore, timeout_s: float = TIMEO
     ``name`` (of ``make_device_name``) is what this device would like to be called.
     Raises PairingError, LinkError, ProtocolError.
     """
-    new = make_key(name)
+    new = store.new_key(key.fingerprint, name)
     hello = JoinHello(name, key.secret, new.signing_request)
-    sock, address = _connect(key.addresses, stranger_context(), key.fingerprint, timeout_s)
+    sock, address = _connect(key.addresses, stranger_context(), _pinned(key.fingerprint), timeout_s)
     with sock:
-        welcome = _converse(sock, address, Purpose.JOIN, hello, JoinWelcome, timeout_s)
+        welcome = _converse(sock, f"the master at {address}", Purpose.JOIN, hello, JoinWelcome, timeout_s)
     chain = new.key_pem + ssl.DER_cert_to_PEM_cert(welcome.certificate).encode()
     authority = ssl.DER_cert_to_PEM_cert(welcome.authority).encode()
-    return store.save(key.fingerprint, welcome.name, chain, authority)
+    return store.save(key.fingerprint, name, welcome.name, chain, authority)
 
 
 def make_device_name(text: str) -> str:
@@ -73,57 +84,102 @@ def make_device_name(text: str) -> str:
 
 def find_or_join(key: JoinKey, name: str, store: IdentityStore, timeout_s: float = TIMEOUT_S) -> Identity:
     """This device's identity in the cluster of ``key``; joins when it has none."""
-    return store.find(key.fingerprint) or join(key, name, store, timeout_s)
+    return store.find(key.fingerprint, name) or join(key, name, store, timeout_s)
 
 
 def open_control(addresses: Sequence[Address], identity: Identity, timeout_s: float = TIMEOUT_S) -> OpenedLink:
     """Open a control link to the master at the first of ``addresses`` where it answers.
 
-    Raises LinkError, ProtocolError, and PairingError when the device was removed from the cluster.
+    Raises LinkError, ProtocolError, and RemovedError when the device was removed from the cluster.
     """
-    return _open(addresses, identity, Purpose.CONTROL, ControlHello(identity.name), timeout_s)
+    hello = ControlHello(identity.name)
+    return _open(addresses, identity, Purpose.CONTROL, hello, _pinned(identity.fingerprint), timeout_s)
 
 
 def open_data(
     address: Address, identity: Identity, epoch: int, token: bytes, timeout_s: float = TIMEOUT_S
 ) -> OpenedLink:
-    """Open the data link that the master asked for with ``OpenData``; raises as ``open_control``."""
-    return _open([address], identity, Purpose.DATA, DataHello(identity.name, epoch, token), timeout_s)
+    """Open the data link that the master asked for; raises as ``open_control``."""
+    hello = DataHello(identity.name, epoch, token)
+    return _open([address], identity, Purpose.DATA, hello, _pinned(identity.fingerprint), timeout_s)
+
+
+def open_relay(
+    address: Address, identity: Identity, epoch: int, token: bytes, timeout_s: float = TIMEOUT_S
+) -> OpenedLink:
+    """Open this side of a data link that the master passes on; raises as ``open_control``."""
+    hello = RelayHello(identity.name, epoch, token)
+    return _open([address], identity, Purpose.RELAY, hello, _pinned(identity.fingerprint), timeout_s)
+
+
+def open_peer(
+    addresses: Sequence[Address],
+    identity: Identity,
+    peer: Device,
+    epoch: int,
+    token: bytes,
+    timeout_s: float = TIMEOUT_S,
+) -> OpenedLink:
+    """Open a data link to another worker, which must show the certificate of ``peer``; raises as ``open_control``."""
+    hello = DataHello(identity.name, epoch, token)
+    return _open(addresses, identity, Purpose.DATA, hello, _announced(peer), timeout_s)
+
+
+def _pinned(fingerprint: bytes) -> _Callee:
+    """The master whose certificate is pinned."""
+
+    advice = ". Is `tpi serve` running there, and open in its firewall?"
+    return _Callee("the master", lambda sock: peer_fingerprint(sock) == fingerprint, _other_master, advice)
+
+
+def _announced(peer: Device) -> _Callee:
+    """The worker that the master has announced."""
+
+    def other(address: Address) -> PairingError:
+        return PairingError(f"the device at {address} is not {peer.name}")
+
+    return _Callee(peer.name, lambda sock: peer_device(sock) == peer, other)
 
 
 def _open(
-    addresses: Sequence[Address], identity: Identity, purpose: Purpose, hello: AnyHello, timeout_s: float
+    addresses: Sequence[Address],
+    identity: Identity,
+    purpose: Purpose,
+    hello: AnyHello,
+    callee: _Callee,
+    timeout_s: float,
 ) -> OpenedLink:
-    sock, address = _connect(addresses, identity.client_context(), identity.fingerprint, timeout_s)
+    sock, address = _connect(addresses, identity.client_context(), callee, timeout_s)
     try:
-        welcome = _converse(sock, address, purpose, hello, LinkWelcome, timeout_s)
+        peer = f"{callee.title} at {address}"
+        welcome = _converse(sock, peer, purpose, hello, LinkWelcome, timeout_s)
         sock.settimeout(None)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         sock.close()
         raise
-    return OpenedLink(sock, address, welcome.master)
+    return OpenedLink(sock, address, welcome.host)
 
 
 def _connect(
-    addresses: Sequence[Address], context: ssl.SSLContext, fingerprint: bytes, timeout_s: float
+    addresses: Sequence[Address], context: ssl.SSLContext, callee: _Callee, timeout_s: float
 ) -> tuple[ssl.SSLSocket, Address]:
-    """TLS to the pinned master at the first address where it is; one error for all addresses otherwise."""
+    """TLS to the first address where the right device is; one error for all addresses otherwise."""
     failures: list[TpiError] = []
     for address in addresses:
         try:
-            return _connect_one(address, context, fingerprint, timeout_s), address
+            return _connect_one(address, context, callee, timeout_s), address
         except TpiError as error:
             failures.append(error)
-    # Something that answers but is not the master says more than an address where nobody is.
+    # Something that answers but is somebody else says more than an address where nobody is.
     worst = next((error for error in failures if not isinstance(error, LinkError)), None)
     if worst is not None:
         raise worst
     what = "; ".join(str(error) for error in failures)
-    raise LinkError(f"cannot reach the master: {what}. Is `tpi serve` running there, and open in its firewall?")
+    raise LinkError(f"cannot reach {callee.title}: {what}{callee.advice}")
 
 
-def _connect_one(address: Address, context: ssl.SSLContext, fingerprint: bytes, timeout_s: float) -> ssl.SSLSocket:
+def _connect_one(address: Address, context: ssl.SSLContext, callee: _Callee, timeout_s: float) -> ssl.SSLSocket:
     try:
         plain = socket.create_connection((address.host, address.port), timeout_s)
     except (OSError, UnicodeError) as error:
@@ -132,7 +188,7 @@ def _connect_one(address: Address, context: ssl.SSLContext, fingerprint: bytes, 
         sock = context.wrap_socket(plain)
     except ssl.SSLCertVerificationError:
         plain.close()
-        raise _other_master(address) from None
+        raise callee.describe_other(address) from None
     except TimeoutError:
         plain.close()
         raise LinkError(f"{address} accepts connections but said nothing for {timeout_s:g} s") from None
@@ -141,23 +197,19 @@ def _connect_one(address: Address, context: ssl.SSLContext, fingerprint: bytes, 
         raise LinkError(f"{address} closed the connection") from None
     except (OSError, ValueError):
         plain.close()
-        raise ProtocolError(f"what answers at {address} is no tpi master: check the address and the port") from None
-    if peer_fingerprint(sock) != fingerprint:
+        raise ProtocolError(
+            f"what answers at {address} is not {callee.title}: check the address and the port"
+        ) from None
+    if not callee.is_there(sock):
         sock.close()
-        raise _other_master(address)
+        raise callee.describe_other(address)
     return sock
 
 
 def _converse(
-    sock: ssl.SSLSocket,
-    address: Address,
-    purpose: Purpose,
-    hello: AnyHello,
-    welcome_type: type[_Welcome],
-    timeout_s: float,
+    sock: ssl.SSLSocket, peer: str, purpose: Purpose, hello: AnyHello, welcome_type: type[_Welcome], timeout_s: float
 ) -> _Welcome:
     """Say hello and return the answer, or raise what it says."""
-    peer = f"the master at {address}"
     try:
         sock.sendall(pack_hello(purpose, hello))
     except OSError as error:
@@ -172,6 +224,8 @@ def _converse(
             f"{peer} ({program}) speaks protocol version {opening.version}, this device (tpi {VERSION}) version "
             f"{PROTOCOL_VERSION}: install the same version of tpi on both"
         )
+    if opening.kind == Verdict.REMOVED:
+        raise RemovedError(f"{peer} refused: {one_line(content.decode(errors='replace'))}")
     if opening.kind != Verdict.WELCOME:
         raise PairingError(f"{peer} refused: {one_line(content.decode(errors='replace'))}")
     return decode_body(content, welcome_type, peer)

@@ -14,9 +14,9 @@ offset bytes field    meaning (numbers are little-endian)
 8      4     length   bytes that follow, at most 8,192
 ====== ===== ======== ====================================================================
 
-After a hello comes the MessagePack of ``JoinHello``, ``ControlHello`` or ``DataHello``; after WELCOME that of
-``JoinWelcome`` or ``LinkWelcome``; after any other verdict a sentence in UTF-8. With another version nothing after
-the 12 bytes of a hello is read.
+After a hello comes the MessagePack of ``JoinHello``, ``ControlHello``, ``DataHello`` or ``RelayHello``; after WELCOME
+that of ``JoinWelcome`` or ``LinkWelcome``; after any other verdict a sentence in UTF-8. With another version nothing
+after the 12 bytes of a hello is read.
 """
 
 import enum
@@ -48,6 +48,8 @@ class Purpose(enum.IntEnum):
     """Without a certificate, to get one."""
     CONTROL = 2
     DATA = 3
+    RELAY = 4
+    """A data link to another worker, which the master passes on."""
 
 
 class Verdict(enum.IntEnum):
@@ -56,6 +58,8 @@ class Verdict(enum.IntEnum):
     WELCOME = 0
     REFUSED = 1
     OTHER_VERSION = 2
+    REMOVED = 3
+    """Refused, because the device is no longer part of the cluster."""
 
 
 Der: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1, max_length=2048)]
@@ -86,7 +90,15 @@ class ControlHello(Body, frozen=True):
 
 
 class DataHello(Body, frozen=True):
-    """Opens a data link, with what ``OpenData`` said."""
+    """Opens a data link, with the token that the master has given to both ends."""
+
+    name: DeviceName
+    epoch: Epoch
+    token: Token
+
+
+class RelayHello(Body, frozen=True):
+    """Opens one half of a data link between two workers that cannot reach each other."""
 
     name: DeviceName
     epoch: Epoch
@@ -105,15 +117,17 @@ class JoinWelcome(Body, frozen=True):
 class LinkWelcome(Body, frozen=True):
     """The link is open."""
 
-    master: DeviceName
+    host: DeviceName
+    """Who welcomes."""
 
 
-HELLOS: dict[Purpose, type[JoinHello] | type[ControlHello] | type[DataHello]] = {
+AnyHello: TypeAlias = JoinHello | ControlHello | DataHello | RelayHello
+HELLOS: dict[Purpose, type[AnyHello]] = {
     Purpose.JOIN: JoinHello,
     Purpose.CONTROL: ControlHello,
     Purpose.DATA: DataHello,
+    Purpose.RELAY: RelayHello,
 }
-AnyHello: TypeAlias = JoinHello | ControlHello | DataHello
 AnyWelcome: TypeAlias = JoinWelcome | LinkWelcome
 
 

@@ -1,11 +1,14 @@
 """A worker's certificates: one key and certificate per cluster, in a folder of private files. Any thread.
 
-``STATE/<fingerprint>/`` holds ``device.pem`` (key and certificate), ``authority.pem`` and ``name``; it appears whole.
+``STATE/<fingerprint>/<asked>/`` holds ``device.pem`` (key and certificate), ``authority.pem`` and ``name``; it appears
+whole. ``asked`` is the name that the device asked for: several workers of one home have one each. While a device asks,
+``.key-<asked>`` has its key: if the answer is lost, it asks again with the same.
 
 A new key is made in a child process: what makes it takes 10 MB that a worker, which needs it once in its life, would
 keep for good.
 """
 
+import contextlib
 import os
 import shutil
 import ssl
@@ -15,8 +18,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tpi.cluster.pairing.storage import make_private_folder, write_private
-from tpi.cluster.pairing.tls import client_context
+from tpi.cluster.pairing.tls import client_context, server_context
 from tpi.errors import DiskSpaceError, PairingError
 
 _MAKING_TIMEOUT_S = 60.0
@@ -36,9 +41,19 @@ class Identity:
         try:
             return client_context(self.folder / "device.pem", self.folder / "authority.pem")
         except (OSError, ValueError):
-            raise PairingError(
-                f"this device's certificate in {self.folder} is damaged: remove that folder, then join again"
-            ) from None
+            raise self._damaged() from None
+
+    def server_context(self) -> ssl.SSLContext:
+        """TLS for being called by them."""
+        try:
+            return server_context(self.folder / "device.pem", self.folder / "authority.pem", strangers=False)
+        except (OSError, ValueError):
+            raise self._damaged() from None
+
+    def _damaged(self) -> PairingError:
+        return PairingError(
+            f"this device's certificate in {self.folder} is damaged: remove that folder, then join again"
+        )
 
 
 class IdentityStore:
@@ -47,38 +62,56 @@ class IdentityStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def find(self, fingerprint: bytes) -> Identity | None:
-        """The identity in the cluster whose master has ``fingerprint``, if there is one."""
-        folder = self._folder / fingerprint.hex()
+    def find(self, fingerprint: bytes, asked: str) -> Identity | None:
+        """The identity in the cluster whose master has ``fingerprint`` of who asked to be called ``asked``."""
+        folder = self._place(fingerprint, asked)
         try:
             return Identity((folder / "name").read_text("ascii").strip(), fingerprint, folder)
         except (OSError, ValueError):
             return None
 
-    def save(self, fingerprint: bytes, name: str, chain_pem: bytes, authority_pem: bytes) -> Identity:
-        """Keep a new identity, in place of one for the same cluster."""
-        make_private_folder(self._folder)
-        folder = self._folder / fingerprint.hex()
+    def new_key(self, fingerprint: bytes, asked: str) -> "NewKey":
+        """A key to join with: the one that was made before, if no answer came."""
+        path = self._key_path(fingerprint, asked)
         try:
-            with tempfile.TemporaryDirectory(dir=self._folder, prefix=".new-") as fresh_name:
+            return msgspec.msgpack.decode(path.read_bytes(), type=NewKey)
+        except (OSError, msgspec.MsgspecError):
+            new = make_key(asked)
+        make_private_folder(path.parent)
+        write_private(path, msgspec.msgpack.encode(new))
+        return new
+
+    def save(self, fingerprint: bytes, asked: str, name: str, chain_pem: bytes, authority_pem: bytes) -> Identity:
+        """Keeps a new identity, in place of an older one."""
+        folder = self._place(fingerprint, asked)
+        make_private_folder(folder.parent)
+        try:
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as fresh_name:
                 fresh = Path(fresh_name) / "identity"
                 make_private_folder(fresh)
                 write_private(fresh / "device.pem", chain_pem)
                 write_private(fresh / "authority.pem", authority_pem)
                 write_private(fresh / "name", name.encode("ascii"))
-                self.forget(fingerprint)
+                self.forget(fingerprint, asked)
                 os.rename(fresh, folder)
         except OSError as error:
             raise DiskSpaceError(f"cannot write {folder}: {error.strerror}") from None
         return Identity(name, fingerprint, folder)
 
-    def forget(self, fingerprint: bytes) -> None:
-        """Remove the identity in a cluster; nothing happens when there is none."""
-        shutil.rmtree(self._folder / fingerprint.hex(), ignore_errors=True)
+    def forget(self, fingerprint: bytes, asked: str) -> None:
+        """Removes an identity and the key that was made for it; nothing happens when there is none."""
+        shutil.rmtree(self._place(fingerprint, asked), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._key_path(fingerprint, asked).unlink(missing_ok=True)
+
+    def _place(self, fingerprint: bytes, asked: str) -> Path:
+        return self._folder / fingerprint.hex() / asked
+
+    def _key_path(self, fingerprint: bytes, asked: str) -> Path:
+        return self._folder / fingerprint.hex() / f".key-{asked}"
 
 
-@dataclass(frozen=True)
-class NewKey:
+class NewKey(msgspec.Struct, frozen=True):
     """The private key as PEM, and the request to certify it as DER."""
 
     key_pem: bytes

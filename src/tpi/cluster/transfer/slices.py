@@ -3,6 +3,7 @@
 Knows no shards and no files: the worker's end is a ``weights.slices.SliceSource``, the master's end reads from one.
 """
 
+import contextlib
 import queue
 import threading
 import zlib
@@ -22,6 +23,8 @@ from tpi.weights.slices import GgufSource
 
 CHUNK_BYTES = 1 << 20
 ANSWER_TIMEOUT_S = 60.0
+MAX_REQUESTS = 64
+"""Of one worker, which sends one after the other."""
 
 
 class LinkSource:
@@ -101,7 +104,8 @@ class RunServer:
         self, control: ControlLink, gguf: Gguf, spec: ModelSpec, on_failure: Callable[[TpiError], None]
     ) -> None:
         self._control, self._gguf, self._spec, self._on_failure = control, gguf, spec, on_failure
-        self._requests: queue.SimpleQueue[FetchRun | None] = queue.SimpleQueue()
+        self._requests: queue.Queue[FetchRun | None] = queue.Queue(MAX_REQUESTS + 1)
+        self._is_closing = False
         self._thread = threading.Thread(target=self._run, name=f"tpi-slices-{control.peer}", daemon=True)
         self._thread.start()
 
@@ -112,18 +116,26 @@ class RunServer:
         self.close()
 
     def close(self) -> None:
-        """Ends the thread after the requests that are queued, or when the link has ended. Idempotent."""
-        self._requests.put(None)
+        """Ends the thread after the request that it answers, or when the link has ended. Idempotent."""
+        self._is_closing = True
+        with contextlib.suppress(queue.Full):  # then it looks at the flag soon
+            self._requests.put_nowait(None)
         self._thread.join()
 
     def request(self, run: FetchRun) -> None:
-        """Queues a request; from the control link's thread."""
+        """Queues a request; from the control link's thread.
+
+        Raises:
+            ProtocolError: the worker asks for more than it waits for.
+        """
+        if self._requests.qsize() >= MAX_REQUESTS:
+            raise ProtocolError(f"{self._control.peer} asks for more than {MAX_REQUESTS} runs at once")
         self._requests.put(run)
 
     def _run(self) -> None:
         try:
             with GgufSource(self._gguf) as source:
-                while (run := self._requests.get()) is not None:
+                while (run := self._requests.get()) is not None and not self._is_closing:
                     self._answer(source, run)
         except LinkError:
             pass  # whoever watches the link says so

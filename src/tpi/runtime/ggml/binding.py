@@ -13,6 +13,7 @@ from tpi.native.libraries import load_ggml
 PREC_F32 = 10
 ROPE_NORMAL = 0
 STATUS_SUCCESS = 0
+STATUS_ABORTED = 1
 TYPE_F32, TYPE_F16, TYPE_I32, TYPE_I64 = 0, 1, 26, 27
 
 
@@ -84,6 +85,17 @@ class TypeTraits(ctypes.Structure):
     )
 
 
+class CpuTypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits_cpu``."""
+
+    _fields_ = (
+        ("from_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+        ("vec_dot", c_void_p),
+        ("vec_dot_type", c_int),
+        ("nrows", c_int64),
+    )
+
+
 _T = c_void_p
 _BASE = {
     "ggml_init": (c_void_p, [InitParams]),
@@ -130,6 +142,9 @@ _CPU = {
     "ggml_threadpool_free": (None, [c_void_p]),
     "ggml_graph_plan": (ComputePlan, [c_void_p, c_int, c_void_p]),
     "ggml_graph_compute": (c_int, [c_void_p, ctypes.POINTER(ComputePlan)]),
+    "ggml_get_type_traits_cpu": (ctypes.POINTER(CpuTypeTraits), [c_int]),
+    "ggml_cpu_fp32_to_fp16": (None, [c_void_p, c_void_p, c_int64]),
+    "ggml_cpu_fp16_to_fp32": (None, [c_void_p, c_void_p, c_int64]),
 }
 
 

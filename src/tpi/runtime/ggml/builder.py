@@ -96,6 +96,15 @@ class Step:
     pointers: tuple[ctypes.c_void_p, ...]
 
 
+@dataclass(frozen=True)
+class RowInput:
+    """Where a graph's rows begin: the pointer to them, the first row's address, bytes from row to row."""
+
+    pointer: ctypes.c_void_p
+    address: int
+    row_bytes: int
+
+
 def _data_pointer(tensor: int) -> ctypes.c_void_p:
     return ctypes.c_void_p.from_address(tensor + Tensor.data.offset)
 
@@ -133,10 +142,11 @@ class Builder:
             for part, tensor in zip(piece.parts, tensors, strict=True):
                 self._weights.setdefault(part.role, []).append((number, tensor))
             self._pointers.append(tuple(_data_pointer(tensor) for tensor in tensors))
+        self.row_inputs: list[RowInput] = []
         if kind is BlockKind.ATTENTION:
-            self._positions = self._input(TYPE_I32, (shape.n_tokens,), addresses.positions)
-            self._cells = self._input(TYPE_I64, (shape.n_tokens,), addresses.cells)
-            self._mask = self._input(TYPE_F16, (shape.n_kv, shape.n_tokens), addresses.mask)
+            self._positions = self._rows(TYPE_I32, (shape.n_tokens,), addresses.positions, 4)
+            self._cells = self._rows(TYPE_I64, (shape.n_tokens,), addresses.cells, 8)
+            self._mask = self._rows(TYPE_F16, (shape.n_kv, shape.n_tokens), addresses.mask, 2 * shape.n_kv)
 
     def finish(self) -> list[Step]:
         """Cuts the finished graph into one sub-graph per piece."""
@@ -165,6 +175,12 @@ class Builder:
         _data_pointer(tensor).value = address
         return tensor
 
+    def _rows(self, type_id: int, extents: tuple[int, ...], address: int, row_bytes: int) -> int:
+        """An input with one row per token, which may begin at a later row than the first."""
+        tensor = self._input(type_id, extents, address)
+        self.row_inputs.append(RowInput(_data_pointer(tensor), address, row_bytes))
+        return tensor
+
     def _enter(self, piece: int) -> None:
         """From the next node on, ``piece`` is needed and the ones before it are not."""
         assert piece >= len(self._starts) - 1, "a block's slots must stand in the order in which its graph uses them"
@@ -187,7 +203,8 @@ class Builder:
     def residual(self) -> int:
         if self._onto is not None:
             return self._onto.residual
-        return self._input(TYPE_F32, (self._spec.n_embd, self._shape.n_tokens), self._addresses.residual)
+        extents = self._spec.n_embd, self._shape.n_tokens
+        return self._rows(TYPE_F32, extents, self._addresses.residual, 4 * self._spec.n_embd)
 
     def rms_norm(self, x: int, role: str) -> int:
         [(piece, weight)] = self._weights[role]

@@ -49,6 +49,7 @@ class BlockGraph:
         self._builder = builder
         self._plans: list[ComputePlan] = []
         self._whole = ComputePlan()
+        self._first_row = 0
         self._values: Float32Array = np.empty((0, 0), dtype=np.float32)
 
     def __enter__(self) -> "BlockGraph":
@@ -62,16 +63,23 @@ class BlockGraph:
             self._lib.base.ggml_free(self._context)
             self._context = None
 
-    def place(self, compute: Compute) -> None:
-        """Places the intermediates and plans the runs; before the first ``run_piece``.
+    def place(self, compute: Compute, lane: int = 0) -> None:
+        """Places the intermediates in the lane's memory and plans the runs; before the first ``run_piece``.
 
         Raises:
             KernelError: see ``Compute.place``.
         """
-        compute.place(self.graph)
+        compute.place(self.graph, lane)
         self._plans = [compute.plan(step.graph) for step in self._steps]
         self._whole = compute.plan(self.graph)
         self._values = values_of(self._result)
+
+    def point_rows(self, first: int) -> None:
+        """Points the graph at the pass's rows from number ``first`` on."""
+        if first != self._first_row:
+            self._first_row = first
+            for rows in self._builder.row_inputs:
+                rows.pointer.value = rows.address + first * rows.row_bytes
 
     def point_cache(self, k_address: int, v_address: int) -> None:
         """Points the graph at the KV cache of the layer that runs next."""
@@ -102,6 +110,22 @@ class BlockGraph:
         for pointer, address in zip(self._pointers, part_addresses, strict=True):
             pointer.value = address
         compute.run(self.graph, self._whole)
+
+    @property
+    def whole_plan(self) -> ComputePlan:
+        """How all of it is run at once."""
+        return self._whole
+
+    def addresses(self, part_addresses: Sequence[int], cache: tuple[int, int] | None) -> tuple[list[int], list[int]]:
+        """Where C is to write which addresses before it runs all at once for a layer: of its parts, and of its keys and
+        values in the cache, for a block that has some."""
+        places = [ctypes.addressof(pointer) for pointer in self._pointers]
+        values = list(part_addresses)
+        if cache is not None:
+            for pointers, address in zip((self._builder.k_pointers, self._builder.v_pointers), cache, strict=True):
+                places += [ctypes.addressof(pointer) for pointer in pointers]
+                values += [address] * len(pointers)
+        return places, values
 
     def result(self) -> Float32Array:
         """The block's result, f32 [n_tokens, width]: a view of the intermediates' buffer."""

@@ -63,6 +63,15 @@ class Places:
             return self._pins[index]
         return next((slot for slot in self.queue if slot.piece.index == index and not slot.is_dropped), None)
 
+    def pins(self) -> list[tuple[int, Slot]]:
+        """The places of pinned pieces, extras included, by index."""
+        return sorted(self._pins.items())
+
+    def is_read(self, pin: Slot) -> None:
+        """The pin has its bytes already."""
+        pin.is_loaded = True
+        self._unread_pins.remove(pin.piece.index)
+
     def use(self, n_bytes: int, holding: Slot | None) -> WindowUse:
         """What the arena's ``n_bytes`` are used for while ``holding`` is held."""
         pinned = loaded = loading = 0

@@ -9,11 +9,13 @@ passes.
 import mmap
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from tpi.errors import Cancelled
+from tpi.trace import Kind, Trace
 from tpi.weights.files import PAGE_BYTES, round_up
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.arena import CAN_FORGET, Arena, HeldPiece, Slot
@@ -53,6 +55,26 @@ class WindowStats:
         return f"{'direct' if self.is_direct else 'buffered'} {chunk} x {self.way.n_readers}, {rate / 1e6:,.0f} MB/s"
 
 
+class Legacy:
+    """Pieces in the memory of a window that another takes over, by the successor's indexes."""
+
+    def __init__(self, window: "Window", pieces: Mapping[int, int]) -> None:
+        self._window, self._pieces = window, pieces
+
+    def find(self, index: int, like: Slot) -> memoryview | None:
+        """The bytes of the successor's piece, if they are there and lie as in its slot; to be released."""
+        return self._window._pinned_memory(self._pieces[index], like) if index in self._pieces else None
+
+    def give_up(self, index: int) -> None:
+        """The piece is not needed here any more."""
+        if index in self._pieces:
+            self._window._give_up(self._pieces[index])
+
+    def close(self) -> None:
+        """Closes the old window."""
+        self._window.close()
+
+
 class _Hold:
     """What ``with`` enters."""
 
@@ -73,13 +95,21 @@ class Window:
     """Makes pieces of ``stored`` available in memory, never using more than ``budget_bytes`` for them.
 
     Reading begins at once and goes on, in order and around the corner into the next pass, whenever there is room. Takes
-    the reader over and closes it. ``lent_bytes`` more are used for pins until :meth:`shrink` wants them back.
+    the reader over and closes it. ``lent_bytes`` more are used for pins until :meth:`shrink` wants them back. What of
+    ``legacy`` is to be pinned here is copied instead of read, and given up there piece by piece.
 
     Raises:
         MemoryBudgetError: the budget is less than :meth:`minimum_bytes`.
     """
 
-    def __init__(self, stored: StoredWeights, reader: PieceReader, budget_bytes: int, lent_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        stored: StoredWeights,
+        reader: PieceReader,
+        budget_bytes: int,
+        lent_bytes: int = 0,
+        legacy: "Legacy | None" = None,
+    ) -> None:
         self._sizes = [piece.arena_bytes for piece in stored.pieces]
         self._budget_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
         try:
@@ -103,7 +133,12 @@ class Window:
         self._is_paused = self._is_closed = False
         self._read_bytes = self._streamed_bytes = 0
         self._wait_s = self._reading_s = self._reading_since_s = 0.0
+        self._is_interrupted = False
+        self.trace: Trace | None = None
+        """Told when pieces are read."""
         with self._changed:
+            if legacy is not None:
+                self._inherit(legacy)
             self._advance()
 
     @staticmethod
@@ -124,9 +159,34 @@ class Window:
         last one begins a new pass. Entering raises:
 
             ModelFileError: a read failed since the last ``hold``; the next ``hold`` tries again.
-            Cancelled: the window is closed.
+            Cancelled: the window is closed, or was interrupted.
         """
         return _Hold(self, index)
+
+    def interrupt(self) -> None:
+        """Waits for pieces, now and later, raise ``Cancelled`` until :meth:`allow`; from any thread."""
+        with self._changed:
+            self._is_interrupted = True
+            self._changed.notify_all()
+
+    def allow(self) -> None:
+        """Pieces can be waited for again."""
+        with self._changed:
+            self._is_interrupted = False
+
+    def bequeath(self, pieces: Mapping[int, int]) -> "Legacy":
+        """Stops reading for good and keeps of the pinned pieces only those that a successor's ``pieces``, by its
+        indexes, are equal to. Blocks until reads that were under way have ended; to be closed afterwards."""
+        with self._changed:
+            self._is_paused = True
+            self._places.cancel_reads()
+            self._changed.wait_for(lambda: self._in_flight_bytes == 0)
+            kept = set(pieces.values())
+            self._arena.forget(0, self._plan.ring_bytes // mmap.PAGESIZE * mmap.PAGESIZE)
+            for index in range(len(self._pieces)):
+                if index not in kept:
+                    self._give_up(index)
+        return Legacy(self, dict(pieces))
 
     def try_resident(self) -> tuple[HeldPiece, ...] | None:
         """All pieces, if every one is pinned for good and loaded; None otherwise. Valid until :meth:`close`. Does not
@@ -227,7 +287,7 @@ class Window:
                 self._changed.notify_all()
 
     def _raise_if_stopped(self) -> None:
-        if self._is_closed:
+        if self._is_closed or self._is_interrupted:
             raise Cancelled("the window of weights was closed")
         if self._error is not None:
             error, self._error = self._error, None
@@ -254,6 +314,30 @@ class Window:
             self._places = Places(self._pieces, self._arena, plan, self._extras)
             self._arena.forget_from(self._places.n_bytes)
 
+    def _inherit(self, legacy: "Legacy") -> None:
+        """Copies what a predecessor has of this window's pins; never more than one piece is in memory twice."""
+        for index, slot in self._places.pins():
+            content = legacy.find(index, slot)
+            if content is not None:
+                self._arena.memory_of(slot)[:] = content
+                content.release()
+                self._places.is_read(slot)
+            legacy.give_up(index)
+
+    def _pinned_memory(self, index: int, like: Slot) -> memoryview | None:
+        with self._changed:
+            slot = self._places.find(index)
+            if slot is None or not (slot.is_pinned and slot.is_loaded):
+                return None
+            theirs, ours = slot.piece, like.piece
+            is_same = (theirs.arena_bytes, theirs.part_offsets) == (ours.arena_bytes, ours.part_offsets)
+            return self._arena.memory_of(slot) if is_same else None
+
+    def _give_up(self, index: int) -> None:
+        slot = self._places.find(index)
+        if slot is not None and slot.is_pinned and (slot.offset | slot.piece.arena_bytes) % mmap.PAGESIZE == 0:
+            self._arena.forget(slot.offset, slot.piece.arena_bytes)
+
     # Any thread, with the lock.
 
     def _extra_bytes(self) -> int:
@@ -274,14 +358,18 @@ class Window:
             self._reading_since_s = time.perf_counter()
         self._in_flight_bytes += slot.piece.arena_bytes
         memory = self._arena.memory_of(slot)
-        slot.pending = self._reader.start(slot.piece, memory, lambda error: self._on_read(slot, error))
+        started = time.perf_counter()
+        slot.pending = self._reader.start(slot.piece, memory, lambda error: self._on_read(slot, error, started))
 
     def _reading_until_now(self) -> float:
         return self._reading_s + (time.perf_counter() - self._reading_since_s if self._in_flight_bytes else 0.0)
 
     # The reader's threads.
 
-    def _on_read(self, slot: Slot, error: Exception | None) -> None:
+    def _on_read(self, slot: Slot, error: Exception | None, started: float) -> None:
+        if self.trace is not None:
+            n_bytes = slot.piece.arena_bytes
+            self.trace.add(Kind.READ, started, time.perf_counter(), block=slot.piece.index, n_bytes=n_bytes)
         with self._changed:
             slot.pending = None
             reading_s = self._reading_until_now()

@@ -10,9 +10,9 @@ import pytest
 
 from tpi.cluster.control.io import ControlSettings
 from tpi.cluster.control.link import ControlLink
-from tpi.cluster.control.messages import MAX_MESSAGE_BYTES, AnyMessage, Goodbye, OpenData, encode_message
+from tpi.cluster.control.messages import MAX_MESSAGE_BYTES, AnyMessage, EndEpoch, EpochEnded, Goodbye, encode_message
 from tpi.errors import LinkError, LinkTimeoutError, ProtocolError
-from tpi.testing.links import TlsPairs
+from tpi.testing.meshes import TlsPairs
 
 FAST = ControlSettings(heartbeat_s=0.05, silence_limit_s=1.0, linger_s=0.5)
 WAIT_S = 20.0
@@ -45,10 +45,10 @@ def test_messages_arrive_in_order_both_ways(tls_pairs: TlsPairs) -> None:
     with control_links(tls_pairs) as (master, device):
         for number in range(500):
             master.send(numbered(number, number))
-            device.send(OpenData(number, bytes(16)))
+            device.send(EpochEnded(number))
         for number in range(500):
             assert device.receive(WAIT_S) == numbered(number, number)
-            assert master.receive(WAIT_S) == OpenData(number, bytes(16))
+            assert master.receive(WAIT_S) == EpochEnded(number)
         assert device.try_receive() is None
         assert master.n_bytes_sent >= sum(len(encode_message(numbered(n, n))) for n in range(500))
 
@@ -58,7 +58,7 @@ def test_threads_that_send_at_once_lose_nothing(tls_pairs: TlsPairs) -> None:
 
         def send_all(sender: int) -> None:
             for number in range(200):
-                master.wait_send(OpenData(sender * 1000 + number, bytes(16)), WAIT_S)
+                master.wait_send(EndEpoch(sender * 1000 + number), WAIT_S)
 
         threads = [threading.Thread(target=send_all, args=(sender,)) for sender in range(4)]
         for thread in threads:
@@ -66,7 +66,7 @@ def test_threads_that_send_at_once_lose_nothing(tls_pairs: TlsPairs) -> None:
         received = [device.receive(WAIT_S) for _ in range(800)]
         for thread in threads:
             thread.join()
-    epochs = [message.epoch for message in received if isinstance(message, OpenData)]
+    epochs = [message.epoch for message in received if isinstance(message, EndEpoch)]
     for sender in range(4):
         mine = [epoch for epoch in epochs if epoch // 1000 == sender]
         assert mine == [sender * 1000 + number for number in range(200)]

@@ -7,11 +7,12 @@ import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import RankHost, host_of, rank_model
+from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model
 from tpi.cluster.transfer.stock import make_shard, stock_of
 from tpi.config import Resources
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.reader import Gguf
+from tpi.observe import resident_bytes
 from tpi.runtime.workspace import RankModel
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
@@ -19,7 +20,7 @@ from tpi.weights.slices import GgufSource
 
 def make_host(folder: Path, gguf: Gguf, model: RankModel, resources: Resources) -> RankHost:
     plan = Plan(1, model.rank, model.spec, model.partition, 64, 8, 8, "f32", "F16")
-    host = host_of(plan, rank_model(plan), "me", resources, None)
+    host = host_of(plan, rank_model(plan), HostDevice("me", resources, resident_bytes()))
     with GgufSource(gguf) as source:
         shard = make_shard(ShardStore(folder / "shards"), model, source, lambda *_: None)
     host.load(stock_of(shard, True))

@@ -1,18 +1,16 @@
 """Joining, opening links and being refused, between a real acceptor and real callers on loopback."""
 
-import queue
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.cluster.pairing.masters import WAIT_S, Master, expect, running_master
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import Goodbye
 from tpi.cluster.pairing import connect
@@ -21,67 +19,13 @@ from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
 from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority, MasterGate
 from tpi.cluster.pairing.connect import find_or_join, join, make_device_name, open_control, open_data
-from tpi.cluster.pairing.gate import DataTokens
+from tpi.cluster.pairing.gate import LinkTokens
 from tpi.cluster.pairing.hello import ControlHello, DataHello, JoinHello
 from tpi.cluster.pairing.identity import IdentityStore
-from tpi.cluster.pairing.joinkey import Address, JoinKey
+from tpi.cluster.pairing.joinkey import Address
 from tpi.cluster.pairing.tls import server_context, stranger_context
-from tpi.errors import LinkError, PairingError, ProtocolError, TpiError, UsageError
+from tpi.errors import LinkError, PairingError, ProtocolError, RemovedError, TpiError, UsageError
 from tpi.version import PROTOCOL_VERSION
-
-WAIT_S = 20.0
-
-
-@dataclass
-class Master:
-    """A master that accepts links and keeps them for the test."""
-
-    authority: Authority
-    tokens: DataTokens
-    acceptor: Acceptor
-    links: "queue.Queue[AcceptedLink]"
-    refused: "queue.Queue[str]"
-
-    @property
-    def key(self) -> JoinKey:
-        return self.authority.join_key((Address("127.0.0.1", self.acceptor.port),))
-
-    @property
-    def address(self) -> Address:
-        return self.key.addresses[0]
-
-
-@contextmanager
-def running_master(folder: Path) -> Iterator[Master]:
-    authority = Authority.open(folder)
-    tokens = DataTokens()
-    links: queue.Queue[AcceptedLink] = queue.Queue()
-    refused: queue.Queue[str] = queue.Queue()
-    gate = MasterGate(authority, tokens)
-    with Acceptor(listen("127.0.0.1", 0), gate, links.put, refused.put) as acceptor:
-        yield Master(authority, tokens, acceptor, links, refused)
-    while not links.empty():
-        links.get().socket.close()
-
-
-@pytest.fixture
-def master(tmp_path: Path) -> Iterator[Master]:
-    with running_master(tmp_path / "master") as running:
-        yield running
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> IdentityStore:
-    return IdentityStore(tmp_path / "worker")
-
-
-def expect(kind: type[TpiError], message: str, call: Callable[[], object]) -> str:
-    """The one line of the error that ``call`` must raise."""
-    with pytest.raises(kind, match=message) as caught:
-        call()
-    text = str(caught.value)
-    assert "\n" not in text and text.isprintable()
-    return text
 
 
 def test_join_then_open_both_links(master: Master, store: IdentityStore) -> None:
@@ -89,7 +33,7 @@ def test_join_then_open_both_links(master: Master, store: IdentityStore) -> None
     assert identity.name == "pi"
     control = open_control(master.key.addresses, identity)
     accepted = master.links.get(timeout=WAIT_S)
-    assert (accepted.device.name, accepted.hello, control.master) == ("pi", ControlHello("pi"), "master")
+    assert (accepted.device.name, accepted.hello, control.host) == ("pi", ControlHello("pi"), "master")
     token = master.tokens.issue("pi", 3)
     data = open_data(control.address, identity, 3, token)
     accepted_data = master.links.get(timeout=WAIT_S)
@@ -108,8 +52,8 @@ def test_an_identity_is_kept_and_found_again(master: Master, store: IdentityStor
     first = find_or_join(master.key, "pi", store)
     assert find_or_join(master.key, "pi", store) == first
     assert [device.name for device in master.authority.devices] == ["pi"]
-    store.forget(first.fingerprint)
-    assert find_or_join(master.key, "pi", store).name == "pi-2"
+    store.forget(first.fingerprint, "pi")
+    assert find_or_join(master.key, "pi", store).name == "pi-2", "nothing is left but what the master knows"
 
 
 def test_a_master_that_restarts_knows_its_devices(tmp_path: Path, store: IdentityStore) -> None:
@@ -188,9 +132,9 @@ def test_a_removed_device_stays_out(master: Master, store: IdentityStore) -> Non
     identity = join(key, "pi", store)
     master.authority.revoke("pi")
     expect(
-        PairingError, "refused: the device pi is not or no longer part", lambda: open_control(key.addresses, identity)
+        RemovedError, "refused: the device pi is not or no longer part", lambda: open_control(key.addresses, identity)
     )
-    store.forget(identity.fingerprint)
+    store.forget(identity.fingerprint, "pi")
     expect(PairingError, "this join key is wrong or no longer valid", lambda: join(key, "pi", store))
     assert join(master.key, "pi", store).name == "pi"
     expect(UsageError, "no device is called 'nobody'; there are: pi", lambda: master.authority.revoke("nobody"))
@@ -199,7 +143,7 @@ def test_a_removed_device_stays_out(master: Master, store: IdentityStore) -> Non
 def test_another_process_may_remove_a_device(master: Master, store: IdentityStore, tmp_path: Path) -> None:
     identity = join(master.key, "pi", store)
     Authority.open(tmp_path / "master").revoke("pi")
-    expect(PairingError, "no longer part", lambda: open_control((master.address,), identity))
+    expect(RemovedError, "no longer part", lambda: open_control((master.address,), identity))
 
 
 def test_a_data_link_needs_its_token(master: Master, tmp_path: Path) -> None:
@@ -249,7 +193,11 @@ def test_the_second_address_may_be_the_right_one(master: Master, store: Identity
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", ProtocolError, "is no tpi master"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            ProtocolError,
+            "what answers at .* is not the master: check the address and the port",
+        ),
         (b"", LinkError, "closed the connection"),
         (None, LinkError, r"accepts connections but said nothing for 0\.3 s"),
     ],
@@ -303,9 +251,10 @@ def test_any_text_makes_a_name(text: str) -> None:
 def test_a_name_that_cannot_be_is_refused(master: Master, store: IdentityStore, name: str) -> None:
     def call() -> None:
         hello = JoinHello(name, master.key.secret, b"x")
-        sock, address = connect._connect(master.key.addresses, stranger_context(), master.key.fingerprint, WAIT_S)
+        callee = connect._pinned(master.key.fingerprint)
+        sock, address = connect._connect(master.key.addresses, stranger_context(), callee, WAIT_S)
         with sock:
-            connect._converse(sock, address, hellos.Purpose.JOIN, hello, hellos.JoinWelcome, WAIT_S)
+            connect._converse(sock, str(address), hellos.Purpose.JOIN, hello, hellos.JoinWelcome, WAIT_S)
 
     expect(PairingError, "malformed JoinHello", call)
 
@@ -350,7 +299,7 @@ def test_close_waits_for_a_link_that_is_being_handed_over(tmp_path: Path) -> Non
         link.socket.close()
         taken.set()
 
-    with Acceptor(listen("127.0.0.1", 0), MasterGate(authority, DataTokens()), take) as acceptor:
+    with Acceptor(listen("127.0.0.1", 0), MasterGate(authority, LinkTokens()), take) as acceptor:
         key = authority.join_key((Address("127.0.0.1", acceptor.port),))
         opened = open_control(key.addresses, join(key, "pi", IdentityStore(tmp_path / "w")))
         assert begun.wait(WAIT_S)

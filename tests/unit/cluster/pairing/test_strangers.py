@@ -16,7 +16,7 @@ from tpi.cluster.pairing.acceptor import MAX_HANDSHAKES, AcceptedLink, Acceptor
 from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority, MasterGate
 from tpi.cluster.pairing.connect import join, open_control
-from tpi.cluster.pairing.gate import DataTokens
+from tpi.cluster.pairing.gate import LinkTokens
 from tpi.cluster.pairing.hello import ANSWER_MAGIC, HELLO_MAGIC, ControlHello, Purpose, Verdict, pack_hello
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import Address
@@ -34,7 +34,7 @@ class OpenPort:
         self.authority = Authority.open(folder / "master")
         self.links: queue.Queue[AcceptedLink] = queue.Queue()
         self.refused: queue.Queue[str] = queue.Queue()
-        gate = MasterGate(self.authority, DataTokens())
+        gate = MasterGate(self.authority, LinkTokens())
         self.acceptor = Acceptor(listen("127.0.0.1", 0), gate, self.links.put, self.refused.put, deadline_s)
         self.address = ("127.0.0.1", self.acceptor.port)
 

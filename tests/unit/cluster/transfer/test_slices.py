@@ -1,5 +1,6 @@
 """Shard transfer between its two ends, with a link made of queues: requests that make no sense, ends at bad moments."""
 
+import queue
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from tests.models import write_random_model
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import AnyMessage, FetchRun, RunChunk
-from tpi.cluster.transfer.slices import LinkSource, RunServer
+from tpi.cluster.transfer.slices import MAX_REQUESTS, LinkSource, RunServer
 from tpi.errors import ChecksumError, LinkError, ModelFileError, ProtocolError, TpiError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import read_spec
@@ -21,6 +22,7 @@ from tpi.weights.layout import Part
 from tpi.weights.slices import GgufSource
 
 WAIT_S = 20.0
+ONE_ROW = FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 32))
 
 
 class Pipe:
@@ -44,10 +46,13 @@ def gguf(tmp_path: Path) -> Gguf:
     return read_gguf(write_random_model(tmp_path / "model.gguf", types="Q8_0", n_layers=1, n_ff=20_480))
 
 
+Failures = queue.SimpleQueue[TpiError]
+
+
 @contextmanager
-def served(gguf: Gguf, take: Callable[[AnyMessage], None]) -> Iterator[tuple[RunServer, list[TpiError]]]:
-    failures: list[TpiError] = []
-    with RunServer(link(take), gguf, read_spec(gguf, ""), failures.append) as server:
+def served(gguf: Gguf, take: Callable[[AnyMessage], None]) -> Iterator[tuple[RunServer, Failures]]:
+    failures: Failures = queue.SimpleQueue()
+    with RunServer(link(take), gguf, read_spec(gguf, ""), failures.put) as server:
         yield server, failures
 
 
@@ -68,7 +73,7 @@ def test_slices_arrive_as_they_are(gguf: Gguf, columns: Span | None) -> None:
             sources[0].read(wanted, rows, memoryview(out))
     with GgufSource(gguf) as source:
         source.read(wanted, rows, memoryview(same))
-    assert out == same and any(out) and not failures
+    assert out == same and any(out) and failures.empty()
     assert len(out) > 1 << 20
 
 
@@ -91,26 +96,51 @@ def test_requests_that_make_no_sense(gguf: Gguf, run: FetchRun) -> None:
     sent: list[AnyMessage] = []
     with served(gguf, sent.append) as (server, failures):
         server.request(run)
-    (failure,) = failures
+        failure = failures.get(timeout=WAIT_S)
     assert isinstance(failure, ProtocolError) and str(failure).isprintable()
-    assert sent == []
+    assert sent == [] and failures.empty()
 
 
 def test_a_model_that_is_gone_is_told(gguf: Gguf) -> None:
     gguf.paths[0].unlink()
     with served(gguf, lambda message: None) as (_, failures):
-        pass
-    (failure,) = failures
-    assert isinstance(failure, ModelFileError)
+        assert isinstance(failures.get(timeout=WAIT_S), ModelFileError)
 
 
 def test_a_link_that_ends_ends_the_server(gguf: Gguf) -> None:
+    asked = threading.Event()
+
     def lose(message: AnyMessage) -> None:
+        asked.set()
         raise LinkError("gone")
 
     with served(gguf, lose) as (server, failures):
-        server.request(FetchRun(1, "blk.0.ffn_up.weight", Span(0, 1), Span(0, 32)))
-    assert failures == []
+        server.request(ONE_ROW)
+        assert asked.wait(WAIT_S)
+    assert failures.empty()
+
+
+def test_a_worker_cannot_ask_for_more_than_it_waits_for(gguf: Gguf) -> None:
+    """Nor does it keep the master from ending: what waits is left."""
+    answering, go_on = threading.Event(), threading.Event()
+    sent: list[AnyMessage] = []
+
+    def answer(message: AnyMessage) -> None:
+        sent.append(message)
+        answering.set()
+        assert go_on.wait(WAIT_S)
+
+    with served(gguf, answer) as (server, failures):
+        server.request(ONE_ROW)
+        assert answering.wait(WAIT_S)
+        for _ in range(MAX_REQUESTS):
+            server.request(ONE_ROW)
+        for _ in range(3):
+            with pytest.raises(ProtocolError, match="the other asks for more than 64 runs at once"):
+                server.request(ONE_ROW)
+        threading.Timer(0.05, go_on.set).start()
+    assert len(sent) == 1 and failures.empty()
+    server.close()
 
 
 @pytest.mark.parametrize(

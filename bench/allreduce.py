@@ -1,0 +1,117 @@
+"""Sums alone, on emulated devices: every algorithm against its bound, and what a cluster would choose against the best.
+
+    python -m bench allreduce --devices 2,4 --sizes 4096,16384,262144 --latency-ms 1,5 --mbps 300,1000
+
+A row is one algorithm in one cell: N devices, a payload of S bytes in F16, τ one way, B per port. ``ratio`` is its
+time, idle gap before each sum, last start to last finish over all ranks, ÷ its bound: hops·τ + payloads·S/B, as its
+file says. All algorithms of a cell take turns in one run. ``is_chosen``: what a cluster measures first makes it choose
+this.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from bench.bounds import bound_s
+from bench.report import Report
+from bench.sums import Outcome, SumKind, SumTimes, measure_sums
+from bench.testbed.testbed import Device, Testbed, can_emulate
+from tpi.cluster.allreduce.algorithms import ALGORITHMS
+from tpi.cluster.control.messages import SumTrial
+from tpi.cluster.epoch.choosing import choose, network_of
+from tpi.cluster.reports import SumWay
+from tpi.errors import UsageError
+
+_F16_BYTES = 2
+_TRIED = ("star", "one-shot", "two-shot")
+_TRIAL_ROUNDS = 9
+
+
+def measure_cell(
+    names: Sequence[str],
+    n_ranks: int,
+    n_bytes: int,
+    latency_s: float,
+    rate_bps: float,
+    given: argparse.Namespace,
+) -> Iterator[Report]:
+    """All algorithms in one cell."""
+    n_values = n_bytes // _F16_BYTES
+    kinds = [SumKind(name, n_values) for name in names]
+    trials = [SumTrial(name, "f16", 1, _TRIAL_ROUNDS) for name in _TRIED]
+    with Testbed([Device(given.cpu)] * n_ranks, latency_s, rate_bps) as bed:
+        outcome = measure_sums(
+            bed,
+            kinds,
+            n_rounds=given.rounds,
+            gap_s=given.gap_ms / 1e3,
+            idle_s=given.idle,
+            trials=trials,
+            width=n_values,
+            with_helper=not given.python,
+        )
+        late_ms = bed.statistics().late_p99_s * 1e3
+    chosen = _chosen(outcome, n_ranks)
+    best_s = min(entry.wall_s for entry in outcome.sums)
+    for entry in outcome.sums:
+        yield _report(entry, n_ranks, n_bytes, latency_s, rate_bps).add(
+            over_best=entry.wall_s / best_s,
+            is_chosen=entry.kind.algorithm == chosen,
+            switch_late_p99_ms=late_ms,
+        )
+
+
+def _chosen(outcome: Outcome, n_ranks: int) -> str:
+    ways = {1: [SumWay(name, "f16", 1, 0.0) for name in _TRIED]}
+    return choose(ways, outcome.tried, network_of(outcome.links, n_ranks), 8).few.algorithm
+
+
+def _report(entry: SumTimes, n_ranks: int, n_bytes: int, latency_s: float, rate_bps: float) -> Report:
+    bound = bound_s(entry.kind.algorithm, n_ranks, n_bytes, latency_s, rate_bps)
+    return Report("allreduce").add(
+        devices=n_ranks,
+        payload_bytes=n_bytes,
+        latency_ms=latency_s * 1e3,
+        mbps=rate_bps / 1e6,
+        algorithm=entry.kind.algorithm,
+        sum_ms=entry.wall_s * 1e3,
+        bound_ms=bound * 1e3,
+        ratio=entry.wall_s / bound,
+        after_idle_ms=entry.first_s * 1e3,
+        cpu_ms=entry.cpu_s * 1e3,
+    )
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        return [float(entry) for entry in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{name} {text}: write numbers, as in 1,5") from None
+
+
+def main(arguments: Sequence[str]) -> Iterator[Report]:
+    """``python -m bench allreduce``."""
+    parser = argparse.ArgumentParser(prog="bench allreduce", description="Measure sums on emulated devices.")
+    parser.add_argument("--devices", default="2,4", metavar="N,N,…")
+    parser.add_argument("--sizes", default="4096,16384,262144", metavar="BYTES,…", help="encoded payloads")
+    parser.add_argument("--latency-ms", default="1,5", metavar="MS,…")
+    parser.add_argument("--mbps", default="300,1000", metavar="MBPS,…")
+    parser.add_argument("--algorithms", default=",".join(ALGORITHMS), metavar="NAME,…")
+    parser.add_argument("--cpu", type=float, metavar="CORES", help="quota of each device (default: none)")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--gap-ms", type=float, default=20.0, help="idle before each sum")
+    parser.add_argument("--python", action="store_true", help="without the C helper")
+    parser.add_argument("--idle", type=float, default=0.0, metavar="SECONDS", help="idle before one last sum of each")
+    given = parser.parse_args(arguments)
+    reason = can_emulate()
+    if reason is not None:
+        raise UsageError(reason)
+    names = given.algorithms.split(",")
+    unknown = [name for name in names if name not in ALGORITHMS]
+    if unknown:
+        raise UsageError(f"--algorithms {unknown[0]}: there are {', '.join(ALGORITHMS)}")
+    for n_ranks in _numbers(given.devices, "--devices"):
+        for latency_ms in _numbers(given.latency_ms, "--latency-ms"):
+            for mbps in _numbers(given.mbps, "--mbps"):
+                for size in _numbers(given.sizes, "--sizes"):
+                    cell = int(n_ranks), int(size), latency_ms / 1e3, mbps * 1e6
+                    yield from measure_cell(names, *cell, given)

@@ -1,0 +1,40 @@
+"""How long a real rank computes each kind of block: recorded by ``streaming``, waited by ``standins``. Data only."""
+
+from pathlib import Path
+
+import msgspec
+
+from tpi.model.spec import BlockKind
+
+
+class Computed(msgspec.Struct, frozen=True):
+    """What the computing of one block took for so many rows; seconds, a median."""
+
+    kind: BlockKind
+    n_rows: int
+    seconds: float
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """Of all kinds of blocks and all numbers of rows that were seen."""
+
+    entries: tuple[Computed, ...] = ()
+
+    def seconds(self, kind: BlockKind, n_rows: int) -> float:
+        """For a block: as recorded, or else in proportion to the nearest number of rows; 0 if its kind is unknown."""
+        known = [entry for entry in self.entries if entry.kind is kind]
+        if not known:
+            return 0.0
+        nearest = min(known, key=lambda entry: abs(entry.n_rows - n_rows))
+        return nearest.seconds * n_rows / nearest.n_rows
+
+
+def read_recording(path: Path) -> Recording:
+    """What ``write_recording`` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=Recording)
+
+
+def write_recording(recording: Recording, path: Path) -> Path:
+    """Returns ``path``."""
+    path.write_bytes(msgspec.json.encode(recording))
+    return path

@@ -1,0 +1,36 @@
+"""Runs ``tpi`` with data links that are not encrypted, which the product does not have: what does TLS cost?
+
+    python -m bench.plainlinks tpi serve …
+
+Links are opened as always; then both ends leave TLS and go on with the bare connection. All devices must do so.
+"""
+
+import runpy
+import socket
+import ssl
+import sys
+
+from tpi.cluster.epoch import links, opening
+from tpi.cluster.mesh.datalink import DataLink
+
+
+class PlainLink(DataLink):
+    """A data link that ends TLS when it is made; blocks until the other end does the same."""
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        if isinstance(sock, ssl.SSLSocket):
+            sock.setblocking(True)
+            sock = sock.unwrap()
+        super().__init__(sock, peer)
+
+
+def main() -> None:
+    """Replaces the links and becomes the program that is asked for."""
+    for module in (links, opening):
+        module.DataLink = PlainLink  # type: ignore[attr-defined]
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

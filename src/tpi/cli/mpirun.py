@@ -1,0 +1,111 @@
+"""``mpiexec -n N tpi run``: the processes that ``mpiexec`` has started become one cluster. Main thread.
+
+Process 0 is the master, the others are workers: it tells them the join key by MPI. Keys and certificates last as long
+as the processes. Control links, slices, passes and logits go over the usual links; only sums go by MPI.
+"""
+
+import contextlib
+import dataclasses
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from tpi.cli.display import Display
+from tpi.cli.session import open_served
+from tpi.cli.talk import Manner, Talk
+from tpi.cluster.allreduce.mpi import Mpi
+from tpi.cluster.allreduce.mpiworld import MpiWorld
+from tpi.cluster.master import Master
+from tpi.cluster.worker import run_worker
+from tpi.config import Folders, MasterSettings, Resources, WorkerSettings
+from tpi.errors import Dismissed, UsageError
+from tpi.runtime.ggml.probe import probe_kernels
+
+_WAIT_S = 120.0
+_ALL_ADDRESSES, _THIS_MACHINE = "0.0.0.0", "127.0.0.1"
+
+
+class MpiRun:
+    """What this process is among ``n`` that were started together."""
+
+    def __init__(self, n: int) -> None:
+        """Begins MPI.
+
+        Raises:
+            UsageError: ``mpi4py`` is missing, or belongs to another MPI than ``mpiexec`` does.
+        """
+        self._world = MpiWorld()
+        if self._world.size != n:
+            raise UsageError(
+                f"mpiexec has started {n} processes, and mpi4py sees {self._world.size}: it has another MPI than mpiexec "
+                "has; use the mpiexec of the environment that tpi is in"
+            )
+        self._world.end_with_process()
+        self.n_here = self._world.n_here()
+        """Processes on this machine."""
+        self._is_shared = False
+
+    @property
+    def is_master(self) -> bool:
+        return self._world.rank == 0
+
+    @property
+    def name(self) -> str:
+        """What this process's device is called."""
+        return f"mpi-{self._world.rank}"
+
+    @contextlib.contextmanager
+    def open(self, settings: MasterSettings, manner: Manner, display: Display) -> Iterator[Talk]:
+        """The master's end: a cluster of all processes. The settings' workers, addresses and name are filled in.
+
+        Raises:
+            TpiError: whatever goes wrong, at a worker or here.
+        """
+        with ExitStack() as stack:
+            stack.callback(self._share, "")  # whoever still waits for a key learns that there is no cluster
+            state = stack.enter_context(_temporary_folder())
+            settings = dataclasses.replace(
+                settings,
+                folders=Folders(state, settings.folders.shards, settings.folders.cache),
+                n_workers=self._world.size - 1,
+                bind=_THIS_MACHINE if self.n_here == self._world.size else _ALL_ADDRESSES,
+                port=0,
+                wait_s=_WAIT_S,
+                allreduce=settings.allreduce or Mpi.name,
+                name=self.name,
+            )
+            yield stack.enter_context(
+                open_served(settings, manner, display, lambda master: self._share(master.join_key))
+            )
+
+    def work(self, folders: Folders, resources: Resources) -> None:
+        """A worker's end; returns when the master has ended the session, which tells why if there is a reason.
+
+        Raises:
+            TpiError: whatever goes wrong here.
+        """
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all: it is for the master, who says goodbye
+        key = self._world.share(None)
+        if not key:
+            return
+        with _temporary_folder() as state, contextlib.suppress(Dismissed):
+            probe_kernels(folders.cache).require(())
+            own = Folders(state, folders.shards, folders.cache)
+            run_worker(WorkerSettings(key, own, resources, name=self.name), lambda event: None)
+
+    def _share(self, key: str) -> None:
+        if not self._is_shared:
+            self._is_shared = True
+            self._world.share(key)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="tpi-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""An epoch as the master has it: plan, mesh, sums, and passes over all ranks. Opens and closes as one.
+
+One thread runs passes; ``interrupt`` is for any. What outlives epochs is the membership's.
+"""
+
+import time
+from typing import Self
+
+from tpi.cluster.allreduce.arithmetic import Arithmetic
+from tpi.cluster.control.messages import Plan
+from tpi.cluster.epoch.footprint import limits_of
+from tpi.cluster.epoch.host import RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.opening import Opened
+from tpi.cluster.epoch.seat import Seat
+from tpi.cluster.mesh.datapath import MasterDatapath
+from tpi.errors import LinkError
+from tpi.model.flow import first_members
+from tpi.runtime.logits import Row
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Float32Array
+from tpi.trace import Kind
+
+
+class Epoch:
+    """A context manager; ``close`` is idempotent. Takes over what was opened; the host stays the caller's."""
+
+    def __init__(self, plan: Plan, host: RankHost, opened: Opened, arithmetic: Arithmetic) -> None:
+        self.plan, self.choice, self.detours = plan, opened.choice, opened.detours
+        self._relays = opened.relays
+        self._seat = Seat(plan, host, opened.mesh, opened.choice, arithmetic)
+        model = rank_model(plan)
+        self._first_members = first_members(model.blocks, plan.partition)
+        self._span = plan.partition.shares[-1][0].rows
+        self._datapath: MasterDatapath | None = None
+        if opened.mesh is not None:
+            spans = [share.rows for share in plan.partition.shares[-1]]
+            limits = limits_of(model, rank_settings(plan, 1))
+            self._datapath = MasterDatapath(opened.mesh, limits, self._first_members, spans)
+        self._last: tuple[Pass, Float32Array | None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, work: Pass) -> tuple[Row, ...]:
+        """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
+
+        Raises:
+            LinkError: a worker is gone, or the epoch was interrupted.
+            Cancelled: the epoch was interrupted.
+            NumericError, KernelError, ModelFileError, ProtocolError: see ``runtime.rank.Rank.run``.
+        """
+        if self._datapath is None:
+            logits = self._seat.run(work)
+            return () if logits is None else tuple(Row(row[: work.wanted.n_tokens or None].copy()) for row in logits)
+        began = time.perf_counter()
+        self._datapath.broadcast(work)
+        shared = time.perf_counter()
+        logits = self._seat.run(work)
+        self._last = work, logits
+        computed = time.perf_counter()
+        rows = self._datapath.gather(work, logits)
+        if (trace := self._seat.host.trace) is not None:
+            trace.add(Kind.SHARE, began, shared, work.pass_id)
+            trace.add(Kind.GATHER, computed, time.perf_counter(), work.pass_id)
+        return rows
+
+    def rest(self) -> tuple[Row, ...]:
+        """All logits of the last pass; raises as ``run``."""
+        assert self._datapath is not None and self._last is not None, "who is alone gives all of every row"
+        return self._datapath.gather_rest(*self._last)
+
+    def interrupt(self, error: LinkError) -> None:
+        """Ends what runs, here, with ``error`` or ``Cancelled``; no pass can run afterwards."""
+        self._seat.interrupt(error)
+
+    def close(self) -> None:
+        """Ends links and relays; the host can be connected again afterwards."""
+        self._seat.close()
+        self._relays.close()

@@ -1,0 +1,166 @@
+"""What the links of an epoch can do, and how long sums take over them: tried on all ranks at once.
+
+Every rank runs the same functions at the same time; each tells what it has seen. Blocks its caller, for some hundredths
+of a second on a home network.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpi.cluster.allreduce.algorithm import Scale
+from tpi.cluster.allreduce.algorithms import ALL_ALGORITHMS
+from tpi.cluster.allreduce.arithmetic import Arithmetic
+from tpi.cluster.allreduce.driver import Sums
+from tpi.cluster.allreduce.payload import PayloadFormat, staggered
+from tpi.cluster.control.messages import SumTrial
+from tpi.cluster.mesh.datalink import Exchange, Incoming
+from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType, Phase
+from tpi.cluster.mesh.mesh import Mesh, Sources, Targets
+from tpi.model.flow import Flow
+from tpi.runtime.protocols import SumStep
+
+LIMIT_S = 20.0
+"""For each wait; far more than any of them takes on a link that works."""
+_PINGS, _WARM_UP_PINGS = 7, 2
+_PING_BYTES = 8
+_FIRST_EXCHANGE_BYTES, _EXCHANGE_BYTES = 16 << 10, 64 << 10
+"""The first opens TCP's windows."""
+_PASS_OF_TRIALS = 1 << 63
+"""Numbers of passes that never come."""
+
+
+@dataclass(frozen=True)
+class LinkTimes:
+    """One rank's view: one-way latency to every rank in seconds, 0 without a link; seconds that it took to exchange
+    ``n_bytes`` with every peer at once."""
+
+    latencies_s: tuple[float, ...]
+    n_bytes: int
+    exchange_s: float
+
+
+def measure_links(mesh: Mesh, n_ranks: int, clock: Callable[[], float] = time.perf_counter) -> LinkTimes:
+    """Measures latency in disjoint pairs, then what everybody can exchange with everybody at once.
+
+    Raises:
+        LinkError: a peer is lost, or took more than ``LIMIT_S``.
+    """
+    probe = _Probe(mesh)
+    latencies = [0.0] * n_ranks
+    for number, partner in enumerate(_partners(mesh.rank, n_ranks)):
+        if partner in mesh.peers:
+            latencies[partner] = probe.ping(partner, number, clock)
+    for number, n_bytes in enumerate((_FIRST_EXCHANGE_BYTES, _EXCHANGE_BYTES), start=n_ranks):
+        probe.meet(number * 2)
+        started = clock()
+        probe.exchange(number * 2 + 1, n_bytes)
+        exchange_s = clock() - started
+    return LinkTimes(tuple(latencies), _EXCHANGE_BYTES, exchange_s)
+
+
+def try_sums(
+    mesh: Mesh,
+    arithmetic: Arithmetic,
+    flow: Flow,
+    width: int,
+    trials: Sequence[SumTrial],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, float]]:
+    """Seconds of wall and processor time that a sum of each trial takes on this rank: medians and means of its rounds.
+    Zeros on a rank that takes no part in ``flow``.
+
+    Raises:
+        LinkError: a peer is lost.
+    """
+    results = []
+    for number, trial in enumerate(trials):
+        n_values = trial.n_tokens * width
+        scale = Scale(PayloadFormat(trial.payload), n_values, arithmetic=arithmetic)
+        algorithm = ALL_ALGORITHMS[trial.algorithm](mesh, scale)  # on all ranks: some are made together
+        if mesh.rank not in flow.participants:
+            results.append((0.0, 0.0))
+            continue
+        sums = Sums(mesh, algorithm)
+        sums.use_for_few(algorithm, n_values)
+        partial = np.zeros((trial.n_tokens, width), np.float32) if mesh.rank in flow.contributors else None
+        out = np.empty((trial.n_tokens, width), np.float32) if mesh.rank in flow.receivers else None
+        walls, cpu_started = [], 0.0
+        for turn in range(trial.n_rounds + 1):
+            if turn == 1:
+                cpu_started = time.thread_time()
+            step = SumStep(_PASS_OF_TRIALS + number * 1001 + turn, flow)
+            started = clock()
+            sums.start(step, partial, out)
+            sums.finish(step)
+            walls.append(clock() - started)
+        cpu_s = (time.thread_time() - cpu_started) / trial.n_rounds
+        results.append((statistics.median(walls[1:]), cpu_s))
+    return results
+
+
+class _Probe:
+    """Sends and receives frames without meaning."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._out = FrameBuffer(_EXCHANGE_BYTES)
+        self._incoming = {rank: Incoming(FrameBuffer(_EXCHANGE_BYTES)) for rank in mesh.peers}
+        self._everybody = mesh.targets(staggered(mesh.peers, mesh.rank)), mesh.sources(self._incoming)
+
+    def ping(self, partner: int, number: int, clock: Callable[[], float]) -> float:
+        """One-way latency: half of the median time there and back."""
+        is_first, times = self._mesh.rank < partner, []
+        target, source = self._mesh.targets([partner]), self._mesh.sources({partner: self._incoming[partner]})
+        for turn in range(_PINGS):
+            key = self._key(number, turn)
+            started = clock()
+            if is_first:
+                self._send(target, key)
+            self._receive(source, key)
+            if not is_first:
+                self._send(target, key)
+            times.append(clock() - started)
+        if is_first:
+            return statistics.median(times[_WARM_UP_PINGS:]) / 2
+        return 0.0
+
+    def meet(self, number: int) -> None:
+        """Returns when everybody has called it."""
+        self.exchange(number, 0)
+
+    def exchange(self, number: int, n_bytes: int) -> None:
+        """Sends so much to every peer, and receives as much from each."""
+        key, exchange = self._key(number, 0), Exchange()
+        targets, sources = self._everybody
+        self._out.seal(key, PayloadType.BYTES, n_bytes)
+        self._mesh.expect(sources, key, exchange)
+        self._mesh.send(targets, self._out, exchange)
+        self._mesh.wait(exchange, LIMIT_S)
+
+    def _send(self, targets: Targets, key: bytes) -> None:
+        exchange = Exchange()
+        self._out.seal(key, PayloadType.BYTES, _PING_BYTES)
+        self._mesh.send(targets, self._out, exchange)
+        self._mesh.wait(exchange, LIMIT_S)
+
+    def _receive(self, sources: Sources, key: bytes) -> None:
+        exchange = Exchange()
+        self._mesh.expect(sources, key, exchange)
+        self._mesh.wait(exchange, LIMIT_S)
+
+    def _key(self, number: int, turn: int) -> bytes:
+        return FrameTag(number << 8 | turn, NO_BLOCK, Phase.PROBE).key(self._mesh.epoch)
+
+
+def _partners(rank: int, n_ranks: int) -> Iterator[int]:
+    """Whom ``rank`` meets in each round, so that every two meet once and all pairs of a round are disjoint (the circle
+    method of tournaments); a number from ``n_ranks`` on: nobody."""
+    n = n_ranks + n_ranks % 2
+    for turn in range(n - 1):
+        # In this round r meets 2·turn - r; who would meet itself, which is turn, meets the last one.
+        partner = turn if rank == n - 1 else (2 * turn - rank) % (n - 1)
+        yield n - 1 if partner == rank else partner

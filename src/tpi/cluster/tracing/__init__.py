@@ -1,0 +1,1 @@
+"""What all ranks did when, on one clock, in a file."""

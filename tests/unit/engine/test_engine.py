@@ -1,0 +1,175 @@
+"""Generation with a runner that has no ranks: what it is asked for can be asked of workers, and is enough."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models import write_random_model
+from tpi.cluster.mesh.frames import FrameBuffer
+from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
+from tpi.engine.engine import Answer, Engine
+from tpi.engine.language import Language
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import Cancelled, LinkError
+from tpi.model.architectures import read_spec
+from tpi.runtime.logits import Row, extract, join
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Float32Array
+
+N_CELLS, MAX_TOKENS = 64, 8
+PROMPT = [1, 5, 9, 300]
+Logits = Callable[[int], Float32Array]
+"""Of the row at a position."""
+
+
+def peaked(position: int) -> Float32Array:
+    """As models give them; the tokens that end an answer are unlikely."""
+    logits = np.random.default_rng(position).normal(scale=4, size=320).astype(np.float32)
+    logits[:3] = -30
+    return logits
+
+
+def flat(position: int) -> Float32Array:
+    return peaked(position) / np.float32(1000)
+
+
+class FakeRunner:
+    """Gives rows by ``logits``: whole ones, or those that ``n_slices`` ranks give. Passes go over the wire."""
+
+    def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
+        self.spec = read_spec(language.gguf, "")
+        self.n_cells, self.max_tokens, self.epoch = N_CELLS, MAX_TOKENS, 1
+        self.passes: list[Pass] = []
+        self.n_rests = 0
+        self.before_pass: Callable[[int], None] = lambda number: None
+        self._logits, self._n_slices = logits, n_slices
+        self._limits = PassLimits(MAX_TOKENS, N_CELLS, 8, self.spec.n_vocab, self.spec.n_embd)
+        self._last: list[Float32Array] = []
+
+    def run(self, work: Pass) -> tuple[Row, ...]:
+        self.before_pass(len(self.passes))
+        buffer = FrameBuffer(pass_capacity(MAX_TOKENS, N_CELLS, self.spec.n_embd))
+        there = unpack_pass(work.pass_id, buffer.payload[: pack_pass(work, buffer, True)], self._limits)
+        assert there is not None
+        self.passes.append(there)
+        self._last = [self._logits(int(work.positions[row])) for row in there.sampled]
+        if there.wanted.is_all or not self._n_slices:
+            return tuple(Row(logits[: there.wanted.n_tokens or None]) for logits in self._last)
+        return tuple(self._join(logits, there) for logits in self._last)
+
+    def _join(self, logits: Float32Array, work: Pass) -> Row:
+        size = -(-logits.size // self._n_slices)
+        starts = range(0, logits.size, size)
+        return join([extract(logits[start : start + size], start, work.wanted) for start in starts], work.wanted)
+
+    def rest(self) -> tuple[Row, ...]:
+        self.n_rests += 1
+        return tuple(Row(logits[: self.passes[-1].wanted.n_tokens or None]) for logits in self._last)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Language:
+    return Language(write_random_model(Path(tmp_path_factory.mktemp("model")) / "model.gguf"))
+
+
+def answer(
+    language: Language, runner: FakeRunner, sampling: SamplingSettings | None = None, max_tokens: int = 12
+) -> tuple[str, Answer]:
+    sampling = sampling or SamplingSettings(temperature=1.0, seed=7)
+    with Engine(runner, language) as engine:
+        text = "".join(
+            delta.text for delta in engine.generate(PROMPT, sampling, GenerationSettings(max_tokens, raw=True))
+        )
+        return text, engine.last
+
+
+MANNERS = [
+    SamplingSettings(temperature=0),
+    SamplingSettings(temperature=1.0, seed=7),
+    SamplingSettings(temperature=1.0, seed=7, repetition_penalty=1.3),
+    SamplingSettings(temperature=1.0, seed=7, top_k=0),
+    SamplingSettings(temperature=1.0, seed=7, top_k=0, top_p=1.0, min_p=0.0),
+    SamplingSettings(temperature=1.0, seed=7, top_k=0, repetition_penalty=1.3),
+    SamplingSettings(temperature=1.0, seed=7, top_k=1_000_000_000),
+    SamplingSettings(temperature=1.0, seed=7, top_k=320, repetition_penalty=1.3),
+]
+
+
+@pytest.mark.parametrize("sampling", MANNERS)
+@pytest.mark.parametrize("logits", [peaked, flat])
+def test_parts_of_rows_give_the_answer_of_whole_ones(
+    language: Language, sampling: SamplingSettings, logits: Logits
+) -> None:
+    """Whatever is wanted can also be asked for: more tokens than there are included."""
+    whole = answer(language, FakeRunner(language, logits), sampling)
+    assert whole[1].n_tokens == 12 and whole[1].finish == "length"
+    for n_slices in (1, 3):
+        runner = FakeRunner(language, logits, n_slices)
+        text, last = answer(language, runner, sampling)
+        assert (text, last.n_tokens, last.finish) == (whole[0], 12, "length")
+        assert runner.n_rests <= 12
+        assert all(work.wanted.n_best <= 320 and work.wanted.n_tokens == 320 for work in runner.passes)
+
+
+def test_a_row_that_a_part_does_not_decide_is_fetched(language: Language) -> None:
+    sampling = SamplingSettings(temperature=1.0, seed=7, top_k=0, top_p=0.9, min_p=0.0)
+    runner = FakeRunner(language, flat, 1)
+    answer(language, runner, sampling)
+    assert runner.n_rests == 12
+    peak = FakeRunner(language, peaked, 1)
+    answer(language, peak, sampling)
+    assert peak.n_rests == 0
+
+
+def test_passes_of_a_prompt_sample_its_last_token_only(language: Language) -> None:
+    runner = FakeRunner(language)
+    with Engine(runner, language) as engine:
+        list(engine.generate(list(range(10, 30)), SamplingSettings(), GenerationSettings(2, raw=True)))
+    assert [work.n_tokens for work in runner.passes] == [8, 8, 4, 1]
+    assert [work.sampled.tolist() for work in runner.passes] == [[], [], [3], [0]]
+
+
+def test_a_pass_that_is_stopped_ends_the_answer_and_no_more(language: Language) -> None:
+    runner = FakeRunner(language)
+
+    def stop(number: int) -> None:
+        if number == 5:
+            runner.epoch += 1
+            raise Cancelled("the pass was stopped")
+
+    runner.before_pass = stop
+    with Engine(runner, language) as engine:
+        settings = GenerationSettings(20, raw=True)
+        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
+        assert (engine.last.finish, engine.last.n_tokens) == ("cancelled", 5)
+        runner.before_pass = lambda number: None
+        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
+        assert engine.last.n_cached_tokens == 0, "the ranks have forgotten what they computed in the epoch before"
+        assert (engine.last.finish, engine.last.n_tokens) == ("length", 20)
+        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
+        assert engine.last.n_cached_tokens == len(PROMPT) - 1
+
+
+def test_a_worker_that_is_lost_is_an_error(language: Language) -> None:
+    runner = FakeRunner(language)
+
+    def lose(number: int) -> None:
+        if number == 3:
+            raise LinkError("attic (rank 1) is gone")
+
+    runner.before_pass = lose
+    with pytest.raises(LinkError, match="attic"):
+        answer(language, runner)
+
+
+def test_rows_that_are_no_tokens_are_never_drawn(language: Language) -> None:
+    """Some models have more rows than their tokenizer has words."""
+    runner = FakeRunner(language, lambda position: np.arange(320, dtype=np.float32), 3)
+    with Engine(runner, language) as engine:
+        engine._n_tokens = 300
+        list(engine.generate(PROMPT, replace(MANNERS[0]), GenerationSettings(3, raw=True)))
+        assert [work.wanted.n_tokens for work in runner.passes] == [300] * 3
+        assert engine._sequence._tokens[-1] == 299

@@ -1,0 +1,56 @@
+"""The KV cache's memory: what was written can be forgotten, at once and for good."""
+
+import mmap
+import sys
+
+import pytest
+
+from tpi.gguf.types import TYPES_BY_NAME
+from tpi.observe import resident_bytes
+from tpi.runtime.kvcache import KvCache
+
+
+def fill(cache: KvCache) -> None:
+    for maps in cache._maps.values():
+        for memory in maps:
+            for start in range(0, len(memory), mmap.PAGESIZE):
+                stop = min(start + mmap.PAGESIZE, len(memory))
+                memory[start:stop] = b"\xff" * (stop - start)
+
+
+def is_clear(cache: KvCache) -> bool:
+    return not any(any(memory[:]) for maps in cache._maps.values() for memory in maps)
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+@pytest.mark.parametrize("platform", ["linux", "elsewhere"])
+def test_everything_is_forgotten(kind: str, platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if platform == "elsewhere":
+        monkeypatch.setattr("tpi.runtime.kvcache.sys.platform", "plan9")
+    with KvCache({0: 64, 1: 0, 2: 96}, 100, TYPES_BY_NAME[kind]) as cache:
+        addresses = [cache.addresses(layer) for layer in (0, 2)]
+        for _ in range(2):
+            fill(cache)
+            assert not is_clear(cache)
+            cache.forget()
+            assert is_clear(cache)
+        assert [cache.addresses(layer) for layer in (0, 2)] == addresses, "graphs go on with the same memory"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other systems keep the memory")
+def test_what_is_forgotten_takes_no_memory() -> None:
+    n_bytes = 20 << 20
+    with KvCache({0: 64}, n_bytes // (2 * 64 * 2)) as cache:
+        before = resident_bytes()
+        fill(cache)
+        assert resident_bytes() - before > n_bytes - 2_000_000
+        cache.forget()
+        assert resident_bytes() - before < 2_000_000
+
+
+def test_a_cache_of_nothing_forgets_nothing() -> None:
+    cache = KvCache({0: 0}, mmap.PAGESIZE)
+    cache.forget()
+    cache.close()
+    cache.close()
+    cache.forget()
