@@ -33,5 +33,6 @@ NAMES = {
     "rank": Measurement("bench.rank", "a real master and one real worker of a large model: memory and loading"),
     "paper": Measurement("bench.paper", "the table of the TPI-LLM paper, row by row"),
     "reach": Measurement("bench.reach", "all that is to be reached on one machine, each figure with its limit"),
+    "netplots": Measurement("bench.netplots", "pictures: sums against latency, tokens per second against devices"),
     "plots": Measurement("bench.plots", "pictures: memory of a rank over time, time per token against memory"),
 }

@@ -26,7 +26,8 @@ def test_without_root_the_other_way_is_offered(monkeypatch: pytest.MonkeyPatch) 
 def test_settings_of_the_switch() -> None:
     devices = [Device(), Device(rate_bps=100e6)]
     assert testbed._switch_settings(devices, 0.001, 300e6, {(1, 0): 0.005}, 100e6, 0.002) == (
-        "2 cubic,reno\n12500000.0 2000000\n10.99.0.1 37500000.0\n10.99.0.2 12500000.0\n1000000 1000000\n5000000 1000000\n"
+        "2 cubic,reno\n12500000.0 2000000\n"
+        "10.99.0.1 37500000.0\n10.99.0.2 12500000.0\n1000000 1000000\n5000000 1000000\n"
     )
 
 

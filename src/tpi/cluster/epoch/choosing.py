@@ -20,6 +20,8 @@ TRIAL_BUDGET_S = 0.3
 """For all trials of one epoch, about."""
 _MOST_ROUNDS, _LEAST_ROUNDS = 9, 2
 _MOST_TRIALS = 3
+_EQUAL_RATIO = 1.03
+"""Times closer to each other than this do not tell which way is faster."""
 _MESSAGE_S = 10e-6
 """Processor time of one message, there and here."""
 _TRIED = ("star", "one-shot", "two-shot")
@@ -101,19 +103,22 @@ def trials_of(candidates: Mapping[int, Sequence[SumWay]]) -> list[SumTrial]:
 def choose(
     candidates: Mapping[int, Sequence[SumWay]], measured: Sequence[Measured], network: Network, few_tokens: int
 ) -> Choice:
-    """The fastest of what was tried; a trial takes as long as on the slowest rank."""
+    """The fastest of what was tried; a trial takes as long as on the slowest rank. Of those that are equally fast, as far
+    as so few rounds can tell, the one that was foretold to be."""
     flat = [way for found in candidates.values() for way in found]
     times = [max(one.sums_s[number] for one in measured if one.sums_s) for number in range(len(flat))]
     tried = [
         SumWay(way.algorithm, way.payload, way.n_tokens, way.predicted_s, took_s)
         for way, took_s in zip(flat, times, strict=True)
     ]
-    fastest = {
-        n_tokens: min((way for way in tried if way.n_tokens == n_tokens), key=lambda way: way.measured_s)
-        for n_tokens in candidates
-    }
+    fastest = {n_tokens: _fastest([way for way in tried if way.n_tokens == n_tokens]) for n_tokens in candidates}
     few, many = fastest[min(fastest)], fastest[max(fastest)]
     return Choice(few, many, few_tokens, network.latency_s, network.bytes_per_s, tuple(tried))
+
+
+def _fastest(tried: Sequence[SumWay]) -> SumWay:
+    limit_s = min(way.measured_s for way in tried) * _EQUAL_RATIO
+    return min((way for way in tried if way.measured_s <= limit_s), key=lambda way: way.predicted_s)
 
 
 def _fits(name: str, n_ranks: int, n_values: int) -> bool:

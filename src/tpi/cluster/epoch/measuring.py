@@ -29,6 +29,8 @@ _PINGS, _WARM_UP_PINGS = 7, 2
 _PING_BYTES = 8
 _FIRST_EXCHANGE_BYTES, _EXCHANGE_BYTES = 16 << 10, 64 << 10
 """The first opens TCP's windows."""
+_SMALL_VALUES = 1 << 16
+"""Of sums whose buffers fit side by side into a worker's memory."""
 _PASS_OF_TRIALS = 1 << 63
 """Numbers of passes that never come."""
 
@@ -70,36 +72,68 @@ def try_sums(
     trials: Sequence[SumTrial],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:
-    """Seconds of wall and processor time that a sum of each trial takes on this rank: medians and means of its rounds.
-    Zeros on a rank that takes no part in ``flow``.
+    """Seconds of wall and processor time that a sum of each trial takes on this rank: lower quartiles and means of its
+    rounds. Small sums take turns, so that what disturbs some rounds disturbs all trials. Zeros on a rank that takes no
+    part in ``flow``.
 
     Raises:
         LinkError: a peer is lost.
     """
-    results = []
-    for number, trial in enumerate(trials):
-        n_values = trial.n_tokens * width
-        scale = Scale(PayloadFormat(trial.payload), n_values, arithmetic=arithmetic)
-        algorithm = ALL_ALGORITHMS[trial.algorithm](mesh, scale)  # on all ranks: some are made together
+    results = [(0.0, 0.0)] * len(trials)
+    for numbers in _in_turns(trials, width):
+        running = [_Trial(mesh, arithmetic, flow, width, number, trials[number]) for number in numbers]
         if mesh.rank not in flow.participants:
-            results.append((0.0, 0.0))
             continue
-        sums = Sums(mesh, algorithm)
-        sums.use_for_few(algorithm, n_values)
-        partial = np.zeros((trial.n_tokens, width), np.float32) if mesh.rank in flow.contributors else None
-        out = np.empty((trial.n_tokens, width), np.float32) if mesh.rank in flow.receivers else None
-        walls, cpu_started = [], 0.0
-        for turn in range(trial.n_rounds + 1):
-            if turn == 1:
-                cpu_started = time.thread_time()
-            step = SumStep(_PASS_OF_TRIALS + number * 1001 + turn, flow)
-            started = clock()
-            sums.start(step, partial, out)
-            sums.finish(step)
-            walls.append(clock() - started)
-        cpu_s = (time.thread_time() - cpu_started) / trial.n_rounds
-        results.append((statistics.median(walls[1:]), cpu_s))
+        for turn in range(max(trial.n_rounds for trial in running) + 1):
+            for trial in running:
+                trial.run(turn, clock)
+        for trial in running:
+            results[trial.number] = trial.result()
     return results
+
+
+def _in_turns(trials: Sequence[SumTrial], width: int) -> Iterator[list[int]]:
+    """The trials' numbers, together those that are tried in turns."""
+    small = [number for number, trial in enumerate(trials) if trial.n_tokens * width <= _SMALL_VALUES]
+    if small:
+        yield small
+    yield from ([number] for number in range(len(trials)) if number not in small)
+
+
+class _Trial:
+    """Sums of one kind, of zeros."""
+
+    def __init__(
+        self, mesh: Mesh, arithmetic: Arithmetic, flow: Flow, width: int, number: int, trial: SumTrial
+    ) -> None:
+        """On all ranks: some algorithms are made together."""
+        self.number, self.n_rounds = number, trial.n_rounds
+        self._flow = flow
+        shape, n_values = (trial.n_tokens, width), trial.n_tokens * width
+        scale = Scale(PayloadFormat(trial.payload), n_values, arithmetic=arithmetic)
+        algorithm = ALL_ALGORITHMS[trial.algorithm](mesh, scale)
+        self._sums = Sums(mesh, algorithm)
+        self._sums.use_for_few(algorithm, n_values)
+        self._partial = np.zeros(shape, np.float32) if mesh.rank in flow.contributors else None
+        self._out = np.empty(shape, np.float32) if mesh.rank in flow.receivers else None
+        self._walls: list[float] = []
+        self._cpu_s = 0.0
+
+    def run(self, turn: int, clock: Callable[[], float]) -> None:
+        """Round ``turn``, if there are so many; the first is not timed."""
+        if turn > self.n_rounds:
+            return
+        step = SumStep(_PASS_OF_TRIALS + self.number * 1001 + turn, self._flow)
+        cpu_started, started = time.thread_time(), clock()
+        self._sums.start(step, self._partial, self._out)
+        self._sums.finish(step)
+        if turn:
+            self._walls.append(clock() - started)
+            self._cpu_s += time.thread_time() - cpu_started
+
+    def result(self) -> tuple[float, float]:
+        """Wall and processor time."""
+        return sorted(self._walls)[len(self._walls) // 4], self._cpu_s / len(self._walls)
 
 
 class _Probe:

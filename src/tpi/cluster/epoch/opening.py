@@ -216,7 +216,9 @@ class Opening:
         needed = set(failures) if len(failures) <= _MAX_DETOURS else set(failures) & self._needed_pairs()
         for pair in sorted(needed):
             self._relay_pair(pair, relays)
-        return needed == set(failures), tuple(Detour(pair, failures[pair]) for pair in sorted(needed))
+        if n_left := len(set(failures) - needed):
+            self._membership.notes.add(f"{n_left} pairs of devices cannot reach each other: sums are added up by star")
+        return not n_left, tuple(Detour(pair, failures[pair]) for pair in sorted(needed))
 
     def _relay_pair(self, pair: Pair, relays: Relays) -> None:
         expected = set()

@@ -182,6 +182,12 @@ def test_the_fastest_on_the_slowest_rank_is_taken() -> None:
     assert [entry.measured_s for entry in choice.tried] == [0.009, 0.004, 0.03, 0.05]
 
 
+def test_of_equally_fast_ones_the_foretold_is_taken() -> None:
+    few = {1: [way("one-shot", 1, 0.002), way("two-shot", 1, 0.003)]}
+    assert choose(few, [Measured(1, sums_s=(0.00204, 0.002))], NARROW, 8).few.algorithm == "one-shot"
+    assert choose(few, [Measured(1, sums_s=(0.0022, 0.002))], NARROW, 8).few.algorithm == "two-shot"
+
+
 def test_one_choice_serves_few_and_many() -> None:
     choice = choose({1: CANDIDATES[1]}, [Measured(1, sums_s=(0.2, 0.1))], SLOW, 8)
     assert choice.few == choice.many and choice.few.algorithm == "star"

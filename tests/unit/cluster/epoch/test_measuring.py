@@ -176,11 +176,29 @@ def test_who_takes_no_part_waits_for_nobody(contributors: tuple[int, ...], recei
             assert (np.array([wall_s for wall_s, _ in results]) > 0).all() == (rank in flow.participants)
 
 
-def test_a_trial_takes_the_median_of_its_rounds_but_the_first() -> None:
+def test_a_trial_takes_what_its_rounds_take() -> None:
     """A clock that is a second further at every look: every round takes one."""
     with open_meshes(2) as meshes:
         found = tried(meshes, Flow(1, (0, 1), (0, 1), False), [SumTrial("star", "f16", 1, 5)], 1.0)
     assert [results[0][0] for results in found] == [1.0, 1.0]
+
+
+def test_small_sums_take_turns_and_large_ones_do_not() -> None:
+    small, large = SumTrial("star", "f16", 1, 2), SumTrial("star", "f16", 128, 2)
+    assert list(measuring._in_turns([small, large, small, large], 1024)) == [[0, 2], [1], [3]]
+    assert list(measuring._in_turns([large], 1024)) == [[0]]
+
+
+def test_rounds_that_were_disturbed_do_not_count() -> None:
+    """The first of eight is not timed; three of seven took a hundred times as long."""
+    times = iter([0.0, 0, 1, 0, 100, 0, 100, 0, 1, 0, 1, 0, 100, 0, 1])
+    with open_meshes(1) as meshes:
+        trial = measuring._Trial(
+            meshes[0], make_arithmetic(), Flow(1, (0,), (0,), False), WIDTH, 0, SumTrial("star", "f16", 1, 7)
+        )
+        for turn in range(8):
+            trial.run(turn, lambda: next(times))
+    assert trial.result()[0] == 1
 
 
 def test_a_peer_that_is_lost_ends_the_trials() -> None:
