@@ -57,6 +57,10 @@ class LinkError(TpiError):
     """A peer cannot be reached, went silent or went away."""
 
 
+class Dismissed(LinkError):
+    """The master has ended the session, and has said why."""
+
+
 class LinkTimeoutError(LinkError):
     """A peer that is not known to be gone has not said what was waited for."""
 

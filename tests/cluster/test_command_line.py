@@ -48,6 +48,24 @@ def test_all_ranks_end_with_the_master(home: Home, number: signal.Signals) -> No
         assert "Traceback" not in master.err()
 
 
+def test_keys_of_a_master_that_was_killed_go_with_the_next_one(home: Home) -> None:
+    place = home.folder / "tmp"
+    with home.start("run", "demo", PROMPT, "--max-tokens", "1000", "--local-devices", "2") as master:
+        assert master.process.stdout is not None
+        assert master.process.stdout.read(10)
+        master.process.send_signal(signal.SIGSTOP)
+        (keys,) = place.iterdir()
+        assert stat.S_IMODE(keys.stat().st_mode) == 0o700 and list(keys.rglob("device.pem"))
+        assert home.run("run", "demo", PROMPT, "--max-tokens", "2", "--local-devices", "2").code == 0
+        assert list(place.iterdir()) == [keys], "it is in use"
+        master.process.kill()
+        master.process.wait()
+    home.wait_until_quiet()
+    assert list(place.iterdir()) == [keys]
+    assert home.run("run", "demo", PROMPT, "--max-tokens", "2", "--local-devices", "2").code == 0
+    assert list(place.iterdir()) == []
+
+
 def test_a_rank_that_dies_ends_the_others_with_one_line(home: Home) -> None:
     with home.start("run", "demo", PROMPT, "--max-tokens", "1000", "--local-devices", "3", "--no-stats") as master:
         assert master.process.stdout is not None

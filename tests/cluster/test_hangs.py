@@ -35,6 +35,20 @@ disk.read_some = read_if_it_may
 import tpi.cli.main
 sys.exit(tpi.cli.main.main())
 """
+HANGS_IN_A_PASS = """
+import os, time
+from tpi.cluster.epoch.host import RankHost
+run = RankHost.run
+
+def run_if_it_may(host, work):
+    while os.path.exists(os.environ["TPI_HOME"] + "/stuck"):
+        time.sleep(0.02)
+    return run(host, work)
+
+RankHost.run = run_if_it_may
+import sys, tpi.cli.main
+sys.exit(tpi.cli.main.main())
+"""
 SERVE = ("--bind", "127.0.0.1", "--port", "0", "--threads", "1")
 
 
@@ -101,6 +115,21 @@ def test_a_disk_that_never_answers_is_named_and_ctrl_c_ends_the_answer(home: Hom
             join.process.wait(10)
 
 
+def test_ctrl_c_while_a_worker_hangs_where_nothing_can_stop_it(home: Home, away: Home, talkative: Path) -> None:
+    """The master does not wait until it has ended the epoch."""
+    stuck = away.folder / "stuck"
+    with home.start("serve", str(talkative), *SERVE, "--raw", "--max-tokens", "4000") as serve:
+        options = ["--name", "attic", "--threads", "1"]
+        with away.start("join", find_key(serve), *options, program=HANGS_IN_A_PASS):
+            serve.wait_for("ready: 2 devices work")
+            serve.say("w1 w2 w3")
+            assert serve.process.stdout is not None and os.read(serve.process.stdout.fileno(), 1)
+            stuck.touch()
+            time.sleep(1)
+            serve.process.send_signal(signal.SIGINT)
+            assert ends_within(serve, ENDED_S) == 128 + signal.SIGINT
+
+
 @contextmanager
 def slowed(running: Running) -> Iterator[None]:
     """The process stands still most of the time; less than what counts as silence."""
@@ -109,7 +138,7 @@ def slowed(running: Running) -> Iterator[None]:
     def work() -> None:
         while not is_over.is_set():
             running.process.send_signal(signal.SIGSTOP)
-            is_over.wait(0.3)
+            is_over.wait(0.4)
             running.process.send_signal(signal.SIGCONT)
             is_over.wait(0.01)
 
@@ -123,9 +152,9 @@ def slowed(running: Running) -> Iterator[None]:
 
 
 def test_ctrl_c_in_the_middle_of_a_pass_on_a_slow_device(home: Home, away: Home, talkative: Path) -> None:
-    """The worker ends as soon: its computing is stopped between two operations."""
+    """The worker ends as soon as it gets to run."""
     with (
-        home.start("serve", str(talkative), *SERVE, "--raw", "--max-tokens", "10", "--no-stats") as serve,
+        home.start("serve", str(talkative), *SERVE, "--raw", "--shares", "1,9", "--no-stats") as serve,
         away.start("join", find_key(serve), "--name", "attic", "--threads", "1") as join,
     ):
         serve.wait_for("ready: 2 devices work")

@@ -20,7 +20,7 @@ from tests.cluster.ranks import (
     thread_run,
 )
 from tests.cluster.stories import N_TOKENS, CutFor, OneDevice
-from tests.parity.rig import range_difference, reference_logits
+from tests.parity.rig import LAYOUTS, range_difference, reference_logits
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.model.spec import BlockKind
 from tpi.runtime.protocols import Float32Array
@@ -41,6 +41,7 @@ SHARES: list[Shares] = [
     (6, 1, 1, 1, 1, 1, 1, 0),
 ]
 MANY = [shares for shares in SHARES if len(shares) > 1]
+FURTHER = [layout for layout in LAYOUTS if layout not in SHARES]
 BOUNDS = {PayloadFormat.F32: 1e-3, PayloadFormat.F16: 3e-3}
 """For int8 there is no bound but that of rounding activations to 8 bits, several times over; `measure` tells."""
 MOST_OTHER_TOKENS = 4
@@ -113,6 +114,20 @@ def test_quantised_logits_differ_less_than_by_quantising_activations(
     reference = one_device(DEMO).logits
     outcome = thread_run(cut_for(DEMO, shares), story.chunks, payload, everything)
     check(outcome.logits, reference, compare(one_device(unrounded_demo).logits, reference).of_range, story)
+
+
+@pytest.mark.parametrize("layout", FURTHER, ids=str)
+def test_pipelines_and_mixtures_answer_like_one_device(
+    cut_for: CutFor, one_device: OneDevice, story: Story, unrounded_demo: Path, layout: str
+) -> None:
+    """As the shares before, which with these are more than ten layouts; weights stream on every rank."""
+    reference = one_device(DEMO).logits
+    for budget in (everything, half):
+        outcome = thread_run(cut_for(DEMO, layout), story.chunks, PayloadFormat.F16, budget)
+        check(outcome.logits, reference, compare(one_device(unrounded_demo).logits, reference).of_range, story)
+    for payload in (PayloadFormat.F32, PayloadFormat.F16):
+        outcome = thread_run(cut_for(unrounded_demo, layout), story.chunks, payload, everything)
+        check(outcome.logits, one_device(unrounded_demo).logits, BOUNDS[payload], story)
 
 
 def check(logits: Float32Array, reference: Float32Array, bound: float, story: Story) -> None:

@@ -25,6 +25,21 @@ from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import PIECE_BYTES, lay_out
 
+LAYOUTS: tuple[tuple[float, ...] | str, ...] = (
+    (1, 1),
+    (3, 2, 2, 1),
+    (0, 1),
+    (1, 0, 0, 1),
+    "0-1:0 2-3:1",
+    "0:0 1:1 2:2 3:3 head:0",
+    "0-3:1 head:0",
+    "0:0 1-2:1,2 3:0,1,2 head:*",
+    "0-1:0=3,1=1 2-3:2 head:0,2",
+    "0-2:* 3:1 head:1,2",
+)
+"""Of models with four layers: every layer cut among ranks, some of which hold nothing; layers on ranks of their own,
+the head with the last or elsewhere; and mixtures of these."""
+
 
 def reference_logits(
     path: Path,

@@ -7,7 +7,7 @@ import pytest
 
 from tests.cluster.unrounded import write_unrounded
 from tests.models import write_random_model
-from tests.parity.rig import cluster_logits, count_ranks, range_difference
+from tests.parity.rig import LAYOUTS, cluster_logits, count_ranks, range_difference
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums
@@ -18,6 +18,8 @@ from tpi.testing.meshes import open_sums
 TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, 320, 90)]
 CHUNKS = [TOKENS[:70], TOKENS[70:80], *([token] for token in TOKENS[80:])]
 SHARES = [(1, 1), (1, 1, 1), (3, 2, 2, 1), (1, 1, 1, 1, 1), (1,) * 8, (5, 1), (0, 1), (1, 0, 0, 1)]
+F16_BOUND = 1e-3
+"""Of weights in F16, for which activations are rounded to 16 bits."""
 BOUNDS = {PayloadFormat.F32: 1e-4, PayloadFormat.F16: 3e-3, PayloadFormat.INT8: 3e-2}
 
 Shares = tuple[float, ...] | str
@@ -79,6 +81,20 @@ def test_rearranged_quantised_ranks_equal_one(
     many = _run(path, shares, PayloadFormat.F16, algorithm, repack=True, is_resident=is_resident)
     print(f"{range_difference(many, one):.1e} of {range_difference(one, exact):.1e}")
     assert range_difference(many, one) <= 2 * range_difference(one, exact)
+
+
+@pytest.mark.parametrize("shares", LAYOUTS, ids=str)
+def test_ten_layouts_equal_one(tmp_path: Path, shares: Shares) -> None:
+    """Of four layers; the bound as before."""
+    path = write_random_model(tmp_path / "model.gguf", types="Q4_0", n_layers=4, n_heads=8, n_kv_heads=4, n_embd=512)
+    exact_path = write_unrounded(path, tmp_path / "unrounded.gguf")
+    exact = cluster_logits(exact_path, CHUNKS, [Sums(None, None)], n_threads=1)[0]
+    one = cluster_logits(path, CHUNKS, [Sums(None, None)], n_threads=1)[0]
+    many = _run(path, shares, PayloadFormat.F16)
+    print(f"{range_difference(many, one):.1e} of {range_difference(one, exact):.1e}")
+    assert range_difference(many, one) <= 2 * range_difference(one, exact)
+    unrounded = _run(exact_path, shares, PayloadFormat.F32)
+    assert range_difference(unrounded, exact) <= F16_BOUND
 
 
 @pytest.mark.parametrize("types", ["Q4_0", "Q8_0", "Q4_K", "F16"])

@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.config import Folders
@@ -14,6 +15,31 @@ JOIN_KEY = "TPI_JOIN_KEY"
 _HOME = "TPI_HOME"
 _SPIN_COUNT = "1000"
 _DEBUG = "TPI_DEBUG"
+_MPI_PLACES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),  # MPICH, Intel MPI, MS-MPI
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK"),  # MVAPICH
+    ("PMIX_RANK", "SLURM_NTASKS", "SLURM_LOCALID"),  # srun --mpi=pmix
+)
+
+
+@dataclass(frozen=True)
+class MpiPlace:
+    """Which of ``n`` processes this one is, 0 the first; and which of those on its machine."""
+
+    number: int
+    n: int
+    number_here: int
+
+
+def find_mpi_place(variables: Mapping[str, str] | None = None) -> MpiPlace | None:
+    """This process's place among those that ``mpiexec`` has started with it, if it has."""
+    variables = os.environ if variables is None else variables
+    for names in _MPI_PLACES:
+        rank, size, local = (variables.get(name, "") for name in names)
+        if rank.isdecimal() and size.isdecimal() and int(size) > 1:
+            return MpiPlace(int(rank), int(size), int(local if local.isdecimal() else rank))
+    return None
 
 
 def find_folders(variables: Mapping[str, str] | None = None) -> Folders:

@@ -17,12 +17,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from tpi.cli.environment import is_debugging, keep_waiting_short
+from tpi.cli.environment import find_mpi_place, is_debugging, keep_waiting_short
 from tpi.cli.signals import Terminated, ended_by_signals
 from tpi.errors import TpiError
 from tpi.native.allocator import keep_allocator_small
 from tpi.version import VERSION
 
+_USAGE = 2
 _DEFECT = 70
 
 
@@ -138,10 +139,13 @@ def _explain_usage(error: typer.TyperException) -> int:
         print(error.format_message(), file=sys.stderr)
         return 2
     path = context.command_path if context is not None else "tpi"
-    return _fail(f"{_one_line(error.format_message()).rstrip('.')}; see `{path} --help`", 2)
+    return _fail(f"{_one_line(error.format_message()).rstrip('.')}; see `{path} --help`", _USAGE)
 
 
 def _fail(message: str, code: int) -> int:
+    place = find_mpi_place()
+    if code == _USAGE and place is not None and place.number_here > 0:  # the first one on this machine says the same
+        return code
     with contextlib.suppress(OSError):
         print(f"tpi: {_one_line(message)}", file=sys.stderr, flush=True)
     return code

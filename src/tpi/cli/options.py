@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tpi.cluster.allreduce.mpi import Mpi
 from tpi.cluster.pairing.connect import make_device_name
 from tpi.config import DEFAULT_CONTEXT, Resources, parse_bytes, parse_shares
 from tpi.errors import UsageError
@@ -57,7 +58,8 @@ Allreduce = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="How sums are added up: star, one-shot, two-shot, ring, tree. [default: what is fastest on these links]",
+        help="How sums are added up: star, one-shot, two-shot, ring, tree, or mpi under mpiexec. [default: mpi there, "
+        "otherwise what is fastest on these links]",
     ),
 ]
 Trace = Annotated[
@@ -115,6 +117,14 @@ def read_shares(text: str | None, n_ranks: int) -> tuple[float, ...] | None:
             f"--shares {text} has {len(shares)} numbers for {n_ranks} devices: write one each, this device's first"
         )
     return shares
+
+
+def refuse_mpi(allreduce: str | None) -> None:
+    """Raises:
+    UsageError: sums are to go by MPI, which has not started this process.
+    """
+    if allreduce == Mpi.name:
+        raise UsageError(f"--allreduce {Mpi.name}: it needs processes that MPI has started: mpiexec -n N tpi run ...")
 
 
 def device_name(given: str | None) -> str:

@@ -8,6 +8,7 @@ from tpi.cli import answers, options
 from tpi.cli.display import open_display
 from tpi.cli.environment import find_folders
 from tpi.cli.models import find_model
+from tpi.cli.mpirun import begin_mpi
 from tpi.cli.session import open_local
 from tpi.cli.terminal import ChatInput, can_chat, read_prompt
 from tpi.config import MAX_RANKS, MasterSettings
@@ -54,28 +55,36 @@ def command(
 ) -> None:
     """Answer PROMPT, or chat when there is none and this is a terminal.
 
-    The answer goes to standard output, everything else to standard error.
+    The answer goes to standard output, everything else to standard error. Under `mpiexec -n N` the N processes are the
+    devices, and MPI carries their sums.
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
     manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
-    settings = MasterSettings(
-        model=find_model(model),
-        folders=find_folders(),
-        resources=options.read_resources(memory, window, threads, local_devices, _FREE_PART, not no_repack),
-        n_workers=local_devices - 1,
-        shares=options.read_shares(shares, local_devices),
-        context=context,
-        layout=layout,
-        wire=wire.lower(),
-        allreduce=allreduce,
-        kv_type=kv_type.upper(),
-        trace=trace,
-        name="local-0",
-    )
-    if prompt == "-" or (prompt is None and not can_chat()):
-        prompt = read_prompt()
-    with open_local(settings, manner, open_display()) as talk:
-        if prompt is None:
-            talk.chat(ChatInput().read_line)
-        else:
-            talk.answer_once(prompt)
+    with begin_mpi(local_devices, allreduce) as mpi:
+        n_ranks, n_here = (local_devices, local_devices) if mpi is None else (mpi.n_processes, mpi.n_here)
+        resources = options.read_resources(memory, window, threads, n_here, _FREE_PART, not no_repack)
+        if mpi is not None and not mpi.is_master:
+            mpi.work(find_folders(), resources)
+            return
+        settings = MasterSettings(
+            model=find_model(model),
+            folders=find_folders(),
+            resources=resources,
+            n_workers=n_ranks - 1,
+            shares=options.read_shares(shares, n_ranks),
+            context=context,
+            layout=layout,
+            wire=wire.lower(),
+            allreduce=allreduce,
+            kv_type=kv_type.upper(),
+            trace=trace,
+            name="local-0",
+        )
+        if prompt == "-" or (prompt is None and not can_chat()):
+            prompt = read_prompt()
+        open_talk = open_local if mpi is None else mpi.open
+        with open_talk(settings, manner, open_display()) as talk:
+            if prompt is None:
+                talk.chat(ChatInput().read_line)
+            else:
+                talk.answer_once(prompt)

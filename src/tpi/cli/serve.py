@@ -55,6 +55,7 @@ def command(
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
     manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
+    options.refuse_mpi(allreduce)
     settings = MasterSettings(
         model=find_model(model),
         folders=find_folders(),

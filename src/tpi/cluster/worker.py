@@ -58,7 +58,7 @@ from tpi.cluster.pairing.joinkey import Address, JoinKey
 from tpi.cluster.reports import Ready, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
-from tpi.errors import Cancelled, LinkError, ProtocolError, RemovedError, TpiError
+from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, RemovedError, TpiError
 from tpi.model.architectures import blocks_of
 from tpi.model.flow import first_members, flows_of, typical_flow
 from tpi.trace import Trace
@@ -358,7 +358,7 @@ class _Worker:
                 self._gate.revoke(int(message.serial, 16))
             case Goodbye():
                 self._is_goodbye = True
-                self._stop(LinkError(one_line(message.reason)))
+                self._stop(Dismissed(one_line(message.reason)))
             case EndEpoch():
                 self._ended_epoch = message.epoch
                 self._interrupt(LinkError("the epoch is over"))

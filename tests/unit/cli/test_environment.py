@@ -1,10 +1,18 @@
-"""Folders from environment variables."""
+"""What environment variables say."""
 
 from pathlib import Path
 
 import pytest
 
-from tpi.cli.environment import JOIN_KEY, child_variables, find_folders, find_status_folder, join_key
+from tpi.cli.environment import (
+    JOIN_KEY,
+    MpiPlace,
+    child_variables,
+    find_folders,
+    find_mpi_place,
+    find_status_folder,
+    join_key,
+)
 from tpi.errors import UsageError
 
 
@@ -44,3 +52,20 @@ def test_children_do_not_inherit_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(JOIN_KEY, "tpi1-secret")
     assert join_key() == "tpi1-secret"
     assert JOIN_KEY not in child_variables() and "PATH" in child_variables()
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1"}, MpiPlace(5, 8, 1)),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, MpiPlace(0, 2, 0)),
+        ({"PMIX_RANK": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, MpiPlace(3, 4, 0)),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        ({"PMI_RANK": "x", "PMI_SIZE": "2"}, None),
+        ({"SLURM_NTASKS": "4"}, None),
+        ({}, None),
+    ],
+)
+def test_the_place_among_the_processes_of_mpiexec(variables: dict[str, str], place: MpiPlace | None) -> None:
+    """Who is alone is none of several."""
+    assert find_mpi_place(variables) == place

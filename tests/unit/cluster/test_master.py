@@ -25,6 +25,7 @@ from tpi.cluster.control.messages import (
     Prepared,
     Progress,
 )
+from tpi.cluster.epoch import opening
 from tpi.cluster.epoch.planning import FIRST_EPOCH
 from tpi.cluster.master import Master
 from tpi.cluster.pairing.connect import find_or_join, open_control
@@ -187,6 +188,16 @@ def test_a_worker_that_makes_no_progress_is_given_up(tmp_path: Path) -> None:
         assert isinstance(forming.error, LinkTimeoutError)
         late = "worker (rank 1) made no progress for 0.3 s; after 0.6 s it is given up"
         assert forming.master.membership.notes.latest() == (late,)
+
+
+def test_a_worker_that_lives_and_opens_no_link_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_ANSWER_LIMIT_S", 0.5)
+    with open_forming(tmp_path) as forming:
+        worker = forming.planned("worker")
+        worker.send(Prepared(FIRST_EPOCH))
+        wait_for(worker, OpenLinks)
+        assert forming.end() == "worker opened no data link within 0.5 s"
+        assert reason(worker).endswith("worker opened no data link within 0.5 s")
 
 
 def test_a_shard_cut_for_an_impossible_partition_keeps_nobody_out(forming: Forming) -> None:

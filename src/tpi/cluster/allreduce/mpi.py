@@ -126,7 +126,7 @@ class Mpi:
             payload_type = self._math.choose_type(partial, self.scale.format_of(step))
             slots.put(self._math, route.here, key, payload_type, partial)
         sizes = [n_values] * len(slots.frames)
-        begin = _gathering(route.group, slots, range(len(sizes)), sizes)
+        begin = _gathering(self._mesh, route.group, slots, route.here, range(len(sizes)), sizes)
         frames = yield from self._carry(key, slots, route.contributors, begin)
         if out is not None:
             raise_fault(step, self._math.add(self._math.row(frames, step.flow.contributors), out))
@@ -145,7 +145,7 @@ class Mpi:
             payload_type = math.choose_type(partial, form)
             for number, cut in enumerate(cuts):
                 slots.put(math, number, partial_key, payload_type, partial[cut])
-        begin = _swapping(route, sizes)
+        begin = _swapping(self._mesh, route, sizes)
         frames = yield from self._carry(partial_key, route.came, route.contributors, begin)
         if out is None:
             return
@@ -157,9 +157,8 @@ class Mpi:
             else:
                 slots.put(math, here, total_key, math.choose_type(own, form), own)
         adding = [number for number in route.receivers if sizes[number]]
-        totals = yield from self._carry(
-            total_key, slots, adding, _gathering(route.receiving, slots, route.receivers, sizes)
-        )
+        begin = _gathering(self._mesh, route.receiving, slots, here, route.receivers, sizes)
+        totals = yield from self._carry(total_key, slots, adding, begin)
         for frame in totals:
             raise_fault(step, frame.fault)
         for number, frame in zip(adding, totals, strict=True):
@@ -211,18 +210,22 @@ class Mpi:
         )
 
 
-def _gathering(group: MpiGroup, slots: _Slots, members: Sequence[int], sizes: Sequence[int]) -> _Begin:
+def _gathering(
+    mesh: Mesh, group: MpiGroup, slots: _Slots, here: int, members: Sequence[int], sizes: Sequence[int]
+) -> _Begin:
     """Frames of as many values as ``sizes`` says, from every sender to all ``members`` of the group."""
 
     def begin(is_wide: bool, senders: Collection[int]) -> Running:
         used = slots.wide if is_wide else slots
         counts = [used.n_bytes(sizes[number]) if number in senders else 0 for number in members]
+        own = counts[members.index(here)]
+        mesh.add_counts(own * (len(members) - 1), sum(counts) - own)
         return group.gather(used.memory, counts, [used.places[number] for number in members])
 
     return begin
 
 
-def _swapping(route: _Route, sizes: Sequence[int]) -> _Begin:
+def _swapping(mesh: Mesh, route: _Route, sizes: Sequence[int]) -> _Begin:
     """Frames of ``sizes[i]`` values from every sender to participant i."""
 
     def begin(is_wide: bool, senders: Collection[int]) -> Running:
@@ -230,6 +233,7 @@ def _swapping(route: _Route, sizes: Sequence[int]) -> _Begin:
         is_sender, expected = route.here in senders, came.n_bytes(sizes[route.here])
         sent = [own.n_bytes(size) if is_sender else 0 for size in sizes]
         received = [expected if number in senders else 0 for number in range(len(sizes))]
+        mesh.add_counts(sum(sent) - sent[route.here], sum(received) - received[route.here])
         return route.group.swap((own.memory, sent, own.places), (came.memory, received, came.places))
 
     return begin

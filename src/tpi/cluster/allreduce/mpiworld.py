@@ -1,31 +1,32 @@
 """The processes that ``mpiexec`` has started, and bytes between them. The only place that knows ``mpi4py``.
 
-Knows no numbers (``mpi``). MPI is begun by the first ``MpiWorld`` and ended by ``end_with``; one thread at a time calls
-it. It has no time limits and cancels nothing: who waits here looks up again and again whether there is still a reason
-to, and what is given up on the way stays in memory, as MPI may still write to it.
+Knows no numbers (``mpi``). The main thread begins MPI and ends it (``MpiWorld.begin``); one thread at a time calls it.
+It has no time limits and cancels nothing: who waits here looks up again and again whether there is still a reason to,
+and what is given up on the way stays in memory, as MPI may still write to it.
 """
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from tpi.errors import LinkError, UsageError
+from tpi.errors import LinkError, LinkTimeoutError, UsageError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
 MAX_SHARED_BYTES = 8192
-END_LIMIT_S = 10
-"""For all processes to end, once one has; whole seconds."""
-_QUICK_LOOKS = 200
-"""So often at once, giving way to others on the same core: some tenths of a millisecond. Then with pauses."""
+_BEGIN_LIMIT_S, _END_LIMIT_S = 60, 5
+"""For all processes to begin, and to end, once one has; whole seconds."""
+_QUICK_LOOKS = 1000
+"""So often at once, giving way to others on the same core: about a millisecond. Then with pauses."""
 _PAUSE_S = 20e-6
 
 Bytes = npt.NDArray[np.uint8]
@@ -103,7 +104,8 @@ class MpiWorld:
         UsageError: ``mpi4py`` or an MPI for it is missing.
         """
         self._world = _load().COMM_WORLD
-        self.rank, self.size = self._world.Get_rank(), self._world.Get_size()
+        self.rank: int = self._world.Get_rank()
+        self.size: int = self._world.Get_size()
 
     def n_here(self) -> int:
         """How many of the processes are on this machine. All call it at once; blocks until they have."""
@@ -112,14 +114,24 @@ class MpiWorld:
         here.Free()
         return n
 
-    def share(self, text: str | None) -> str:
-        """The text of process 0, which alone gives one. Blocks the others until it has."""
+    def share(self, text: str | None, limit_s: float | None = None) -> str:
+        """The text of process 0, which alone gives one. Blocks the others until it has.
+
+        Raises:
+            LinkError: it took more than ``limit_s``.
+        """
+        deadline_s = None if limit_s is None else time.monotonic() + limit_s
+
+        def check() -> None:
+            if deadline_s is not None and time.monotonic() > deadline_s:
+                raise LinkTimeoutError(f"other processes have not answered within {limit_s:g} s")
+
         memory = np.zeros(MAX_SHARED_BYTES, np.uint8)
         if text is not None:
             content = text.encode()
             memory[: len(content)] = np.frombuffer(content, np.uint8)
         with Running(self._world.Ibcast(memory, 0)) as running:
-            running.wait(lambda: None)
+            running.wait(check)
         return memory.tobytes().rstrip(b"\0").decode()
 
     def ranks(self, rank: int, check: Check) -> MpiRanks:
@@ -136,16 +148,33 @@ class MpiWorld:
             raise LinkError("sums by MPI need all devices to be processes of one mpiexec: choose another allreduce")
         return MpiRanks(self._world, processes)
 
-    def end_with_process(self) -> None:
-        """When this process ends, it waits for the others to end, too, as MPI demands; but not for ever."""
+    @classmethod
+    def begin(cls) -> Self:
+        """The world, with MPI begun; when this process ends, it waits for the others to end, too, as MPI demands. But
+        not for ever: then a signal ends it, and so ``mpiexec`` all others. Raises as the constructor."""
+        with _limited(_BEGIN_LIMIT_S):
+            world = cls()
         atexit.register(_finalize)
+        return world
 
 
 def _finalize() -> None:
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends it even inside MPI
-        signal.alarm(END_LIMIT_S)
-    _load().Finalize()
+    with _limited(_END_LIMIT_S):
+        _load().Finalize()
+
+
+@contextlib.contextmanager
+def _limited(limit_s: int) -> Iterator[None]:
+    """Ends the process if what it does takes longer, even inside MPI. Main thread."""
+    if not hasattr(signal, "alarm"):
+        yield
+        return
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(limit_s)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def _load() -> Any:

@@ -103,8 +103,8 @@ def trials_of(candidates: Mapping[int, Sequence[SumWay]]) -> list[SumTrial]:
 def choose(
     candidates: Mapping[int, Sequence[SumWay]], measured: Sequence[Measured], network: Network, few_tokens: int
 ) -> Choice:
-    """The fastest of what was tried; a trial takes as long as on the slowest rank. Of those that are equally fast, as far
-    as so few rounds can tell, the one that was foretold to be."""
+    """The fastest of what was tried; a trial takes as long as on the slowest rank. Of those that are equally fast, as
+    far as so few rounds can tell, the one that was foretold to be."""
     flat = [way for found in candidates.values() for way in found]
     times = [max(one.sums_s[number] for one in measured if one.sums_s) for number in range(len(flat))]
     tried = [

@@ -54,6 +54,7 @@ class Mesh:
         self._events: list[tuple[int, int]] = []
         self._end: LinkError | None = None
         self._is_closed = False
+        self._beside = 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -79,8 +80,12 @@ class Mesh:
 
     def counts(self) -> tuple[int, int]:
         """Bytes sent and received, headers included, TLS excluded."""
-        links = self._links.values()
-        return sum(link.n_bytes_sent for link in links), sum(link.n_bytes_received for link in links)
+        sent, received = self._link_counts()
+        return sent + self._beside[0], received + self._beside[1]
+
+    def add_counts(self, n_sent_bytes: int, n_received_bytes: int) -> None:
+        """Counts what has gone to peers beside the links. By one thread."""
+        self._beside = self._beside[0] + n_sent_bytes, self._beside[1] + n_received_bytes
 
     def name_of(self, rank: int) -> str:
         """What the peer is called."""
@@ -191,6 +196,10 @@ class Mesh:
         """One turn of a wait."""
         self.sleep(timeout_s)
         self.move()
+
+    def _link_counts(self) -> tuple[int, int]:
+        links = self._links.values()
+        return sum(link.n_bytes_sent for link in links), sum(link.n_bytes_received for link in links)
 
     def _check_end(self) -> None:
         if self._end is not None:

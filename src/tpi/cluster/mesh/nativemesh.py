@@ -97,11 +97,11 @@ class NativeMesh(Mesh):
         is_first = not self._is_closed
         super().close()
         if is_first and self._mesh:
-            self._last_counts = self.counts()
+            self._last_counts = self._link_counts()
             mesh, self._mesh = self._mesh, None
             self.library.exchange_free(mesh)
 
-    def counts(self) -> tuple[int, int]:
+    def _link_counts(self) -> tuple[int, int]:
         if not self._mesh:
             return self._last_counts
         sent, received = ctypes.c_uint64(), ctypes.c_uint64()

@@ -138,8 +138,7 @@ class _Rank:
 
 
 def _work(path: str) -> NoReturn:
-    world, rank = MpiWorld(), _Rank()
-    world.end_with_process()
+    world, rank = MpiWorld.begin(), _Rank()
     with Client(path) as connection:
         connection.send(world.rank)
         while True:
