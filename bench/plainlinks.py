@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 
-from tpi.cluster.epoch import links, opening
+from tpi.cluster.epoch import linking, links
 from tpi.cluster.mesh.datalink import DataLink
 
 
@@ -26,7 +26,7 @@ class PlainLink(DataLink):
 
 def main() -> None:
     """Replaces the links and becomes the program that is asked for."""
-    for module in (links, opening):
+    for module in (links, linking):
         module.DataLink = PlainLink  # type: ignore[attr-defined]
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -119,7 +119,7 @@ def test_what_the_star_does_without_is_not_relayed_where_many_are_missing(
     """Here: from the first pair on."""
     for pair in ((1, 2), (1, 3), (2, 3)):
         network.refuse(*pair)
-    program = "import tpi.cluster.epoch.opening as o; o._MAX_DETOURS = 0; import sys, tpi.cli.main as m; "
+    program = "import tpi.cluster.epoch.linking as o; o._MAX_DETOURS = 0; import sys, tpi.cli.main as m; "
     out, status, told = answer(network, home, others, program + "sys.exit(m.main())")
     by_star = home.run("run", "demo", PROMPT, *SAME, "--allreduce", "star", "--local-devices", str(1 + N_WORKERS))
     assert out == by_star.out and (status["detours"], told) == ([], [])

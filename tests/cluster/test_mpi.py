@@ -1,4 +1,4 @@
-"""``mpiexec -n 4 tpi run``: the processes answer like the same cluster without MPI, end together, and say what is wrong.
+"""``mpiexec -n 4 tpi run``: the processes answer like the same cluster without MPI, and end together, with a reason.
 
 Sums themselves: ``tests/unit/cluster/allreduce/test_mpi.py``.
 """
@@ -101,7 +101,6 @@ def test_a_process_that_is_told_to_end_ends_all(home: Home, talkative: Path, num
         assert ended.code != 0 and time.monotonic() - ended_s < NOTICED_S
         assert words in ended.err and "Traceback" not in ended.err
     home.wait_until_quiet(NOTICED_S)
-    assert home.left_behind() == []
 
 
 @needs_mpi
@@ -112,7 +111,6 @@ def test_ctrl_c_ends_the_answer_and_all(home: Home, talkative: Path) -> None:
             os.kill(process(home, number), signal.SIGINT)
         ended = running.wait()
         assert ended.code != 0 and "tpi: the answer was cancelled" in ended.err and "Traceback" not in ended.err
-        assert "tokens/s" in ended.err, "what it took was shown"
     home.wait_until_quiet(NOTICED_S)
     assert home.left_behind() == []
 

@@ -154,7 +154,7 @@ class Master:
         whole = stored_from_gguf(self.gguf, model.pieces) if is_alone else None
 
         def progress(how: str) -> ByteProgress:
-            return self._progress(how, lambda: opening.poll(0))
+            return self._progress(how, opening.poll)
 
         def stock(model: RankModel) -> Stock:
             if whole is not None:

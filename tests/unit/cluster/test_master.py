@@ -25,7 +25,7 @@ from tpi.cluster.control.messages import (
     Prepared,
     Progress,
 )
-from tpi.cluster.epoch import opening
+from tpi.cluster.epoch import linking
 from tpi.cluster.epoch.planning import FIRST_EPOCH
 from tpi.cluster.master import Master
 from tpi.cluster.pairing.connect import find_or_join, open_control
@@ -191,7 +191,7 @@ def test_a_worker_that_makes_no_progress_is_given_up(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_lives_and_opens_no_link_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "_ANSWER_LIMIT_S", 0.5)
+    monkeypatch.setattr(linking, "ANSWER_LIMIT_S", 0.5)
     with open_forming(tmp_path) as forming:
         worker = forming.planned("worker")
         worker.send(Prepared(FIRST_EPOCH))

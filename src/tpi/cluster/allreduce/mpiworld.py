@@ -10,6 +10,8 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -28,6 +30,8 @@ _BEGIN_LIMIT_S, _END_LIMIT_S = 60, 5
 _QUICK_LOOKS = 1000
 """So often at once, giving way to others on the same core: about a millisecond. Then with pauses."""
 _PAUSE_S = 20e-6
+_LOOK_S = 0.01
+_LEAVE_FIRST_S, _LEAVE_S = 0.5, 2.0
 
 Bytes = npt.NDArray[np.uint8]
 Check = Callable[[], None]
@@ -85,15 +89,34 @@ class MpiGroup:
 class MpiRanks:
     """Which process has which rank of an epoch."""
 
-    def __init__(self, communicator: "MPI.Intracomm", processes: dict[int, int]) -> None:
-        self._communicator, self._processes = communicator, processes
+    def __init__(self, communicator: "MPI.Intracomm", processes: dict[int, int], check: Check) -> None:
+        self._communicator, self._processes, self._check = communicator, processes, check
 
     def group(self, ranks: Sequence[int], part: int) -> MpiGroup:
         """A group of ``ranks``, for sums of ``part``; all of them ask for it at the same point of their work. Blocks
-        until they have."""
+        until they have; raises what ``check`` raises.
+
+        MPI can only block here, so a thread does it, which is left to itself if there is no reason to wait any more.
+        Then MPI cannot be ended, and this process leaves without.
+        """
         everybody = self._communicator.Get_group()
         chosen = everybody.Incl([self._processes[rank] for rank in ranks])
-        return MpiGroup(self._communicator.Create_group(chosen, part))
+        made: list[MPI.Intracomm] = []
+        thread = threading.Thread(
+            target=lambda: made.append(self._communicator.Create_group(chosen, part)), name="tpi-mpi", daemon=True
+        )
+        thread.start()
+        try:
+            while thread.is_alive():
+                self._check()
+                thread.join(_LOOK_S)
+        except BaseException:
+            atexit.unregister(_finalize)
+            atexit.register(_leave, self._communicator.Get_rank() == 0)
+            raise
+        if not made:
+            raise LinkError("MPI cannot make a group of the processes that add up together")
+        return MpiGroup(made[0])
 
 
 class MpiWorld:
@@ -146,7 +169,7 @@ class MpiWorld:
         processes = {int(of): process for process, of in enumerate(found)}
         if sorted(processes) != list(range(self.size)):
             raise LinkError("sums by MPI need all devices to be processes of one mpiexec: choose another allreduce")
-        return MpiRanks(self._world, processes)
+        return MpiRanks(self._world, processes, check)
 
     @classmethod
     def begin(cls) -> Self:
@@ -156,6 +179,15 @@ class MpiWorld:
             world = cls()
         atexit.register(_finalize)
         return world
+
+
+def _leave(is_first: bool) -> None:
+    """Ends the process without MPI's end, as an error, whereupon ``mpiexec`` ends all; the first one, which tells why,
+    before the others, but when these have had time to remove their keys."""
+    time.sleep(_LEAVE_FIRST_S if is_first else _LEAVE_S)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _finalize() -> None:
