@@ -13,17 +13,14 @@ from collections.abc import Iterator, Sequence
 
 from bench.bounds import bound_s
 from bench.report import Report
-from bench.sums import Outcome, SumKind, SumTimes, measure_sums
+from bench.sums import SumKind, SumTimes, measure_sums, measure_swap_s
 from bench.testbed.testbed import Device, Testbed, can_emulate
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
-from tpi.cluster.control.messages import SumTrial
-from tpi.cluster.epoch.choosing import choose, network_of
+from tpi.cluster.epoch.choosing import TRIED, Network, choose, predict_s, trials_of
 from tpi.cluster.reports import SumWay
 from tpi.errors import UsageError
 
 _F16_BYTES = 2
-_TRIED = ("star", "one-shot", "two-shot")
-_TRIAL_ROUNDS = 9
 
 
 def measure_cell(
@@ -37,7 +34,9 @@ def measure_cell(
     """All algorithms in one cell."""
     n_values = n_bytes // _F16_BYTES
     kinds = [SumKind(name, n_values) for name in names]
-    trials = [SumTrial(name, "f16", 1, _TRIAL_ROUNDS) for name in _TRIED]
+    network = Network(latency_s, rate_bps / 8)
+    tried = [SumWay(name, "f16", 1, predict_s(name, n_ranks, n_bytes, network)) for name in TRIED]
+    candidates = {1: sorted(tried, key=lambda way: way.predicted_s)}
     with Testbed([Device(given.cpu)] * n_ranks, latency_s, rate_bps) as bed:
         outcome = measure_sums(
             bed,
@@ -45,24 +44,21 @@ def measure_cell(
             n_rounds=given.rounds,
             gap_s=given.gap_ms / 1e3,
             idle_s=given.idle,
-            trials=trials,
+            trials=trials_of(candidates),
             width=n_values,
             with_helper=not given.python,
         )
         late_ms = bed.statistics().late_p99_s * 1e3
-    chosen = _chosen(outcome, n_ranks)
+        swap_s = measure_swap_s(bed, n_bytes, given.gap_ms / 1e3, given.rounds)
+    chosen = choose(candidates, outcome.tried, network, 8).few.algorithm
     best_s = min(entry.wall_s for entry in outcome.sums)
     for entry in outcome.sums:
         yield _report(entry, n_ranks, n_bytes, latency_s, rate_bps).add(
             over_best=entry.wall_s / best_s,
             is_chosen=entry.kind.algorithm == chosen,
+            swap_ms=swap_s * 1e3,
             switch_late_p99_ms=late_ms,
         )
-
-
-def _chosen(outcome: Outcome, n_ranks: int) -> str:
-    ways = {1: [SumWay(name, "f16", 1, 0.0) for name in _TRIED]}
-    return choose(ways, outcome.tried, network_of(outcome.links, n_ranks), 8).few.algorithm
 
 
 def _report(entry: SumTimes, n_ranks: int, n_bytes: int, latency_s: float, rate_bps: float) -> Report:

@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 
 from bench.children import last_words, module_variables
+from bench.testbed.helper import find_program
 from bench.testbed.testbed import Testbed
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
@@ -32,7 +33,7 @@ from tpi.cluster.control.messages import Measured, SumTrial
 from tpi.cluster.epoch.measuring import measure_links, try_sums
 from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.mesh.mesh import Mesh
-from tpi.cluster.mesh.nativemesh import open_mesh
+from tpi.cluster.mesh.nativemesh import NativeMesh, open_mesh
 from tpi.cluster.pairing.addresses import listen
 from tpi.cluster.pairing.authority import Authority
 from tpi.cluster.pairing.identity import Identity, IdentityStore
@@ -126,6 +127,31 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
     return Outcome(sums, [rank.links for rank in ranks], [rank.tried for rank in ranks])
 
 
+def measure_swap_s(bed: Testbed, n_bytes: int, gap_s: float, n_rounds: int) -> float:
+    """What a C program needs to send everybody so much at once, in the clear, and to get it from everybody: the median,
+    last start to last end. No sum in one hop can be faster here. Blocks.
+
+    Raises:
+        LinkError: a rank failed; its last words.
+    """
+    n_ranks, program = len(bed.devices), str(find_program("swap"))
+    addresses = [bed.address(rank) for rank in range(n_ranks)]
+    numbers = [str(number) for number in (n_ranks, n_bytes, max(1, round(gap_s * 1e3)), n_rounds)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    commands = [[program, str(rank), *numbers, *addresses] for rank in range(n_ranks)]
+    processes = [bed.popen(rank, command, text=True, **pipes) for rank, command in enumerate(commands)]
+    rounds = np.array([_rounds_of(process) for process in processes])
+    walls = rounds[:, :, 1].max(axis=0) - rounds[:, :, 0].max(axis=0)
+    return float(np.median(walls[_WARM_UP:]))
+
+
+def _rounds_of(process: "subprocess.Popen[str]") -> list[list[float]]:
+    output, words = process.communicate(timeout=_TIMEOUT_S)
+    if process.returncode:
+        raise LinkError(f"a rank that swaps failed: {last_words(words)}")
+    return [[float(word) for word in line.split()] for line in output.splitlines()]
+
+
 def _summary(kind: SumKind, number: int, ranks: Sequence[RankTimes]) -> SumTimes:
     n_rounds = len(ranks[0].starts_s[number])
     walls = [
@@ -162,9 +188,9 @@ def run(task: SumTask) -> RankTimes:
             tried,
         )
         for turn in range(task.n_rounds + 1):
+            gap_s = task.gap_s if turn < task.n_rounds else max(task.idle_s, task.gap_s)
             for number, kind in enumerate(task.kinds):
-                time.sleep(task.gap_s if turn < task.n_rounds else max(task.idle_s, task.gap_s))
-                _add_once(sums[kind], kind, SumStep(turn * 1000 + number, flow), task.rank, times, number)
+                _add_once(sums[kind], kind, SumStep(turn * 1000 + number, flow), mesh, gap_s, times, number)
     return times
 
 
@@ -176,15 +202,32 @@ def _sums_for(mesh: Mesh, kind: SumKind, arithmetic: Arithmetic) -> Sums:
     return sums
 
 
-def _add_once(sums: Sums, kind: SumKind, step: SumStep, rank: int, times: RankTimes, number: int) -> None:
+def _add_once(
+    sums: Sums, kind: SumKind, step: SumStep, mesh: Mesh, gap_s: float, times: RankTimes, number: int
+) -> None:
+    """One sum after ``gap_s``: as a pass of one token runs it, in C if the mesh is."""
     n_ranks = len(step.flow.participants)
-    partial = np.full((1, kind.n_values), rank + 0.5, np.float32)
+    partial = np.full((1, kind.n_values), mesh.rank + 0.5, np.float32)
     total = np.empty((1, kind.n_values), np.float32)
-    cpu, started = time.process_time(), time.monotonic()
-    sums.start(step, partial, total)
-    sums.finish(step)
-    times.ends_s[number].append(time.monotonic())
-    times.cpu_s[number].append(time.process_time() - cpu)
+    native = sums.native(step.flow, kind.n_values)
+    if native is not None:
+        assert isinstance(mesh, NativeMesh)
+        payload_type, largest = native.type_of(step.flow)
+        start, finish, at = mesh.library.sum_start, mesh.library.sum_finish, native.address
+        how = at, step.pass_id, step.flow.block, payload_type, largest, partial.ctypes.data, total.ctypes.data
+        time.sleep(gap_s)
+        cpu, started = time.process_time(), time.monotonic()
+        result = start(*how, kind.n_values) or finish(at, -1)
+        ended, cpu_s = time.monotonic(), time.process_time() - cpu
+        assert not result
+    else:
+        time.sleep(gap_s)
+        cpu, started = time.process_time(), time.monotonic()
+        sums.start(step, partial, total)
+        sums.finish(step)
+        ended, cpu_s = time.monotonic(), time.process_time() - cpu
+    times.ends_s[number].append(ended)
+    times.cpu_s[number].append(cpu_s)
     times.starts_s[number].append(started)
     assert np.allclose(total, n_ranks**2 / 2, rtol=0.02)
 

@@ -1,4 +1,4 @@
-"""Compiles ``switch.c`` at first use and keeps the program in the user's cache. No threads, no state."""
+"""Compiles the testbed's C programs at first use and keeps them in the user's cache. No threads, no state."""
 
 import hashlib
 import os
@@ -10,12 +10,11 @@ from pathlib import Path
 from tpi.cli.environment import find_folders
 from tpi.errors import UsageError
 
-_SOURCE = Path(__file__).with_name("switch.c")
 _FLAGS = ("-std=gnu11", "-O2", "-Wall")
 
 
-def find_switch() -> Path:
-    """The compiled helper; blocks for a second or so the first time.
+def find_program(name: str) -> Path:
+    """``NAME.c``, compiled; blocks for a second or so the first time.
 
     Raises:
         UsageError: there is no C compiler, or it fails.
@@ -23,17 +22,18 @@ def find_switch() -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise UsageError("emulating devices needs a C compiler: install gcc or clang")
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((compiler, _FLAGS, os.uname().machine)).encode()).hexdigest()
-    path = find_folders().cache / "bench" / f"switch-{key[:16]}"
+    source = Path(__file__).with_name(f"{name}.c")
+    key = hashlib.sha256(source.read_bytes() + repr((compiler, _FLAGS, os.uname().machine)).encode()).hexdigest()
+    path = find_folders().cache / "bench" / f"{name}-{key[:16]}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / "switch"
+            made = Path(folder) / name
             result = subprocess.run(
-                [compiler, *_FLAGS, "-o", str(made), str(_SOURCE)], capture_output=True, text=True, check=False
+                [compiler, *_FLAGS, "-o", str(made), str(source)], capture_output=True, text=True, check=False
             )
             if result.returncode:
                 first = (result.stderr.strip().splitlines() or ["no message"])[0]
-                raise UsageError(f"{compiler} cannot compile {_SOURCE.name}: {first}")
+                raise UsageError(f"{compiler} cannot compile {source.name}: {first}")
             made.replace(path)
     return path

@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from bench.testbed.cgroups import DeviceGroup, Limits, disk_of, remove_stale
-from bench.testbed.helper import find_switch
+from bench.testbed.helper import find_program
 from tpi.errors import UsageError
 
 MAX_DEVICES = 16
@@ -108,7 +108,7 @@ class Testbed:
         self._stack = ExitStack()
         self._is_closed = False
         try:
-            self._program = find_switch()
+            self._program = find_program("switch")
             remove_stale()
             place = disk_of(disk or Path.cwd())
             self._groups = [

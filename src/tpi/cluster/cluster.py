@@ -5,8 +5,10 @@ the master's rank.
 """
 
 import dataclasses
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, Self
 
 import msgspec
@@ -62,6 +64,7 @@ class Cluster:
         self._ending: int | None = None
         """An epoch that all ranks were told to end, and that some may still be in."""
         self._number = number
+        self._passing = threading.RLock()  # a signal's handler may come while this thread has it
         self._pass_started_s = 0.0
         self._usual_s = 0.0
         self._n_passes = 0
@@ -95,14 +98,6 @@ class Cluster:
         """The number of the current epoch; what was computed in another is forgotten."""
         return self._number
 
-    @property
-    def max_tokens(self) -> int:
-        """How many tokens a pass of a long prompt should have. A pipeline's stages work at the same time only while
-        there are several passes."""
-        plan = self._plan
-        flows = flows_of(rank_model(plan).blocks, plan.partition)
-        return min(plan.max_tokens, TILED_TOKENS) if n_stages(flows) > 1 else plan.max_tokens
-
     def run(self, work: Pass) -> tuple[Row, ...]:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
 
@@ -112,31 +107,25 @@ class Cluster:
             NumericError, KernelError, ModelFileError: see ``runtime.rank.Rank.run``.
         """
         epoch = self._current()
-        self._pass_started_s = time.monotonic()
-        try:
-            rows = epoch.run(work)
-        except (LinkError, Cancelled) as error:
-            raise self._explain(error) from None
-        finally:
-            took_s, self._pass_started_s = time.monotonic() - self._pass_started_s, 0.0
+        started_s = time.monotonic()
+        rows = self._under_way(lambda: epoch.run(work))
         self._n_passes += 1
         if self._n_passes > _UNUSUAL_PASSES:
-            self._usual_s = max(self._usual_s * 0.9, took_s)
+            self._usual_s = max(self._usual_s * 0.9, time.monotonic() - started_s)
         return rows
 
     def rest(self) -> tuple[Row, ...]:
         """All logits of the rows that the last pass sampled; raises as ``run``."""
-        try:
-            return self._current().rest()
-        except (LinkError, Cancelled) as error:
-            raise self._explain(error) from None
+        assert self._epoch is not None, "after a pass that was stopped there is nothing left"
+        return self._under_way(self._epoch.rest)
 
     def cancel(self) -> None:
         """Ends the pass that runs, on every rank, within one graph node. From any thread, and from signal handlers."""
-        epoch = self._epoch
-        if epoch is not None and self._pass_started_s:
+        with self._passing:
+            if self._epoch is None or not self._pass_started_s:
+                return
             self._is_cancelled = True
-            epoch.interrupt(LinkError("the pass was stopped"))
+            self._epoch.interrupt(LinkError("the pass was stopped"))
 
     def change(self, **settings: Any) -> None:
         """Goes on with other ``shares``, ``layout``, ``wire`` or ``allreduce``: a new epoch, in the same processes.
@@ -198,10 +187,23 @@ class Cluster:
         assert self._epoch is not None
         return self._epoch.plan
 
+    def _under_way(self, run: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
+        """What ``run`` gives. Until it returns it can be cancelled, and what was cancelled gives nothing, even if that
+        came too late to stop anything."""
+        self._pass_started_s = time.monotonic()
+        try:
+            rows = run()
+        except (LinkError, Cancelled) as error:
+            raise self._explain(error) from None
+        finally:
+            with self._passing:
+                self._pass_started_s = 0.0
+        if self._is_cancelled:
+            raise self._explain(Cancelled())
+        return rows
+
     def _current(self) -> Epoch:
         """The epoch to run on: after a pass was stopped, a new one."""
-        if self._is_cancelled:  # too late for the pass that was meant
-            self._stop_epoch()
         self._wait_ended()
         if self._epoch is None:
             self._open()
@@ -215,6 +217,7 @@ class Cluster:
         self._n_passes, self._usual_s = 0, 0.0
         plan = self._epoch.plan
         self.spec, self.n_cells = plan.spec, plan.n_cells
+        self.max_tokens = _max_tokens(plan)
         self._membership.on_end = self._epoch.interrupt
         self._membership.on_watch = self._watch
         self._membership.check_alive()
@@ -227,7 +230,8 @@ class Cluster:
         self.save_trace()
         epoch, self._epoch = self._epoch, None
         for member in self._membership.ranked:
-            member.send(EndEpoch(self._number))
+            with suppress(LinkError):  # who is gone is noticed when an epoch is opened
+                member.send(EndEpoch(self._number))
         epoch.close()
         self._ending = self._number
         self._number += 1
@@ -268,6 +272,13 @@ class Cluster:
                 f"a pass takes {time.monotonic() - started_s:.1f} s, usual are {self._usual_s:.1f} s: "
                 f"{who or 'all ranks wait for each other'}"
             )
+
+
+def _max_tokens(plan: Plan) -> int:
+    """How many tokens a pass of a long prompt should have. A pipeline's stages work at the same time only while there
+    are several passes."""
+    flows = flows_of(rank_model(plan).blocks, plan.partition)
+    return min(plan.max_tokens, TILED_TOKENS) if n_stages(flows) > 1 else plan.max_tokens
 
 
 def reason_of(error: BaseException) -> str:

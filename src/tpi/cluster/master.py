@@ -61,6 +61,8 @@ class Master:
         except BaseException:
             self._close_trace()
             raise
+        if self.tracing is not None:
+            self.tracing.on_failure = self.membership.notes.add
         self.join_key, self.addresses = self.membership.join_key, self.membership.addresses
 
     def __enter__(self) -> Self:
@@ -117,7 +119,7 @@ class Master:
         with ExitStack() as stack:
             stack.enter_context(host)
             opening.wait_prepared()
-            opened = opening.open_links(settings.allreduce)
+            opened = stack.enter_context(opening.open_links(settings.allreduce))
             arithmetic = make_arithmetic(settings.folders.cache)
             epoch = stack.enter_context(Epoch(plan, host, opened, arithmetic))
             if self.tracing is not None:

@@ -9,7 +9,7 @@ status, and ends what runs when the master says so or is gone. The acceptor's th
 import queue
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from tpi.cluster.allreduce.arithmetic import Arithmetic, make_arithmetic
@@ -156,6 +156,7 @@ class _Worker:
         if self._host is not None:
             self._host.close()
         self._stack.close()
+        self._drop_arrived()
 
     def run(self) -> None:
         """The whole session."""
@@ -249,6 +250,7 @@ class _Worker:
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""
         self._close_links()
+        self._drop_arrived()
         if self._host is not None:
             self._host.allow()
             self._host.forget()
@@ -284,6 +286,12 @@ class _Worker:
         for opened in (mesh, links):
             if opened is not None:
                 opened.close()
+
+    def _drop_arrived(self) -> None:
+        """Ends links that came and that nobody took."""
+        with suppress(queue.Empty):
+            while True:
+                self._arrived.get_nowait().socket.close()
 
     def _check_epoch(self) -> None:
         """Raises why what is being done for this epoch is over."""

@@ -90,11 +90,6 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
 
     @property
-    def is_default(self) -> bool:
-        """Whether the file had no template and the plain one stands in."""
-        return self._is_default
-
-    @property
     def stop(self) -> tuple[str, ...]:
         """Stop strings that this template needs, since no special token ends its turns."""
         return _DEFAULT_STOPS if self._is_default else ()

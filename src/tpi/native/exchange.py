@@ -26,7 +26,7 @@ _SSL_OFFSETS = (24, 16, 32)
 """Where in Python's object the pointer to OpenSSL's may be, in bytes."""
 
 TIMED_OUT, STOPPED = 1, 2
-CLOSED, BROKEN, TOO_LARGE, OUT_OF_STEP, TOO_MANY = 1, 2, 3, 4, 5
+CLOSED, BROKEN, TOO_LARGE, OUT_OF_STEP, TOO_MANY, NO_FRAME = 1, 2, 3, 4, 5, 6
 
 
 class TlsFunctions(ctypes.Structure):

@@ -170,10 +170,6 @@ class Rank:
         running = self._running
         return self.times.doing if running is None else running.doing
 
-    def zero_cells(self, first: int, stop: int) -> None:
-        """Clears the KV cells of an aborted pass."""
-        self._workspace.cache.zero(first, stop)
-
     def _keep_sampled(self, work: Pass, parts: Sequence[Part]) -> list[Part]:
         """After the last attention no row needs another: only those that are sampled go on."""
         for part in parts:

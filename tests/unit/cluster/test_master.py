@@ -196,8 +196,9 @@ def test_a_worker_that_lives_and_opens_no_link_is_given_up(tmp_path: Path, monke
         worker = forming.planned("worker")
         worker.send(Prepared(FIRST_EPOCH))
         wait_for(worker, OpenLinks)
-        assert forming.end() == "worker opened no data link within 0.5 s"
-        assert reason(worker).endswith("worker opened no data link within 0.5 s")
+        said = "worker (rank 1) opened no data link within 0.5 s: start `tpi join` there again"
+        assert forming.end() == said
+        assert reason(worker).endswith(said)
 
 
 def test_a_shard_cut_for_an_impossible_partition_keeps_nobody_out(forming: Forming) -> None:

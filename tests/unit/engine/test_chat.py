@@ -64,10 +64,8 @@ def test_zephyr() -> None:
 @pytest.mark.parametrize("source", [None, " \n"])
 def test_file_without_template(source: str | None) -> None:
     plain = template(source)
-    assert plain.is_default
     assert plain.stop == ("\nUser:",)
     assert text_of(source, WITH_SYSTEM) == "Be kind.\n\nUser: Hi\nAssistant: Hello.\nUser: Why?\nAssistant:"
-    assert not template(templates.CHATML).is_default
     assert template(templates.CHATML).stop == ()
 
 

@@ -44,7 +44,6 @@ def test_a_rank_that_holds_nothing(tmp_path: Path) -> None:
     assert model.pieces == () and set(model.kv_widths().values()) == {0}
     with running(gguf, model, RankSettings(8, 64, 1), Nobody()) as rank:
         assert rank.run(make_pass(model, 0, 8)) is None
-        rank.zero_cells(0, 8)
 
 
 def test_evicted_graphs_are_built_again_with_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,18 +96,6 @@ def test_unseen_cells_do_not_matter(tmp_path: Path) -> None:
             assert logits is not None
             results.append(logits.copy())
     assert np.array_equal(results[0], results[1])
-
-
-def test_zeroed_cells_are_as_new(tmp_path: Path) -> None:
-    gguf, model = make_model(tmp_path / "model.gguf")
-    with running(gguf, model, RankSettings(8, 64, 1)) as rank:
-        rank.run(make_pass(model, 0, 8))
-        cache = rank._workspace.cache
-        assert any(any(memory[:]) for maps in cache._maps.values() for memory in maps)
-        rank.zero_cells(0, 4)
-        row = 2 * model.kv_widths()[0]
-        assert not any(any(memory[: 4 * row]) for maps in cache._maps.values() for memory in maps)
-        assert all(any(memory[4 * row : 8 * row]) for maps in cache._maps.values() for memory in maps)
 
 
 def test_closing_twice(tmp_path: Path) -> None:

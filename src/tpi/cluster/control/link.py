@@ -66,10 +66,6 @@ class ControlLink:
         """
         return self._mailbox.wait_take(timeout_s)
 
-    def try_receive(self) -> AnyMessage | None:
-        """The next message if there is one, or None; raises LinkError as ``receive``."""
-        return self._mailbox.try_take()
-
     @property
     def lost(self) -> LinkError | None:
         """Why the link has ended, or None while it has not."""

@@ -72,15 +72,6 @@ class Mailbox:
             assert self._end is not None
             raise self._end
 
-    def try_take(self) -> AnyMessage | None:
-        """The next message that came, if there is one; raises the end."""
-        with self._changed:
-            if self._inbox:
-                return self._pop()
-            if self._end is not None:
-                raise self._end
-            return None
-
     def start_closing(self) -> None:
         """Take nothing more to send."""
         with self._changed:

@@ -3,7 +3,7 @@ news.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from tpi.cluster.control.messages import AnyMessage, LinksOpened, Measured, Prepared, Progress, one_line
@@ -16,6 +16,9 @@ POLL_S = 0.2
 ANSWER_LIMIT_S = 30.0
 """For what no device needs seconds for."""
 _LATE_S = 10.0
+_MOST_S = 3600.0
+"""Nothing that was measured takes longer."""
+_SILENT = "did not answer", "is it busy with other things?"
 _Answer = TypeVar("_Answer", Prepared, LinksOpened, Measured)
 Check = Callable[[], None]
 
@@ -49,12 +52,13 @@ class Answers:
             self._take(member, news)
 
     def wait_for_all(
-        self, kind: type[_Answer], ranks: Iterable[int], limit_s: float, what: str = "did not answer"
+        self, kind: type[_Answer], ranks: Iterable[int], limit_s: float, what: tuple[str, str] = _SILENT
     ) -> dict[int, _Answer]:
         """The answers of these ranks, which are all of ``kind``; each may take ``limit_s`` from its last news on.
 
         Raises:
-            LinkError: a worker is gone, cannot go on, or takes too long; ``what`` says what it did not do.
+            LinkError: a worker is gone, cannot go on, or takes too long; ``what`` says what it did not do, and what to
+                look at.
             ProtocolError: a worker sent what does not belong here.
         """
         wanted = list(ranks)
@@ -86,14 +90,48 @@ class Answers:
             case _:
                 raise ProtocolError(f"{member.name} sent {type(message).__name__} while the cluster was being formed")
 
-    def _check_late(self, rank: int, limit_s: float, what: str) -> None:
+    def _check_late(self, rank: int, limit_s: float, what: tuple[str, str]) -> None:
         """A rank that lives but does nothing is reported, and cut in the end."""
+        failed, hint = what
         title, silent_s = self.by_rank[rank].title, time.monotonic() - self._heard_s[rank]
         if silent_s > limit_s:
-            raise LinkTimeoutError(f"{title} {what} for {limit_s:g} s: is its disk all right?")
+            raise LinkTimeoutError(f"{title} {failed} for {limit_s:g} s: {hint}")
         late_s = min(_LATE_S, limit_s / 2)
         if silent_s > late_s and rank not in self._late:
             self._late.add(rank)
-            self._membership.notes.add(f"{title} {what} for {late_s:g} s; after {limit_s:g} s it is given up")
+            self._membership.notes.add(f"{title} {failed} for {late_s:g} s; after {limit_s:g} s it is given up")
         elif silent_s <= late_s:
             self._late.discard(rank)
+
+
+def check_links(by_rank: Mapping[int, Member], measured: Sequence[Measured], n_ranks: int) -> None:
+    """``measured`` is what all ranks have seen of their links, the master first.
+
+    Raises:
+        ProtocolError: a worker's cannot be.
+    """
+    own, *others = measured
+    for member, answer in zip(by_rank.values(), others, strict=True):
+        if len(answer.latencies_s) != n_ranks or answer.n_bytes != own.n_bytes:
+            raise ProtocolError(
+                f"{member.title} measured {len(answer.latencies_s)} links with {answer.n_bytes} bytes each, not "
+                f"{n_ranks} with {own.n_bytes}"
+            )
+        _check_times(member, (*answer.latencies_s, answer.exchange_s))
+
+
+def check_trials(by_rank: Mapping[int, Member], measured: Sequence[Measured], n_trials: int) -> None:
+    """As ``check_links``, of trials of sums."""
+    for member, answer in zip(by_rank.values(), measured[1:], strict=True):
+        if len(answer.sums_s) != n_trials or len(answer.cpu_s) != n_trials:
+            raise ProtocolError(
+                f"{member.title} tried {len(answer.sums_s)} sums and took the time of {len(answer.cpu_s)}, not of "
+                f"{n_trials}"
+            )
+        _check_times(member, (*answer.sums_s, *answer.cpu_s))
+
+
+def _check_times(member: Member, times_s: Sequence[float]) -> None:
+    for time_s in times_s:
+        if not 0 <= time_s <= _MOST_S:
+            raise ProtocolError(f"{member.title} measured {time_s} s; 0 to {_MOST_S:g} s can be")

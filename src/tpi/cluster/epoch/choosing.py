@@ -24,7 +24,7 @@ _EQUAL_RATIO = 1.03
 """Times closer to each other than this do not tell which way is faster."""
 _MESSAGE_S = 10e-6
 """Processor time of one message, there and here."""
-_TRIED = ("star", "one-shot", "two-shot")
+TRIED = ("star", "one-shot", "two-shot")
 """Those that are ever best; the others must be asked for."""
 _TYPES = {PayloadFormat.F32: PayloadType.F32, PayloadFormat.F16: PayloadType.F16, PayloadFormat.INT8: PayloadType.INT8}
 
@@ -61,7 +61,7 @@ def ways(
     """What to try for sums of one row and of as many as a part of a long pass has, best first. ``is_complete``: every
     two ranks are linked; otherwise only the star is possible, whatever is ``wanted`` of those that use links."""
     n_ranks, width = len(flow.participants), plan.spec.n_embd
-    names: tuple[str, ...] = _TRIED if wanted is None else (wanted,)
+    names: tuple[str, ...] = TRIED if wanted is None else (wanted,)
     if not is_complete and wanted != Mpi.name:
         names = ("star",)
     found = {}

@@ -22,20 +22,20 @@ from tpi.trace import Kind
 
 
 class Epoch:
-    """A context manager; ``close`` is idempotent. Takes over what was opened; the host stays the caller's."""
+    """A context manager; ``close`` is idempotent. Takes over what was opened; the host, and where this cannot be made
+    all, stays the caller's."""
 
     def __init__(self, plan: Plan, host: RankHost, opened: Opened, arithmetic: Arithmetic) -> None:
         self.plan, self.choice, self.detours = plan, opened.choice, opened.detours
         self._relays = opened.relays
-        self._seat = Seat(plan, host, opened.mesh, opened.choice, arithmetic)
         model = rank_model(plan)
         self._first_members = first_members(model.blocks, plan.partition)
-        self._span = plan.partition.shares[-1][0].rows
         self._datapath: MasterDatapath | None = None
         if opened.mesh is not None:
             spans = [share.rows for share in plan.partition.shares[-1]]
             limits = limits_of(model, rank_settings(plan, 1))
             self._datapath = MasterDatapath(opened.mesh, limits, self._first_members, spans)
+        self._seat = Seat(plan, host, opened.mesh, opened.choice, arithmetic)
         self._last: tuple[Pass, Float32Array | None] | None = None
 
     def __enter__(self) -> Self:

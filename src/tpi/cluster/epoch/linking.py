@@ -17,7 +17,7 @@ from tpi.cluster.pairing.acceptor import AcceptedLink
 from tpi.cluster.pairing.gate import TOKEN_BYTES
 from tpi.cluster.pairing.hello import DataHello, RelayHello
 from tpi.cluster.reports import Detour
-from tpi.errors import LinkTimeoutError
+from tpi.errors import LinkTimeoutError, ProtocolError
 from tpi.model.architectures import blocks_of
 from tpi.model.flow import Flow, flows_of
 
@@ -93,50 +93,72 @@ class Linking:
         while missing:
             self._answers.poll(0)
             link = self._next_link()
-            member = missing.pop(link.device, None) if link is not None else None
-            if link is not None and member is not None and isinstance(link.hello, DataHello):
-                links[member.rank] = DataLink(link.socket, f"{member.name} (rank {member.rank})")
+            if link is not None and link.device in missing and self._is_of(link, DataHello):
+                member = missing.pop(link.device)
+                links[member.rank] = DataLink(link.socket, member.title)
             elif link is not None:
                 link.socket.close()
-            if time.monotonic() > deadline_s:
-                names = ", ".join(member.name for member in missing.values())
-                raise LinkTimeoutError(f"{names} opened no data link within {ANSWER_LIMIT_S:g} s")
+            if missing and time.monotonic() > deadline_s:
+                names = ", ".join(member.title for member in missing.values())
+                raise LinkTimeoutError(
+                    f"{names} opened no data link within {ANSWER_LIMIT_S:g} s: start `tpi join` there again"
+                )
 
     def _next_link(self) -> AcceptedLink | None:
         with suppress(queue.Empty):
             return self._membership.data_links.get(timeout=POLL_S)
         return None
 
-    @staticmethod
-    def _failures_of(answers: dict[int, LinksOpened]) -> dict[Pair, str]:
-        """Why each pair that is not linked is not: what the one that called says."""
+    def _is_of(self, link: AcceptedLink, kind: type[DataHello | RelayHello]) -> bool:
+        """Whether it is of this kind, and of this epoch."""
+        return isinstance(link.hello, kind) and link.hello.epoch == self._plan.epoch
+
+    def _failures_of(self, answers: dict[int, LinksOpened]) -> dict[Pair, str]:
+        """Why each pair that is not linked is not: what the one that called says.
+
+        Raises:
+            ProtocolError: a worker speaks of a link that it cannot have.
+        """
         found: dict[Pair, str] = {}
         for rank, answer in answers.items():
             for failure in answer.failures:
+                if failure.rank not in self._by_rank or failure.rank == rank:
+                    raise ProtocolError(
+                        f"{self._by_rank[rank].title} speaks of a link to rank {failure.rank}, which it was not told "
+                        "to open"
+                    )
                 pair = min(rank, failure.rank), max(rank, failure.rank)
                 if pair not in found or "did not call" in found[pair]:
                     found[pair] = one_line(failure.reason)
         return found
 
     def _relay_pair(self, pair: Pair, relays: Relays) -> None:
-        expected = set()
+        expected: dict[bytes, str] = {}
         for rank, other in (pair, pair[::-1]):
             token = self._membership.tokens.issue(self._by_rank[rank].name, self._plan.epoch)
-            expected.add(token)
+            expected[token] = self._by_rank[rank].title
             peer = self._peer_of(self._by_rank[other], token)
             self._by_rank[rank].send(OpenLinks(self._plan.epoch, None, relay=(peer,)))
         halves: list[AcceptedLink] = []
         deadline_s = time.monotonic() + ANSWER_LIMIT_S
-        while expected:
-            self._answers.poll(0)
-            link = self._next_link()
-            if link is not None and isinstance(link.hello, RelayHello) and link.hello.token in expected:
-                expected.remove(link.hello.token)
-                halves.append(link)
-            elif link is not None:
-                link.socket.close()
-            if time.monotonic() > deadline_s:
-                raise LinkTimeoutError(f"the link of ranks {pair[0]} and {pair[1]} through the master was not opened")
+        try:
+            while expected:
+                self._answers.poll(0)
+                link = self._next_link()
+                if link is not None and isinstance(link.hello, RelayHello) and expected.pop(link.hello.token, ""):
+                    halves.append(link)
+                elif link is not None:
+                    link.socket.close()
+                if expected and time.monotonic() > deadline_s:
+                    names = ", ".join(expected.values())
+                    raise LinkTimeoutError(
+                        f"{names} opened no link through the master within {ANSWER_LIMIT_S:g} s, which ranks {pair[0]} "
+                        f"and {pair[1]} need of it: start `tpi join` there again"
+                    )
+        except BaseException:
+            for half in halves:
+                half.socket.close()
+            raise
         relays.join(halves[0].socket, halves[1].socket)
         self._answers.wait_for_all(LinksOpened, pair, ANSWER_LIMIT_S)
 

@@ -5,6 +5,7 @@ Blocks its caller; calls run side by side in threads that end with them.
 """
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +16,11 @@ from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.pairing.acceptor import AcceptedLink
 from tpi.cluster.pairing.connect import OpenedLink, open_data, open_peer, open_relay
 from tpi.cluster.pairing.gate import WorkerGate
+from tpi.cluster.pairing.hello import DataHello
 from tpi.cluster.pairing.identity import Identity
 from tpi.cluster.pairing.joinkey import Address
 from tpi.cluster.pairing.tls import Device
-from tpi.errors import LinkError, TpiError
+from tpi.errors import LinkError
 
 CALL_LIMIT_S = 2.0
 """A device in the same home answers in far less."""
@@ -36,12 +38,16 @@ class WorkerLinks:
         self.epoch = epoch
         self.links: dict[int, DataLink] = {}
         self._identity, self._master, self._gate = identity, master, gate
+        self._mutex = threading.Lock()
+        self._is_closed = False
 
     def close(self) -> None:
-        """Ends all links that nobody took."""
-        for link in self.links.values():
-            link.close()
-        self.links.clear()
+        """Ends all links that nobody took, and those that still come."""
+        with self._mutex:
+            self._is_closed = True
+            for link in self.links.values():
+                link.close()
+            self.links.clear()
 
     def open(
         self, message: OpenLinks, arrived: "queue.Queue[AcceptedLink]", check: Callable[[], None]
@@ -55,13 +61,23 @@ class WorkerLinks:
         self._gate.announce(self.epoch, {device_of(peer): peer.token for peer in message.expect})
         if message.master is not None:
             opened = open_data(self._master, self._identity, self.epoch, message.master)
-            self.links[0] = DataLink(opened.socket, f"the master {opened.host}")
+            self._take(0, opened.socket, f"the master {opened.host}")
         failures: dict[int, str] = {}
         calls = [(peer, self._call_of(peer)) for peer in message.call]
         calls += [(peer, self._relay_of(peer)) for peer in message.relay]
         self._call_all(calls, failures, check)
         self._expect_all(message.expect, arrived, failures, check)
         return tuple(LinkFailure(rank, one_line(reason)) for rank, reason in sorted(failures.items()))
+
+    def _take(self, rank: int, sock: socket.socket, title: str) -> None:
+        """The link to ``rank``, in place of one that there may have been."""
+        link = DataLink(sock, title)
+        with self._mutex:
+            ended = link if self._is_closed else self.links.get(rank)
+            if not self._is_closed:
+                self.links[rank] = link
+        if ended is not None:
+            ended.close()
 
     def _call_of(self, peer: Peer) -> Open:
         addresses = [Address(host, peer.port) for host in peer.hosts] if peer.port else []
@@ -89,12 +105,10 @@ class WorkerLinks:
                         return
                     peer, call = waiting.pop()
                 try:
-                    opened = call()
+                    self._take(peer.rank, call().socket, title_of(peer))
+                except Exception as error:  # a thread of its own: nobody else would hear of it
                     with mutex:
-                        self.links[peer.rank] = DataLink(opened.socket, title_of(peer))
-                except (TpiError, OSError) as error:
-                    with mutex:
-                        failures[peer.rank] = str(error)
+                        failures[peer.rank] = str(error) or type(error).__name__
 
         threads = [threading.Thread(target=work, daemon=True) for _ in range(min(len(calls), _CALLS_AT_ONCE))]
         for thread in threads:
@@ -122,11 +136,12 @@ class WorkerLinks:
             check()
             with suppress(queue.Empty):
                 link = arrived.get(timeout=_POLL_S)
-                peer = missing.pop(link.device, None)
+                is_ours = isinstance(link.hello, DataHello) and link.hello.epoch == self.epoch
+                peer = missing.pop(link.device, None) if is_ours else None
                 if peer is None:
                     link.socket.close()
                 else:
-                    self.links[peer.rank] = DataLink(link.socket, title_of(peer))
+                    self._take(peer.rank, link.socket, title_of(peer))
         for peer in missing.values():
             failures[peer.rank] = f"{peer.name} did not call within {EXPECT_LIMIT_S:g} s"
 

@@ -5,8 +5,10 @@ of a second on a home network.
 """
 
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +22,26 @@ from tpi.cluster.control.messages import SumTrial
 from tpi.cluster.mesh.datalink import Exchange, Incoming
 from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType, Phase
 from tpi.cluster.mesh.mesh import Mesh, Sources, Targets
+from tpi.errors import LinkTimeoutError
 from tpi.model.flow import Flow
 from tpi.runtime.protocols import SumStep
 
 LIMIT_S = 20.0
-"""For each wait; far more than any of them takes on a link that works."""
+"""For each wait while links are measured; far more than any of them takes on a link that works."""
+_SLOWER = 10.0
+"""So many times slower than foretold trials may be."""
 _PINGS, _WARM_UP_PINGS = 7, 2
 _PING_BYTES = 8
 _FIRST_EXCHANGE_BYTES, _EXCHANGE_BYTES = 16 << 10, 64 << 10
 """The first opens TCP's windows."""
 _SMALL_VALUES = 1 << 16
 """Of sums whose buffers fit side by side into a worker's memory."""
+_BLOCKS = 3
+"""Of rounds, between which other trials run."""
 _PASS_OF_TRIALS = 1 << 63
 """Numbers of passes that never come."""
+_ROUNDS_APART = 1 << 12
+"""More than a trial has rounds."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,8 @@ def try_sums(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:
     """Seconds of wall and processor time that a sum of each trial takes on this rank: lower quartiles and means of its
-    rounds. Small sums take turns, so that what disturbs some rounds disturbs all trials. Zeros on a rank that takes no
-    part in ``flow``.
+    rounds. Small sums take turns, a few rounds each, so that what disturbs some rounds disturbs all trials. Zeros on a
+    rank that takes no part in ``flow``.
 
     Raises:
         LinkError: a peer is lost.
@@ -84,12 +93,34 @@ def try_sums(
         running = [_Trial(mesh, arithmetic, flow, width, number, trials[number]) for number in numbers]
         if mesh.rank not in flow.participants:
             continue
-        for turn in range(max(trial.n_rounds for trial in running) + 1):
+        for _ in range(_BLOCKS):
             for trial in running:
-                trial.run(turn, clock)
+                trial.run(clock)
         for trial in running:
             results[trial.number] = trial.result()
     return results
+
+
+def trials_limit_s(trials: Iterable[tuple[SumTrial, float]]) -> float:
+    """After how many seconds trials are given up; of each it is foretold how long a sum takes."""
+    rounds_s = sum((trial.n_rounds + 2 * _BLOCKS) * foretold_s for trial, foretold_s in trials)
+    return LIMIT_S + _SLOWER * rounds_s
+
+
+@contextmanager
+def trials_limited(mesh: Mesh, limit_s: float, names: Sequence[str]) -> Iterator[None]:
+    """Shuts the mesh down if it takes longer: a worker may hang whose control link lives. ``names`` are the workers."""
+    who = f"one of {', '.join(names)}" if len(names) > 1 else names[0]
+    late = LinkTimeoutError(
+        f"{who} did not get through the trials of sums within {limit_s:.3g} s: is it busy with other things?"
+    )
+    timer = threading.Timer(limit_s, mesh.shut_down, (late,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _in_turns(trials: Sequence[SumTrial], width: int) -> Iterator[list[int]]:
@@ -107,7 +138,7 @@ class _Trial:
         self, mesh: Mesh, arithmetic: Arithmetic, flow: Flow, width: int, number: int, trial: SumTrial
     ) -> None:
         """On all ranks: some algorithms are made together."""
-        self.number, self.n_rounds = number, trial.n_rounds
+        self.number, self._n_rounds = number, trial.n_rounds
         self._flow = flow
         shape, n_values = (trial.n_tokens, width), trial.n_tokens * width
         scale = Scale(PayloadFormat(trial.payload), n_values, arithmetic=arithmetic)
@@ -116,20 +147,21 @@ class _Trial:
         self._sums.use_for_few(algorithm, n_values)
         self._partial = np.zeros(shape, np.float32) if mesh.rank in flow.contributors else None
         self._out = np.empty(shape, np.float32) if mesh.rank in flow.receivers else None
+        self._n_run = 0
         self._walls: list[float] = []
         self._cpu_s = 0.0
 
-    def run(self, turn: int, clock: Callable[[], float]) -> None:
-        """Round ``turn``, if there are so many; the first is not timed."""
-        if turn > self.n_rounds:
-            return
-        step = SumStep(_PASS_OF_TRIALS + self.number * 1001 + turn, self._flow)
-        cpu_started, started = time.thread_time(), clock()
-        self._sums.start(step, self._partial, self._out)
-        self._sums.finish(step)
-        if turn:
-            self._walls.append(clock() - started)
-            self._cpu_s += time.thread_time() - cpu_started
+    def run(self, clock: Callable[[], float]) -> None:
+        """A block of rounds. The first is not timed: one kind of sum leaves the ranks further apart than another."""
+        for turn in range(-(-self._n_rounds // _BLOCKS) + 1):
+            step = SumStep(_PASS_OF_TRIALS + self.number * _ROUNDS_APART + self._n_run, self._flow)
+            self._n_run += 1
+            cpu_started, started = time.thread_time(), clock()
+            self._sums.start(step, self._partial, self._out)
+            self._sums.finish(step)
+            if turn:
+                self._walls.append(clock() - started)
+                self._cpu_s += time.thread_time() - cpu_started
 
     def result(self) -> tuple[float, float]:
         """Wall and processor time."""

@@ -6,15 +6,16 @@ Runs in the master's thread; what workers answer comes as membership's news.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Self
 
 from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.control.messages import Begin, Measure, Measured, Plan, Prepared
-from tpi.cluster.epoch.answers import ANSWER_LIMIT_S, Answers, Check
+from tpi.cluster.epoch.answers import ANSWER_LIMIT_S, Answers, Check, check_links, check_trials
 from tpi.cluster.epoch.choosing import choose, network_of, trials_of, ways
 from tpi.cluster.epoch.footprint import few_tokens
 from tpi.cluster.epoch.host import rank_settings
 from tpi.cluster.epoch.linking import Linking, flows_that_travel
-from tpi.cluster.epoch.measuring import measure_links, try_sums
+from tpi.cluster.epoch.measuring import measure_links, trials_limit_s, trials_limited, try_sums
 from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.mesh.datalink import DataLink
@@ -27,15 +28,31 @@ from tpi.errors import LinkError
 from tpi.gguf.reader import Gguf
 from tpi.model.flow import typical_flow
 
+_STUCK = "made no progress", "is its disk all right?"
+
 
 @dataclass(frozen=True)
 class Opened:
-    """What was opened. ``mesh`` and ``choice`` None: the master is alone."""
+    """What was opened, until an epoch takes it over. ``mesh`` and ``choice`` None: the master is alone.
+
+    A context manager; ``close`` is idempotent."""
 
     mesh: Mesh | None
     relays: Relays
     choice: Choice | None
     detours: tuple[Detour, ...]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends links and relays."""
+        if self.mesh is not None:
+            self.mesh.close()
+        self.relays.close()
 
 
 class Opening:
@@ -75,7 +92,7 @@ class Opening:
         Raises:
             LinkError: a worker is gone, cannot go on, or makes no progress.
         """
-        self._answers.wait_for_all(Prepared, self._answers.by_rank, self._prepare_limit_s, "made no progress")
+        self._answers.wait_for_all(Prepared, self._answers.by_rank, self._prepare_limit_s, _STUCK)
 
     def open_links(self, wanted: str | None) -> Opened:
         """Opens the mesh, measures it, chooses; the workers begin. ``wanted`` names an algorithm, or None.
@@ -106,18 +123,23 @@ class Opening:
         few = few_tokens(rank_settings(plan, 1))
         flow = typical_flow(flows_that_travel(plan))
         links = self._measure(Measure(plan.epoch), lambda: self._own_links(mesh))
+        check_links(self._answers.by_rank, links, plan.partition.n_ranks)
         network = network_of(links, plan.partition.n_ranks)
         if flow is None:
             way = SumWay("one-shot", plan.payload, 1, network.latency_s)
             return Choice(way, way, few, network.latency_s, network.bytes_per_s)
         candidates = ways(plan, flow, network, wanted, is_complete, few)
         trials = trials_of(candidates)
+        foretold = [way.predicted_s for found in candidates.values() for way in found]
 
         def own_trials() -> Measured:
             times = try_sums(mesh, make_arithmetic(self._cache), flow, plan.spec.n_embd, trials)
             return Measured(plan.epoch, sums_s=tuple(t[0] for t in times), cpu_s=tuple(t[1] for t in times))
 
-        measured = self._measure(Measure(plan.epoch, tuple(trials)), own_trials)
+        limit_s = trials_limit_s(zip(trials, foretold, strict=True))
+        with trials_limited(mesh, limit_s, [member.title for member in self._members]):
+            measured = self._measure(Measure(plan.epoch, tuple(trials)), own_trials)
+        check_trials(self._answers.by_rank, measured, len(trials))
         return choose(candidates, measured, network, few)
 
     def _own_links(self, mesh: Mesh) -> Measured:

@@ -41,9 +41,13 @@ class Seat:
         self.plan, self.host, self.mesh, self.choice = plan, host, mesh, choice
         self._is_closed = False
         self.sums = _make_sums(plan, mesh, choice, arithmetic or Arithmetic())
-        if mesh is not None and host.trace is not None:
-            mesh.log_to(host.trace)
-        host.connect(self.sums, lambda: mesh.counts() if mesh is not None else (0, 0))
+        try:
+            if mesh is not None and host.trace is not None:
+                mesh.log_to(host.trace)
+            host.connect(self.sums, lambda: mesh.counts() if mesh is not None else (0, 0))
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import msgspec
+
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import (
     AnyMessage,
@@ -38,6 +40,8 @@ News: TypeAlias = "AnyMessage | LinkError"
 Deliver: TypeAlias = "Callable[[Member, News], None]"
 
 
+_MAX_WORD = 64
+
 Question: TypeAlias = StatusRequest | ClockRequest | TraceRequest
 
 
@@ -62,7 +66,7 @@ class Member:
         self.end: LinkError | None = None
         """Why this worker is of no more use."""
         self.status: RankStatus | None = None
-        """What it told last."""
+        """What it told last, as far as it is its own to tell."""
         self._server: RunServer | None = None
         self._deliver = deliver
         self._answered = threading.Condition()
@@ -149,7 +153,7 @@ class Member:
                 came_s = time.monotonic()
                 with self._answered:
                     if isinstance(message, StatusReply):
-                        self.status = message.status
+                        self.status = self._own(message.status)
                     if message.number in self._answers:
                         self._answers[message.number] = Answer(message, came_s)
                         self._answered.notify_all()
@@ -157,6 +161,16 @@ class Member:
                 self.finish(LinkError(f"{self.title} cannot go on: {one_line(message.reason)}"))
             case _:
                 self._deliver(self, message)
+
+    def _own(self, status: RankStatus) -> RankStatus:
+        """What a worker tells of itself: rank and name are not its to tell, and words are for people's terminals."""
+        return msgspec.structs.replace(
+            status,
+            rank=self.rank,
+            name=self.name,
+            doing=one_line(status.doing)[:_MAX_WORD],
+            disk_mode=one_line(status.disk_mode)[:_MAX_WORD],
+        )
 
     def _on_lost(self, error: LinkError) -> None:
         self.finish(LinkError(f"{self.title} is gone: {error}"))

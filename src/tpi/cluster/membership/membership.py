@@ -8,13 +8,13 @@ import contextlib
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from tpi.cluster.control.messages import Offer, Revoked
+from tpi.cluster.control.messages import Offer, Progress, Revoked
 from tpi.cluster.membership.member import Member, News
 from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
 from tpi.cluster.pairing.addresses import listen, own_addresses
@@ -23,7 +23,8 @@ from tpi.cluster.pairing.gate import LinkTokens
 from tpi.cluster.pairing.hello import ControlHello
 from tpi.errors import LinkError, PairingError, ProtocolError, RemovedError, UsageError
 
-MAX_NEWS = 4096
+MAX_NEWS = 256
+"""Of one member, as long as nobody takes them."""
 MAX_LINKS = 4096
 MAX_NOTES = 32
 _WATCH_S = 0.5
@@ -65,7 +66,10 @@ class Membership:
         LinkError: the port cannot be opened.
         """
         self._stack = ExitStack()
-        self._news: queue.Queue[tuple[Member, News]] = queue.Queue(MAX_NEWS)
+        self._news: queue.Queue[tuple[Member, News]] = queue.Queue()
+        self._n_news: Counter[Member] = Counter()
+        """Of each member, of those that are there."""
+        self._news_mutex = threading.Lock()
         self._arrived: queue.Queue[AcceptedLink] = queue.Queue(MAX_LINKS)
         self.data_links: queue.Queue[AcceptedLink] = queue.Queue(MAX_LINKS)
         """Data links and relays that were asked for and came in."""
@@ -164,6 +168,8 @@ class Membership:
             news.append(self._news.get(timeout=wait_s) if wait_s else self._news.get_nowait())
             while True:
                 news.append(self._news.get_nowait())
+        with self._news_mutex:
+            self._n_news -= Counter(member for member, _ in news)  # keeps those above zero
         return [entry for entry in news if entry[0] in self.members]
 
     def check_alive(self) -> None:
@@ -190,11 +196,16 @@ class Membership:
     def _deliver(self, member: Member, news: News) -> None:
         if isinstance(news, LinkError) and member.rank > 0:
             self.on_end(news)
-        try:
+        with self._news_mutex:
+            n_waiting = self._n_news[member]
+            if isinstance(news, Progress) and n_waiting >= MAX_NEWS // 2:  # which nobody looks at now
+                return
+            if not isinstance(news, LinkError) and n_waiting >= MAX_NEWS:
+                raise ProtocolError(
+                    f"{member.name} sends more than can be taken: {MAX_NEWS} of its messages wait already"
+                )
+            self._n_news[member] += 1
             self._news.put_nowait((member, news))
-        except queue.Full:
-            if not isinstance(news, LinkError):  # of an end ``check_alive`` knows
-                raise ProtocolError(f"{member.name} sends more than can be taken") from None
 
     def _take_link(self, link: AcceptedLink) -> None:
         """In the handshake's thread: for the master's thread, or for nobody once the cluster is full."""
@@ -218,21 +229,30 @@ class Membership:
     def _watch(self) -> None:
         """Devices that were removed, by whatever process, are told to the others and sent away."""
         told: set[int] = set()
+        is_defect_told = False
         while not self._closing.wait(_WATCH_S):
-            for member in list(self.members):
-                try:
-                    self.authority.check(member.device)
-                except RemovedError:
-                    if member.device.serial not in told:
-                        told.add(member.device.serial)
-                        self._revoke(member)
-                except PairingError:  # the folder is being changed, or damaged: joining says so
-                    continue
-            with contextlib.suppress(LinkError):  # between two plans
-                self.on_watch()
+            try:
+                self._look_for_removed(told)
+                with contextlib.suppress(LinkError):  # between two plans
+                    self.on_watch()
+            except Exception as error:  # who was removed must be sent away all the same
+                if not is_defect_told:
+                    is_defect_told = True
+                    self.notes.add(f"devices are not watched as they should be: {type(error).__name__}: {error}")
+
+    def _look_for_removed(self, told: set[int]) -> None:
+        for member in list(self.members):
+            try:
+                self.authority.check(member.device)
+            except RemovedError:
+                if member.device.serial not in told:
+                    told.add(member.device.serial)
+                    self._revoke(member)
+            except PairingError:  # the folder is being changed, or damaged: joining says so
+                continue
 
     def _revoke(self, removed: Member) -> None:
-        for member in self.members:
+        for member in list(self.members):
             if member is not removed:
                 with contextlib.suppress(LinkError):
                     member.send(Revoked(f"{removed.device.serial:x}"))

@@ -286,10 +286,9 @@ def check_step(peer: str, header: FrameHeader, key: bytes) -> None:
         )
 
 
-def refuse_size(peer: str, header: FrameHeader, capacity_bytes: int | None = None) -> ProtocolError:
+def refuse_size(peer: str, header: FrameHeader, capacity_bytes: int) -> ProtocolError:
     """The error for a frame that is larger than what it is received into."""
-    limit = f", at most {capacity_bytes} fit" if capacity_bytes is not None else ", which do not fit"
-    return ProtocolError(f"{peer} sent {header.n_payload_bytes} bytes for {header.tag}{limit}")
+    return ProtocolError(f"{peer} sent {header.n_payload_bytes} bytes for {header.tag}, at most {capacity_bytes} fit")
 
 
 def _reason(error: OSError) -> str:

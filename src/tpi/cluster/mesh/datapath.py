@@ -140,7 +140,13 @@ class MasterDatapath:
         asked = np.frombuffer(buffer.payload, "<f4", len(wanted.ids), start + 8 + 8 * n)
         if not (log_sum_exp < np.inf and (ids >= span.start).all() and (ids < span.stop).all()):
             raise self._wrong(rank)
-        return Extract(ids, self._check(rank, values), asked, log_sum_exp, n == n_tokens)
+        self._check(rank, values)
+        is_here = np.array([span.start <= token < span.start + n_tokens for token in wanted.ids], np.bool_)
+        if (np.isnan(asked) != ~is_here).any() or not np.isfinite(asked[is_here]).all():
+            raise ProtocolError(
+                f"{self._mesh.name_of(rank)} sent logits of tokens that are not its own, or not all that were asked for"
+            )
+        return Extract(ids, values, asked, log_sum_exp, n == n_tokens)
 
     def _frame_of(self, rank: int) -> FrameBuffer:
         return self._logits[rank].buffer

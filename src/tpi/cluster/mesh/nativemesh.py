@@ -6,6 +6,7 @@ Owns the C object, which refers to the links' sockets and TLS objects; they live
 import ctypes
 import os
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,17 @@ from tpi.cluster.mesh.datalink import DataLink, Exchange, Incoming, check_step, 
 from tpi.cluster.mesh.frames import HEADER_BYTES, KEY_BYTES, FrameBuffer, unpack_header
 from tpi.cluster.mesh.mesh import Mesh, Sources, Targets
 from tpi.errors import LinkError, ProtocolError
-from tpi.native.exchange import BROKEN, CLOSED, OUT_OF_STEP, STOPPED, TIMED_OUT, TOO_LARGE, Helper, load_helper
+from tpi.native.exchange import (
+    BROKEN,
+    CLOSED,
+    NO_FRAME,
+    OUT_OF_STEP,
+    STOPPED,
+    TIMED_OUT,
+    TOO_LARGE,
+    Helper,
+    load_helper,
+)
 from tpi.trace import EVENT, Trace
 
 _LINK_ERROR = 8
@@ -64,6 +75,7 @@ class NativeMesh(Mesh):
         """
         pointers = [_pointer_of(helper, link) for link in links.values()]
         super().__init__(rank, links, epoch, clock)
+        self._freeing = threading.RLock()  # other threads may shut down and count; a signal's handler may, too
         self.library = helper.library
         self._ranks = tuple(self._links)
         self._places = {rank: place for place, rank in enumerate(self._ranks)}
@@ -98,20 +110,23 @@ class NativeMesh(Mesh):
         super().close()
         if is_first and self._mesh:
             self._last_counts = self._link_counts()
-            mesh, self._mesh = self._mesh, None
-            self.library.exchange_free(mesh)
+            with self._freeing:
+                mesh, self._mesh = self._mesh, None
+                self.library.exchange_free(mesh)
 
     def _link_counts(self) -> tuple[int, int]:
-        if not self._mesh:
-            return self._last_counts
         sent, received = ctypes.c_uint64(), ctypes.c_uint64()
-        self.library.exchange_counts(self._mesh, ctypes.byref(sent), ctypes.byref(received))
+        with self._freeing:
+            if not self._mesh:
+                return self._last_counts
+            self.library.exchange_counts(self._mesh, ctypes.byref(sent), ctypes.byref(received))
         return sent.value, received.value
 
     def shut_down(self, error: LinkError) -> None:
         self._end = self._end or error
-        if (mesh := getattr(self, "_mesh", None)) is not None:
-            self.library.exchange_stop(mesh)
+        with self._freeing:
+            if self._mesh:
+                self.library.exchange_stop(self._mesh)
         self.wake()
 
     def targets(self, ranks: Sequence[int]) -> Targets:
@@ -181,20 +196,23 @@ class NativeMesh(Mesh):
             raise LinkError("the data links were closed on this side")
         place, error = (result - _LINK_ERROR) // _LINK_SHIFT, (result - _LINK_ERROR) % _LINK_SHIFT
         header, key = (ctypes.c_uint8 * HEADER_BYTES)(), (ctypes.c_uint8 * KEY_BYTES)()
-        system = ctypes.c_int32()
-        self.library.exchange_error(self._open(), place, header, key, ctypes.byref(system))
+        detail = ctypes.c_int32()
+        self.library.exchange_error(self._open(), place, header, key, ctypes.byref(detail))
         link = self._links[self._ranks[place]]
         match error:
             case _ if error == CLOSED:
                 raise link.broken(None)
             case _ if error == BROKEN:
-                raise link.broken(OSError(system.value, _words(system.value)))
+                raise link.broken(OSError(detail.value, _words(detail.value)))
             case _ if error == TOO_LARGE:
-                raise refuse_size(link.peer, unpack_header(bytes(header)))
-            case _ if error == OUT_OF_STEP:
+                raise refuse_size(link.peer, unpack_header(bytes(header)), detail.value)
+            case _ if error in (OUT_OF_STEP, NO_FRAME):
                 check_step(link.peer, unpack_header(bytes(header)), bytes(key))
                 raise ProtocolError(f"{link.peer} sent what does not belong to this epoch")
-        raise ProtocolError(f"more frames are under way with {link.peer} than there is room for")
+        raise ProtocolError(
+            f"{detail.value + 1} frames are under way with {link.peer}, at most {detail.value} can be: "
+            "is it busy with other things?"
+        )
 
     def _waited_for(self, exchange: Exchange) -> tuple[int, ...]:
         is_waited_for = self.library.exchange_is_waited_for

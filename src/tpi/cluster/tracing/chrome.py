@@ -79,8 +79,8 @@ class TraceFile:
         """Ends the array."""
         if self._file is not None:
             file, self._file = self._file, None
-            file.write(b"\n]\n")
-            file.close()
+            with file:
+                file.write(b"\n]\n")
 
     def name_device(self, rank: int, name: str) -> None:
         """What the device is called."""

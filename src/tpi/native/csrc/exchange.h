@@ -7,7 +7,7 @@
  * memory is the caller's, but for that of a mesh; nothing is allocated once that has been made. A mesh is used by one
  * thread at a time, but for exchange_sleep and exchange_stop.
  *
- * Frames begin with 32 bytes: a key of 24, the payload's length (u32), its type (u8), zeros.
+ * Frames begin with 32 bytes: a key of 24, the payload's length (u32), its type (u8), zeros (cluster/mesh/frames.py).
  */
 
 #ifndef TPI_EXCHANGE_H
@@ -20,11 +20,11 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { HEADER = 32, KEY = 24, LENGTH_AT = 24, TYPE_AT = 28 };
-enum payload_type { F32, F16, FAULT, BYTES, INT8 };
+enum payload_type { F32, F16, FAULT, BYTES, INT8, NONE };
 
 /* What waiting and moving return; of a link's error, link * 16 + 8 + which. */
 enum { DONE, TIMED_OUT, STOPPED };
-enum { CLOSED = 1, BROKEN, TOO_LARGE, OUT_OF_STEP, TOO_MANY };
+enum { CLOSED = 1, BROKEN, TOO_LARGE, OUT_OF_STEP, TOO_MANY, NO_FRAME };
 /* What sums return besides: a rank is at fault, a frame of a contributor or of a slice is wrong. */
 enum { FAULTY = 3, WRONG_CONTRIBUTION = 4, WRONG_TOTAL = 5 };
 

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 enum { MAX_QUEUED = 64, SEND_BYTES = 64 << 10 };
+enum { FRAME_VERSION = 2, FIRST_PHASE = 1, LAST_PHASE = 5, MAX_PAYLOAD_BYTES = 64 << 20 };
 
 typedef struct {
     int (*read)(void *ssl, void *data, int length);
@@ -49,7 +50,7 @@ typedef struct {
     void *ssl; /* NULL: a plain socket */
     int fd;
     int read_wants, write_wants;
-    int error, system_error;
+    int error, detail; /* of BROKEN the system's error, of TOO_LARGE and TOO_MANY the limit */
     int n_header, is_parked;
     uint8_t header[HEADER];
     uint8_t *at; /* where the payload that is under way goes on, NULL: none is */
@@ -74,11 +75,11 @@ struct mesh {
 
 /* TLS or plain bytes: what was moved, 0 if nothing can be now, -1 with link->error. */
 
-static int fail(link_end *link, int error, int system_error)
+static int fail(link_end *link, int error, int detail)
 {
     if (!link->error) {
         link->error = error;
-        link->system_error = system_error;
+        link->detail = detail;
     }
     return -1;
 }
@@ -174,9 +175,19 @@ static void log_frame(mesh *m, const link_end *link, int kind, const uint8_t *he
 
 /* Receiving. */
 
+/* Whether these are the bytes of a header: what frames.py's unpack_header looks at. */
+static int is_header(const uint8_t *h)
+{
+    int is_known = !memcmp(h, "tpiF", 4) && h[4] == FRAME_VERSION && h[5] >= FIRST_PHASE && h[5] <= LAST_PHASE;
+    int is_zero = !(h[7] | h[TYPE_AT + 1] | h[TYPE_AT + 2] | h[TYPE_AT + 3]);
+    return is_known && is_zero && h[TYPE_AT] <= NONE && number_at(h + LENGTH_AT, 4) <= MAX_PAYLOAD_BYTES;
+}
+
 /* Whether the frame whose header has come is expected now; -1 if it never can be. */
 static int find_place(mesh *m, link_end *link)
 {
+    if (!link->is_parked && !is_header(link->header))
+        return fail(link, NO_FRAME, 0);
     int i = 0;
     while (i < link->n_expected && memcmp(link->header, link->expected[i].key, (size_t)link->expected[i].key_bytes))
         i++;
@@ -196,7 +207,7 @@ static int find_place(mesh *m, link_end *link)
     memmove(link->expected + i, link->expected + i + 1, (size_t)(--link->n_expected - i) * sizeof found);
     size_t length = (size_t)number_at(link->header + LENGTH_AT, 4);
     if (length > found.capacity)
-        return fail(link, TOO_LARGE, 0);
+        return fail(link, TOO_LARGE, (int)found.capacity);
     memcpy(found.frame, link->header, HEADER);
     link->is_parked = 0;
     link->begun_s = log_now_s(m);
@@ -313,7 +324,7 @@ EXPORT int exchange_send(mesh *m, const int32_t *links, int n, const uint8_t *fr
     for (int i = 0; i < n; i++) {
         link_end *link = &m->links[links[i]];
         if (link->error || link->n_outgoing == MAX_QUEUED) {
-            fail(link, TOO_MANY, 0);
+            fail(link, TOO_MANY, MAX_QUEUED);
             return report(m, link);
         }
         ++*exchange;
@@ -330,7 +341,7 @@ EXPORT int exchange_expect(mesh *m, const int32_t *links, int n, uint8_t *const 
     for (int i = 0; i < n; i++) {
         link_end *link = &m->links[links[i]];
         if (link->error || link->n_expected == MAX_QUEUED) {
-            fail(link, TOO_MANY, 0);
+            fail(link, TOO_MANY, MAX_QUEUED);
             return report(m, link);
         }
         expectation *next = &link->expected[link->n_expected++];
@@ -422,14 +433,14 @@ EXPORT int exchange_is_waited_for(const mesh *m, int number, const int32_t *exch
 }
 
 /* What went wrong with a link: writes the header that came, and the key that was expected first. */
-EXPORT int exchange_error(const mesh *m, int number, uint8_t *header, uint8_t *key, int32_t *system_error)
+EXPORT int exchange_error(const mesh *m, int number, uint8_t *header, uint8_t *key, int32_t *detail)
 {
     const link_end *link = &m->links[number];
     memcpy(header, link->header, HEADER);
     memset(key, 0, KEY);
     if (link->n_expected)
         memcpy(key, link->expected[0].key, KEY);
-    *system_error = link->system_error;
+    *detail = link->detail;
     return link->error;
 }
 

@@ -13,7 +13,7 @@ from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.control.messages import Measured, SumTrial
 from tpi.cluster.epoch import measuring
 from tpi.cluster.epoch.choosing import network_of
-from tpi.cluster.epoch.measuring import LinkTimes, _partners, measure_links, try_sums
+from tpi.cluster.epoch.measuring import LinkTimes, _partners, measure_links, trials_limit_s, trials_limited, try_sums
 from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.errors import LinkError, LinkTimeoutError
@@ -113,7 +113,7 @@ def test_sums_are_tried_over_links_that_were_measured() -> None:
         measure_all(meshes)
         before = [mesh.counts() for mesh in meshes]
         tried(meshes, Flow(0, (0, 1, 2), (0, 1, 2), False), [SumTrial("one-shot", "f32", 1, 2)])
-        n_bytes = 3 * 2 * (32 + 4 * WIDTH)
+        n_bytes = measuring._BLOCKS * 2 * 2 * (32 + 4 * WIDTH)  # two rounds each, to two ranks
         assert [
             (now[0] - was[0], now[1] - was[1])
             for now, was in zip((mesh.counts() for mesh in meshes), before, strict=True)
@@ -190,15 +190,15 @@ def test_small_sums_take_turns_and_large_ones_do_not() -> None:
 
 
 def test_rounds_that_were_disturbed_do_not_count() -> None:
-    """The first of eight is not timed; three of seven took a hundred times as long."""
-    times = iter([0.0, 0, 1, 0, 100, 0, 100, 0, 1, 0, 1, 0, 100, 0, 1])
+    """Two blocks of four; the first round of each is not timed; three of the others took a hundred times as long."""
+    times = iter([0.0, 0, 1, 0, 100, 0, 100, 0, 0, 1, 0, 1, 0, 100])
     with open_meshes(1) as meshes:
         trial = measuring._Trial(
-            meshes[0], make_arithmetic(), Flow(1, (0,), (0,), False), WIDTH, 0, SumTrial("star", "f16", 1, 7)
+            meshes[0], make_arithmetic(), Flow(1, (0,), (0,), False), WIDTH, 0, SumTrial("star", "f16", 1, 9)
         )
-        for turn in range(8):
-            trial.run(turn, lambda: next(times))
-    assert trial.result()[0] == 1
+        for _ in range(2):
+            trial.run(lambda: next(times))
+    assert next(times, None) is None and trial.result()[0] == 1
 
 
 def test_a_peer_that_is_lost_ends_the_trials() -> None:
@@ -206,3 +206,26 @@ def test_a_peer_that_is_lost_ends_the_trials() -> None:
         threading.Timer(0.05, meshes[1].close).start()
         with pytest.raises(LinkError, match=r"rank 1 closed the data link|the data link to rank 1 broke"):
             try_sums(meshes[0], make_arithmetic(), Flow(1, (0, 1), (0, 1), False), WIDTH, TRIALS)
+
+
+@pytest.mark.parametrize("with_helper", [True, False], ids=["C", "python"])
+def test_a_worker_that_hangs_ends_the_trials(with_helper: bool) -> None:
+    """Its links live, and nothing comes."""
+    flow = Flow(1, (0, 1), (0, 1), False)
+    said = r"^pi \(rank 1\) did not get through the trials of sums within 0\.1 s: is it busy"
+    with (
+        open_meshes(2, with_helper=with_helper) as meshes,
+        pytest.raises(LinkTimeoutError, match=said),
+        trials_limited(meshes[0], 0.1, ["pi (rank 1)"]),
+    ):
+        try_sums(meshes[0], make_arithmetic(None, with_helper), flow, WIDTH, TRIALS)
+
+
+def test_trials_over_slow_links_have_more_time() -> None:
+    trial = SumTrial("star", "f16", 512, 2)
+    assert trials_limit_s([(trial, 0.0)]) == measuring.LIMIT_S
+    assert trials_limit_s([(trial, 3.0)] * 2) > measuring.LIMIT_S + 2 * 3.0 * 8
+
+
+def test_no_two_trials_have_rounds_of_one_number() -> None:
+    assert -(-1000 // measuring._BLOCKS) * measuring._BLOCKS + measuring._BLOCKS < measuring._ROUNDS_APART

@@ -12,7 +12,7 @@ from tpi.cluster.membership.membership import Membership
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
-from tpi.errors import LinkError
+from tpi.errors import LinkError, LinkTimeoutError
 
 WAIT_S = 20.0
 
@@ -70,6 +70,15 @@ def is_ended(link: ControlLink) -> bool:
             link.receive(WAIT_S)
     except LinkError as error:
         return "closed the control link" in str(error)
+
+
+def is_silent(link: ControlLink, for_s: float = 0.0) -> bool:
+    """Whether nothing comes."""
+    try:
+        link.receive(for_s)
+    except LinkTimeoutError:
+        return True
+    return False
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:

@@ -7,16 +7,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.unit.cli.states import rank_state
-from tests.unit.cluster.membership.guests import WAIT_S, Guests, goodbye, is_ended, offer, open_guests, wait_until
+from tests.unit.cluster.membership.guests import (
+    WAIT_S,
+    Guests,
+    goodbye,
+    is_ended,
+    is_silent,
+    offer,
+    open_guests,
+    wait_until,
+)
 from tpi.cluster.control.messages import (
     ClockReply,
     ClockRequest,
     Failed,
     Goodbye,
     Offer,
+    Prepared,
     Progress,
     Revoked,
     StatusReply,
@@ -89,7 +100,7 @@ def test_no_more_than_are_wanted_and_none_twice(guests: Guests) -> None:
     assert [member.name for member in membership.members] == ["one"]
     assert goodbye(links["two"]) == "the cluster has its 1 workers"
     assert goodbye(twice) == "this device has joined already"
-    assert membership.members[0].end is None and links["one"].try_receive() is None
+    assert membership.members[0].end is None and is_silent(links["one"])
 
 
 def test_an_offer_makes_a_member(guests: Guests) -> None:
@@ -166,8 +177,7 @@ def test_a_device_that_is_removed_is_ended_and_the_others_are_told(guests: Guest
     assert removed.end is ended[0] and stays.end is None
     with pytest.raises(LinkError, match="was removed"):
         guests.membership.check_alive()
-    threading.Event().wait(0.1)
-    assert link.try_receive() is None and len(ended) == 1, "it is told once"
+    assert is_silent(link, 0.1) and len(ended) == 1, "it is told once"
 
 
 def test_a_registry_that_cannot_be_read_removes_nobody(guests: Guests, tmp_path: Path) -> None:
@@ -189,6 +199,22 @@ def test_links_between_two_plans_do_not_end_the_watch(guests: Guests) -> None:
 
     guests.membership.on_watch = watch
     wait_until(lambda: len(watched) > 3)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_no_defect_ends_the_watch(guests: Guests, tmp_path: Path) -> None:
+    watched: list[None] = []
+
+    def watch() -> None:
+        watched.append(None)
+        raise IndexError("rank 77")
+
+    guests.membership.on_watch = watch
+    wait_until(lambda: len(watched) > 3)
+    assert guests.membership.notes.latest() == ("devices are not watched as they should be: IndexError: rank 77",)
+    member, _ = guests.member("gone", rank=1)
+    Authority.open(tmp_path / "state" / "authority").revoke("gone")
+    wait_until(lambda: member.end is not None)
 
 
 def test_data_links_wait_where_they_are_looked_for(guests: Guests) -> None:
@@ -214,7 +240,7 @@ def test_figures_that_are_asked_for(guests: Guests) -> None:
     assert told is not None and told.message == StatusReply(second, rank_state(1))
     assert read is not None and read.message == ClockReply(clock, 5.0)
     assert abs(read.at_s - asked_s) < WAIT_S
-    assert member.status == rank_state(1)
+    assert member.status == rank_state(1, "pi")
     link.send(StatusReply(first, rank_state(2)))  # too late, and nobody waits for it any more
     third = member.ask(StatusRequest)
     threading.Timer(0.05, link.close).start()
@@ -229,14 +255,40 @@ def test_a_member_that_floods_is_lost(guests: Guests, monkeypatch: pytest.Monkey
     monkeypatch.setattr(membership_module, "MAX_NEWS", 4)
     with open_guests(guests._folder / "small") as small:
         member, link = small.member("pi", rank=1)
+        innocent, other = small.member("desk", rank=2)
         with pytest.raises(LinkError):
             while True:
-                link.wait_send(Progress(1, 2, "cut"), WAIT_S)
+                link.wait_send(Prepared(1), WAIT_S)
         wait_until(lambda: member.end is not None)
-        assert "sends more than can be taken" in str(member.end)
+        assert "pi sends more than can be taken: 4 of its messages wait already" in str(member.end)
         with pytest.raises(LinkError, match="sends more than can be taken"):
             small.membership.check_alive()
-        assert len(small.membership.take(0)) == 4
+        other.send(Prepared(1))
+        wait_until(lambda: small.membership._news.qsize() == 6)
+        assert len(small.membership.take(0)) == 6 and innocent.end is None
+        assert not small.membership._n_news
+
+
+def test_progress_that_nobody_looks_at_ends_nothing(guests: Guests, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "MAX_NEWS", 4)
+    member, link = guests.member("pi", rank=1)
+    for number in range(20):
+        link.send(Progress(number, 20, "cut"))
+    link.send(Prepared(1))
+    wait_until(lambda: guests.membership._news.qsize() == 3)
+    news = [message for _, message in guests.membership.take(0)]
+    assert news == [Progress(0, 20, "cut"), Progress(1, 20, "cut"), Prepared(1)] and member.end is None
+
+
+def test_what_a_worker_tells_of_itself_is_its_own(guests: Guests) -> None:
+    """Neither another's rank or name, nor what moves a terminal's cursor."""
+    member, link = guests.member("pi", rank=1)
+    state = msgspec.structs.replace(rank_state(77, "desk"), doing="\x1b[2J" + "x" * 99, disk_mode="a\nb")
+    number = member.ask(StatusRequest)
+    link.send(StatusReply(number, state))
+    member.wait_answer(number, WAIT_S)
+    assert member.status is not None and (member.status.rank, member.status.name) == (1, "pi")
+    assert member.status.doing == " [2J" + "x" * 60 and member.status.disk_mode == "a b"
 
 
 def test_everybody_is_told_why_it_ends(guests: Guests) -> None:

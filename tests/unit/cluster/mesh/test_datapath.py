@@ -240,6 +240,7 @@ def entry(log_sum_exp: float, ids: Sequence[int], values: Sequence[float], asked
 
 GOOD = entry(3.0, [32, 33], [1.0, 2.0], [np.nan])
 BEST = Wanted(2, (7,))
+HERE = Wanted(2, (40,))
 
 
 @pytest.mark.parametrize(
@@ -259,6 +260,9 @@ BEST = Wanted(2, (7,))
             NumericError,
             r"rank 1 \(rank 1\) sent",
         ),
+        (BEST, PayloadType.BYTES, entry(3.0, [32, 33], [1, 2], [0]), ProtocolError, "sent logits of tokens that"),
+        (HERE, PayloadType.BYTES, entry(3.0, [32, 33], [1, 2], [np.nan]), ProtocolError, "not all that were asked for"),
+        (HERE, PayloadType.BYTES, entry(3.0, [32, 33], [1, 2], [np.inf]), ProtocolError, "not all that were asked for"),
         (ALL, PayloadType.F32, bytes(127), ProtocolError, "sent 127 bytes of F32 as logits"),
         (ALL, PayloadType.F16, bytes(128), ProtocolError, "sent 128 bytes of F16 as logits"),
         (ALL, PayloadType.BYTES, bytes(128), ProtocolError, "sent 128 bytes of BYTES as logits"),
