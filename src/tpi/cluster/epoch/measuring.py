@@ -36,7 +36,7 @@ _FIRST_EXCHANGE_BYTES, _EXCHANGE_BYTES = 16 << 10, 64 << 10
 """The first opens TCP's windows."""
 _SMALL_VALUES = 1 << 16
 """Of sums whose buffers fit side by side into a worker's memory."""
-_BLOCKS = 3
+_BLOCKS = 6
 """Of rounds, between which other trials run."""
 _PASS_OF_TRIALS = 1 << 63
 """Numbers of passes that never come."""
@@ -93,9 +93,10 @@ def try_sums(
         running = [_Trial(mesh, arithmetic, flow, width, number, trials[number]) for number in numbers]
         if mesh.rank not in flow.participants:
             continue
-        for _ in range(_BLOCKS):
+        n_blocks = _BLOCKS if len(running) > 1 else 1
+        for _ in range(n_blocks):
             for trial in running:
-                trial.run(clock)
+                trial.run(n_blocks, clock)
         for trial in running:
             results[trial.number] = trial.result()
     return results
@@ -151,9 +152,10 @@ class _Trial:
         self._walls: list[float] = []
         self._cpu_s = 0.0
 
-    def run(self, clock: Callable[[], float]) -> None:
-        """A block of rounds. The first is not timed: one kind of sum leaves the ranks further apart than another."""
-        for turn in range(-(-self._n_rounds // _BLOCKS) + 1):
+    def run(self, n_blocks: int, clock: Callable[[], float]) -> None:
+        """One block of rounds of so many. Its first is not timed: one kind of sum leaves the ranks further apart than
+        another."""
+        for turn in range(-(-self._n_rounds // n_blocks) + 1):
             step = SumStep(_PASS_OF_TRIALS + self.number * _ROUNDS_APART + self._n_run, self._flow)
             self._n_run += 1
             cpu_started, started = time.thread_time(), clock()

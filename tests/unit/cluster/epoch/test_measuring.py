@@ -113,7 +113,7 @@ def test_sums_are_tried_over_links_that_were_measured() -> None:
         measure_all(meshes)
         before = [mesh.counts() for mesh in meshes]
         tried(meshes, Flow(0, (0, 1, 2), (0, 1, 2), False), [SumTrial("one-shot", "f32", 1, 2)])
-        n_bytes = measuring._BLOCKS * 2 * 2 * (32 + 4 * WIDTH)  # two rounds each, to two ranks
+        n_bytes = 3 * 2 * (32 + 4 * WIDTH)  # three rounds, to two ranks
         assert [
             (now[0] - was[0], now[1] - was[1])
             for now, was in zip((mesh.counts() for mesh in meshes), before, strict=True)
@@ -194,10 +194,10 @@ def test_rounds_that_were_disturbed_do_not_count() -> None:
     times = iter([0.0, 0, 1, 0, 100, 0, 100, 0, 0, 1, 0, 1, 0, 100])
     with open_meshes(1) as meshes:
         trial = measuring._Trial(
-            meshes[0], make_arithmetic(), Flow(1, (0,), (0,), False), WIDTH, 0, SumTrial("star", "f16", 1, 9)
+            meshes[0], make_arithmetic(), Flow(1, (0,), (0,), False), WIDTH, 0, SumTrial("star", "f16", 1, 6)
         )
         for _ in range(2):
-            trial.run(lambda: next(times))
+            trial.run(2, lambda: next(times))
     assert next(times, None) is None and trial.result()[0] == 1
 
 
