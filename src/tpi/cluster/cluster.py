@@ -24,7 +24,7 @@ from tpi.config import MasterSettings
 from tpi.errors import Cancelled, LinkError
 from tpi.model.flow import flows_of, n_stages
 from tpi.runtime.logits import Row
-from tpi.runtime.passes import TILED_TOKENS, Pass
+from tpi.runtime.passes import Pass
 
 _STATUS_TIMEOUT_S = 2.0
 _LATE_FACTOR = 10.0
@@ -217,7 +217,9 @@ class Cluster:
         self._n_passes, self._usual_s = 0, 0.0
         plan = self._epoch.plan
         self.spec, self.n_cells = plan.spec, plan.n_cells
-        self.max_tokens = _max_tokens(plan)
+        self.max_tokens = plan.max_tokens
+        self.is_staged = n_stages(flows_of(rank_model(plan).blocks, plan.partition)) > 1
+        """Layers lie on one device after the other, which work at the same time only while there are several passes."""
         self._membership.on_end = self._epoch.interrupt
         self._membership.on_watch = self._watch
         self._membership.check_alive()
@@ -272,13 +274,6 @@ class Cluster:
                 f"a pass takes {time.monotonic() - started_s:.1f} s, usual are {self._usual_s:.1f} s: "
                 f"{who or 'all ranks wait for each other'}"
             )
-
-
-def _max_tokens(plan: Plan) -> int:
-    """How many tokens a pass of a long prompt should have. A pipeline's stages work at the same time only while there
-    are several passes."""
-    flows = flows_of(rank_model(plan).blocks, plan.partition)
-    return min(plan.max_tokens, TILED_TOKENS) if n_stages(flows) > 1 else plan.max_tokens
 
 
 def reason_of(error: BaseException) -> str:

@@ -28,6 +28,9 @@ class PassRunner(Protocol):
     def max_tokens(self) -> int: ...
 
     @property
+    def is_staged(self) -> bool: ...
+
+    @property
     def epoch(self) -> int: ...
 
     def run(self, work: Pass) -> tuple[Row, ...]:
@@ -73,14 +76,17 @@ class TokenSequence:
         return n_kept
 
     def prefill(self, tokens: Sequence[int], wanted: Wanted = ALL) -> Iterator[Row | None]:
-        """Appends ``tokens`` in as few passes as ``max_tokens`` allows: None after each, and after the last what is
-        wanted of the last token's logits. Passes are about equal if that gives each 64 tokens or more: then the logits
-        do not depend on ``max_tokens``, which a short rest, computed by other kernels, would change.
+        """Appends ``tokens`` in as few passes as ``max_tokens`` allows, or for ranks that are stages in as many as have
+        64 tokens: None after each, and after the last what is wanted of the last token's logits. Passes are about equal
+        if that gives each 64 tokens or more: then the logits do not depend on ``max_tokens``, which a short rest,
+        computed by other and slower kernels, would change.
 
         Raises:
             TpiError: see ``PassRunner.run``.
         """
-        for number, chunk in enumerate(chunks := _cut(tokens, self._runner.max_tokens), start=1):
+        for number, chunk in enumerate(
+            chunks := _cut(tokens, self._runner.max_tokens, self._runner.is_staged), start=1
+        ):
             is_last = number == len(chunks)
             rows = self.run(chunk, [len(chunk) - 1] if is_last else [], wanted)
             yield rows[0] if is_last else None
@@ -114,8 +120,10 @@ class TokenSequence:
         return self._runner.rest()[0]
 
 
-def _cut(tokens: Sequence[int], most: int) -> list[Sequence[int]]:
+def _cut(tokens: Sequence[int], most: int, is_staged: bool = False) -> list[Sequence[int]]:
     n, n_passes = len(tokens), -(-len(tokens) // most)
+    if is_staged:
+        n_passes = max(n_passes, n // TILED_TOKENS)
     if n < TILED_TOKENS * n_passes:
         return [tokens[start : start + most] for start in range(0, n, most)]
     return [tokens[n * number // n_passes : n * (number + 1) // n_passes] for number in range(n_passes)]

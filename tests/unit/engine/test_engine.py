@@ -41,7 +41,7 @@ class FakeRunner:
 
     def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
         self.spec = read_spec(language.gguf, "")
-        self.n_cells, self.max_tokens, self.epoch = N_CELLS, MAX_TOKENS, 1
+        self.n_cells, self.max_tokens, self.epoch, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
         self.passes: list[Pass] = []
         self.n_rests = 0
         self.before_pass: Callable[[int], None] = lambda number: None

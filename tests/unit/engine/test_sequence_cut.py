@@ -29,3 +29,11 @@ def test_nothing_is_lost_and_no_pass_is_longer_or_unneeded(n_tokens: int, most: 
     assert [token for chunk in chunks for token in chunk] == list(range(n_tokens))
     assert all(1 <= len(chunk) <= most for chunk in chunks)
     assert len(chunks) == -(-n_tokens // most)
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "most", "expected"),
+    [(511, 128, [73] * 7), (128, 128, [64, 64]), (127, 128, [127]), (40, 128, [40]), (130, 64, [64, 64, 2])],
+)
+def test_stages_get_as_many_passes_as_are_long_enough(n_tokens: int, most: int, expected: list[int]) -> None:
+    assert [len(chunk) for chunk in _cut(range(n_tokens), most, is_staged=True)] == expected
