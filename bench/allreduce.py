@@ -12,9 +12,10 @@ import argparse
 from collections.abc import Iterator, Sequence
 
 from bench.bounds import bound_s
+from bench.options import read_counts, read_names, read_numbers
 from bench.report import Report
-from bench.sums import SumKind, SumTimes, measure_sums, measure_swap_s
-from bench.testbed.testbed import Device, Testbed, can_emulate
+from bench.sums import LEAST_ROUNDS, SumKind, SumTimes, measure_sums, measure_swap_s
+from bench.testbed.testbed import Device, Testbed, require_emulation
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.epoch.choosing import TRIED, Network, choose, predict_s, trials_of
 from tpi.cluster.reports import SumWay
@@ -77,13 +78,6 @@ def _report(entry: SumTimes, n_ranks: int, n_bytes: int, latency_s: float, rate_
     )
 
 
-def _numbers(text: str, name: str) -> list[float]:
-    try:
-        return [float(entry) for entry in text.split(",")]
-    except ValueError:
-        raise UsageError(f"{name} {text}: write numbers, as in 1,5") from None
-
-
 def main(arguments: Sequence[str]) -> Iterator[Report]:
     """``python -m bench allreduce``."""
     parser = argparse.ArgumentParser(prog="bench allreduce", description="Measure sums on emulated devices.")
@@ -98,16 +92,13 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--python", action="store_true", help="without the C helper")
     parser.add_argument("--idle", type=float, default=0.0, metavar="SECONDS", help="idle before one last sum of each")
     given = parser.parse_args(arguments)
-    reason = can_emulate()
-    if reason is not None:
-        raise UsageError(reason)
-    names = given.algorithms.split(",")
-    unknown = [name for name in names if name not in ALGORITHMS]
-    if unknown:
-        raise UsageError(f"--algorithms {unknown[0]}: there are {', '.join(ALGORITHMS)}")
-    for n_ranks in _numbers(given.devices, "--devices"):
-        for latency_ms in _numbers(given.latency_ms, "--latency-ms"):
-            for mbps in _numbers(given.mbps, "--mbps"):
-                for size in _numbers(given.sizes, "--sizes"):
-                    cell = int(n_ranks), int(size), latency_ms / 1e3, mbps * 1e6
+    require_emulation()
+    if given.rounds < LEAST_ROUNDS:
+        raise UsageError(f"--rounds {given.rounds}: the first are not counted; write {LEAST_ROUNDS} or more")
+    names = read_names("--algorithms", given.algorithms, ALGORITHMS)
+    for n_ranks in read_counts("--devices", given.devices):
+        for latency_ms in read_numbers("--latency-ms", given.latency_ms):
+            for mbps in read_numbers("--mbps", given.mbps):
+                for size in read_counts("--sizes", given.sizes):
+                    cell = n_ranks, size, latency_ms / 1e3, mbps * 1e6
                     yield from measure_cell(names, *cell, given)

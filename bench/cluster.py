@@ -28,10 +28,11 @@ import numpy as np
 
 from bench.bounds import compare
 from bench.models import RandomModel, write_gguf, write_rank
+from bench.options import read_counts, read_names
 from bench.report import Report, Value
 from bench.served import Bed, ServedAnswer, ServedCluster, real_worker, stand_in
 from bench.shapes import SHAPES, find_shape
-from bench.testbed.testbed import Device, SwitchStatistics, Testbed, can_emulate
+from bench.testbed.testbed import Device, SwitchStatistics, Testbed, require_emulation
 from tpi.cli.environment import find_folders
 from tpi.cluster.reports import ClusterStatus
 from tpi.config import parse_bytes
@@ -310,12 +311,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--plain", action="store_true", help="in turns with links that are not encrypted")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
-    reason = can_emulate()
-    if reason is not None:
-        raise UsageError(reason)
-    counts = [int(text) if text.isdecimal() else 0 for text in given.devices.split(",")]
-    if not all(counts):
-        raise UsageError(f"--devices {given.devices}: write numbers, as in 1,2,4")
+    require_emulation()
+    counts = read_counts("--devices", given.devices)
     work: Path = given.work or find_folders().cache / "bench"
     model = RandomModel(find_shape(given.shape), given.quant)
     if given.stand_ins and 1 in counts:
@@ -323,10 +320,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     path = find_model(model, work, hollow=given.stand_ins)
     probe_kernels(work / "tpi").require(sorted({tensor.type.name for tensor in read_gguf(path).tensors.values()}))
     plains = (False, True) * _PLAIN_ROUNDS if given.plain else (False,)
-    arrangements, wires = given.layouts.split(","), given.wire.split(",")
-    unknown = [name for name in arrangements if name not in ARRANGEMENTS]
-    if unknown:
-        raise UsageError(f"--layouts {unknown[0]}: there are {', '.join(ARRANGEMENTS)}")
+    arrangements, wires = read_names("--layouts", given.layouts, ARRANGEMENTS), given.wire.split(",")
     base, one = _read_conditions(given), None
     for count in counts:
         ways = [(arrangement, wire, is_plain) for arrangement in arrangements for wire in wires for is_plain in plains]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from tpi.model.spec import BlockKind
 
@@ -21,12 +22,15 @@ class Recording(msgspec.Struct, frozen=True):
     entries: tuple[Computed, ...] = ()
 
     def seconds(self, kind: BlockKind, n_rows: int) -> float:
-        """For a block: as recorded, or else in proportion to the nearest number of rows; 0 if its kind is unknown."""
-        known = [entry for entry in self.entries if entry.kind is kind]
+        """For a block: as recorded, or between the two numbers of rows next to it, or beyond all of them in proportion
+        to the last; 0 if its kind is unknown."""
+        known = sorted((entry.n_rows, entry.seconds) for entry in self.entries if entry.kind is kind)
         if not known:
             return 0.0
-        nearest = min(known, key=lambda entry: abs(entry.n_rows - n_rows))
-        return nearest.seconds * n_rows / nearest.n_rows
+        most, most_s = known[-1]
+        if n_rows > most:
+            return most_s * n_rows / most
+        return float(np.interp(n_rows, [n for n, _ in known], [seconds for _, seconds in known]))
 
 
 def read_recording(path: Path) -> Recording:

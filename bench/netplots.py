@@ -18,12 +18,12 @@ from bench.allreduce import measure_cell
 from bench.cluster import ClusterFolder, Conditions, find_model, measure
 from bench.models import RandomModel
 from bench.netcharts import DevicesPoint, SumPoint, draw_devices, draw_sums
+from bench.options import read_counts, read_numbers
 from bench.report import Report
 from bench.shapes import SHAPES, find_shape
-from bench.testbed.testbed import Device, can_emulate
+from bench.testbed.testbed import Device, require_emulation
 from tpi.cli.environment import find_folders
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
-from tpi.errors import UsageError
 
 _KINDS = ("sums", "devices")
 _ROUNDS = 30
@@ -34,11 +34,11 @@ def plot_sums(given: argparse.Namespace) -> Iterator[Report]:
     """A report for every algorithm and latency, then one for the picture."""
     points: dict[str, list[SumPoint]] = {name: [] for name in ALGORITHMS}
     asked = argparse.Namespace(cpu=None, rounds=_ROUNDS, gap_ms=20.0, idle=0.0, python=False)
-    for text in given.latencies.split(","):
-        cell = given.ranks, given.payload, float(text) / 1e3, given.mbps * 1e6
+    for latency_ms in read_numbers("--latencies", given.latencies):
+        cell = given.ranks, given.payload, latency_ms / 1e3, given.mbps * 1e6
         for report in measure_cell(list(ALGORITHMS), *cell, asked):
             figures = json.loads(report.json())
-            points[figures["algorithm"]].append(SumPoint(float(text), figures["sum_ms"], figures["bound_ms"]))
+            points[figures["algorithm"]].append(SumPoint(latency_ms, figures["sum_ms"], figures["bound_ms"]))
             yield report
     title = f"One sum of {given.payload / 1024:g} KiB over {given.ranks} devices, ports of {given.mbps:g} Mbps"
     places = draw_sums(points, title, given.out / "sums-against-latency")
@@ -62,9 +62,9 @@ def plot_devices(given: argparse.Namespace) -> Iterator[Report]:
         n_answers=given.answers,
     )
     points = []
-    for text in given.devices.split(","):
+    for count in read_counts("--devices", given.devices):
         with tempfile.TemporaryDirectory(dir=work, prefix="netplots-") as folder:
-            report = measure(model, path, int(text), conditions, ClusterFolder(Path(folder), work))
+            report = measure(model, path, count, conditions, ClusterFolder(Path(folder), work))
         points.append(_point(json.loads(report.json())))
         yield report
     title = f"{given.shape}, {given.quant.upper()}: devices of {given.cpu:g} core, {given.latency_ms:g} ms one way, "
@@ -103,9 +103,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--answers", type=int, default=2)
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
-    reason = can_emulate()
-    if reason is not None:
-        raise UsageError(reason)
+    require_emulation()
     if given.plot != "devices":
         yield from plot_sums(given)
     if given.plot != "sums":

@@ -25,15 +25,15 @@ from bench.bounds import bound_s
 from bench.cluster import ClusterFolder, Conditions, measure
 from bench.computing import write_recording
 from bench.models import RandomModel, write_gguf, write_rank
+from bench.options import read_names
 from bench.report import Report
 from bench.shapes import find_shape, tensors_of
 from bench.streaming import Request
 from bench.sums import SumKind, measure_sums
-from bench.testbed.testbed import Device, Testbed, can_emulate
+from bench.testbed.testbed import Device, Testbed, require_emulation
 from bench.window import run_alone
 from tpi.cli.environment import find_folders
 from tpi.config import parse_bytes
-from tpi.errors import UsageError
 from tpi.observe import available_memory_bytes
 from tpi.runtime.ggml.probe import probe_kernels
 
@@ -229,13 +229,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     way.add_argument("--one-rank", action="store_true", help="one real rank, whatever the model's size")
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
-    reason = can_emulate()
-    if reason is not None:
-        raise UsageError(reason)
-    names = given.rows.split(",")
-    unknown = [name for name in names if name not in ROWS]
-    if unknown:
-        raise UsageError(f"--rows {unknown[0]}: the rows are {', '.join(ROWS)}")
+    require_emulation()
+    names = read_names("--rows", given.rows, ROWS)
     work: Path = given.work or find_folders().cache / "bench"
     work.mkdir(parents=True, exist_ok=True)
     kernels = probe_kernels(find_folders().cache)

@@ -22,7 +22,7 @@ from bench.models import RandomModel
 from bench.report import Report
 from bench.served import ServedAnswer, ServedCluster, Start, Worker, real_worker, stand_in
 from bench.shapes import SHAPES, find_shape, tensors_of
-from bench.testbed.testbed import MAX_DEVICES, Device, Testbed, can_emulate
+from bench.testbed.testbed import MAX_DEVICES, Device, Testbed, require_emulation
 from bench.window import find_rank, rank_path
 from tpi.cli.environment import find_folders
 from tpi.cluster.epoch.plancheck import KV_TYPES
@@ -196,9 +196,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument("--work", type=Path, metavar="DIR", help="where models are written (default: the user's cache)")
     given = parser.parse_args(arguments)
     ranks, conditions = _read_ranks(given), _read_conditions(given)
-    reason = can_emulate() if given.mbps else None
-    if reason is not None:
-        raise UsageError(reason)
+    if given.mbps:
+        require_emulation()
     work: Path = (given.work or find_folders().cache / "bench").absolute()
     work.mkdir(parents=True, exist_ok=True)
     model = RandomModel(find_shape(given.shape), given.quant)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.measurements import NAMES as MEASUREMENTS
+from bench.options import read_names
 from bench.report import Report, Value
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.errors import UsageError
@@ -145,10 +146,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser = argparse.ArgumentParser(prog="bench reach", description="Measure what is to be reached.")
     parser.add_argument("--only", metavar="NAME,NAME,…", default=",".join(NAMES), help="default: %(default)s")
     given = parser.parse_args(arguments)
-    names = given.only.split(",")
-    unknown = [name for name in names if name not in NAMES]
-    if unknown:
-        raise UsageError(f"--only {unknown[0]}: there are {', '.join(NAMES)}")
+    names = read_names("--only", given.only, NAMES)
     found: dict[str, list[dict[str, Any]]] = {}
     for goal in (NAMES[name] for name in names):
         if goal.command not in found:

@@ -45,6 +45,8 @@ from tpi.testing.meshes import enrol
 _PORT = 7650
 _TIMEOUT_S = 600.0
 _WARM_UP = 3
+LEAST_ROUNDS = _WARM_UP + 1
+"""With which one is counted."""
 
 
 class SumKind(msgspec.Struct, frozen=True):

@@ -78,33 +78,43 @@ static void connect_all(char **addresses)
             setsockopt(sockets[other], IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 }
 
+/* Moves what can be moved now; what is left. */
+static long move(int other, int is_sending, char *data, long left)
+{
+    ssize_t n = is_sending ? send(sockets[other], data, (size_t)left, MSG_DONTWAIT | MSG_NOSIGNAL)
+                           : recv(sockets[other], data, (size_t)left, MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN))
+        fail(is_sending ? "cannot send" : "cannot receive");
+    return n > 0 ? left - n : left;
+}
+
 static void swap(char *data, long n_bytes)
 {
-    long left[MAX_RANKS] = {0};
-    int n_open = n_ranks - 1;
+    long to_send[MAX_RANKS] = {0}, to_receive[MAX_RANKS] = {0};
     for (int step = 1; step < n_ranks; step++) {
         int other = (rank + step) % n_ranks;
-        left[other] = n_bytes;
-        if (send(sockets[other], data, (size_t)n_bytes, 0) != n_bytes)
-            fail("cannot send");
+        to_receive[other] = n_bytes;
+        to_send[other] = move(other, 1, data, n_bytes);
     }
-    while (n_open) {
+    for (;;) {
         struct pollfd polled[MAX_RANKS];
         int n_polled = 0, who[MAX_RANKS];
-        for (int other = 0; other < n_ranks; other++)
-            if (left[other]) {
+        for (int other = 0; other < n_ranks; other++) {
+            int wanted = (to_receive[other] ? POLLIN : 0) | (to_send[other] ? POLLOUT : 0);
+            if (wanted) {
                 who[n_polled] = other;
-                polled[n_polled++] = (struct pollfd){.fd = sockets[other], .events = POLLIN};
+                polled[n_polled++] = (struct pollfd){.fd = sockets[other], .events = (short)wanted};
             }
+        }
+        if (!n_polled)
+            return;
         poll(polled, (nfds_t)n_polled, -1);
         for (int i = 0; i < n_polled; i++) {
-            if (!polled[i].revents)
-                continue;
-            long n = recv(sockets[who[i]], data, (size_t)left[who[i]], MSG_DONTWAIT);
-            if (n == 0 || (n < 0 && errno != EAGAIN))
-                fail("cannot receive");
-            if (n > 0 && !(left[who[i]] -= n))
-                n_open--;
+            int other = who[i];
+            if (polled[i].revents & ~POLLOUT && to_receive[other])
+                to_receive[other] = move(other, 0, data, to_receive[other]);
+            if (polled[i].revents & POLLOUT && to_send[other])
+                to_send[other] = move(other, 1, data, to_send[other]);
         }
     }
 }

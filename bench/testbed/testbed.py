@@ -69,6 +69,13 @@ def can_emulate() -> str | None:
     return None
 
 
+def require_emulation() -> None:
+    """Raises UsageError where devices cannot be emulated."""
+    reason = can_emulate()
+    if reason is not None:
+        raise UsageError(reason)
+
+
 class Testbed:
     """``devices`` behind a switch. A context manager; ``close`` is idempotent.
 
@@ -98,9 +105,7 @@ class Testbed:
         jitter_s: float = 0.0,
         disk: Path | None = None,
     ) -> None:
-        reason = can_emulate()
-        if reason is not None:
-            raise UsageError(reason)
+        require_emulation()
         if not 1 <= len(devices) <= MAX_DEVICES:
             raise UsageError(f"{len(devices)} devices: 1 to {MAX_DEVICES} can be emulated")
         self.devices = tuple(devices)

@@ -1,11 +1,12 @@
 """Runs the command line in processes of its own, with folders of its own, and looks for what it leaves behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -42,6 +43,16 @@ class Home:
         }
         (folder / "tmp").mkdir(parents=True)
         (folder / "cache").symlink_to(cache)
+
+    @classmethod
+    @contextlib.contextmanager
+    def several(cls, n: int, parent: Path, cache: Path) -> Iterator[list["Home"]]:
+        """So many devices, which must be quiet in the end, and leave nothing behind."""
+        homes = [cls(parent / f"other-{number}", cache) for number in range(n)]
+        yield homes
+        for home in homes:
+            home.wait_until_quiet()
+            assert home.left_behind() == []
 
     def run(self, *arguments: str, stdin: str = "", prefix: Sequence[str] = ()) -> Ended:
         """Runs a command to its end; ``prefix`` are words of a shell before it."""

@@ -26,7 +26,5 @@ def home(tmp_path: Path, cache: Path) -> Iterator[Home]:
 @pytest.fixture
 def away(tmp_path: Path, cache: Path) -> Iterator[Home]:
     """Another device."""
-    away = Home(tmp_path / "away", cache)
-    yield away
-    away.wait_until_quiet()
-    assert away.left_behind() == []
+    with Home.several(1, tmp_path, cache) as (away,):
+        yield away

@@ -30,11 +30,8 @@ def network() -> Iterator[Network]:
 
 @pytest.fixture
 def others(tmp_path: Path, cache: Path) -> Iterator[list[Home]]:
-    homes = [Home(tmp_path / f"other-{number}", cache) for number in range(N_WORKERS)]
-    yield homes
-    for home in homes:
-        home.wait_until_quiet()
-        assert home.left_behind() == []
+    with Home.several(N_WORKERS, tmp_path, cache) as homes:
+        yield homes
 
 
 @pytest.fixture(scope="module")

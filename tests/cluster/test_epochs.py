@@ -45,11 +45,8 @@ GROWTH_BYTES = 3 << 20
 @pytest.fixture
 def others(tmp_path: Path, cache: Path) -> Iterator[list[Home]]:
     """Two more devices."""
-    homes = [Home(tmp_path / f"other-{number}", cache) for number in range(2)]
-    yield homes
-    for home in homes:
-        home.wait_until_quiet()
-        assert home.left_behind() == []
+    with Home.several(2, tmp_path, cache) as homes:
+        yield homes
 
 
 def test_answers_stay_the_same_whatever_changes_between_them(

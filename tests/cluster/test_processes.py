@@ -28,11 +28,8 @@ SHARES_OPTION = ["--shares", ",".join(map(str, SHARES))]
 @pytest.fixture
 def others(tmp_path: Path, cache: Path) -> Iterator[list[Home]]:
     """Three more devices."""
-    homes = [Home(tmp_path / f"other-{number}", cache) for number in range(3)]
-    yield homes
-    for home in homes:
-        home.wait_until_quiet()
-        assert home.left_behind() == []
+    with Home.several(3, tmp_path, cache) as homes:
+        yield homes
 
 
 @pytest.fixture(scope="module")

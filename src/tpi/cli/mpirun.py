@@ -6,16 +6,14 @@ as the processes. Control links, slices, passes and logits go over the usual lin
 
 import contextlib
 import dataclasses
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Self
 
 from tpi.cli.display import Display
 from tpi.cli.environment import find_mpi_place
+from tpi.cli.keyfolder import open_key_folder
 from tpi.cli.options import refuse_mpi
 from tpi.cli.session import open_served
 from tpi.cli.talk import Manner, Talk
@@ -78,7 +76,7 @@ class MpiRun:
             TpiError: whatever goes wrong, at a worker or here.
         """
         with ExitStack() as stack:
-            state = stack.enter_context(_temporary_folder())
+            state = stack.enter_context(open_key_folder())
             settings = dataclasses.replace(
                 settings,
                 folders=Folders(state, settings.folders.shards, settings.folders.cache),
@@ -100,7 +98,7 @@ class MpiRun:
         key = self._world.share(None)
         if not key:
             return
-        with _temporary_folder() as state, contextlib.suppress(Dismissed):
+        with open_key_folder() as state, contextlib.suppress(Dismissed):
             probe_kernels(folders.cache).require(())
             own = Folders(state, folders.shards, folders.cache)
             run_worker(WorkerSettings(key, own, resources, name=self.name), lambda event: None)
@@ -129,12 +127,3 @@ def begin_mpi(local_devices: int, allreduce: str | None) -> Iterator[MpiRun | No
         )
     with MpiRun(place.n) as run:
         yield run
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="tpi-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -15,13 +15,13 @@ import msgspec
 
 from tpi.cluster.control.messages import EndEpoch, Plan, StatusRequest
 from tpi.cluster.epoch.epoch import Epoch
-from tpi.cluster.epoch.host import RankHost, rank_model
-from tpi.cluster.epoch.planning import with_rank
+from tpi.cluster.epoch.host import RankHost
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import ClusterStatus, RankStatus
 from tpi.cluster.tracing.tracing import Tracing
 from tpi.config import MasterSettings
 from tpi.errors import Cancelled, LinkError
+from tpi.model.architectures import blocks_of
 from tpi.model.flow import flows_of, n_stages
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
@@ -169,7 +169,7 @@ class Cluster:
             context=plan.n_cells,
             choice=epoch.choice,
             detours=epoch.detours,
-            ranks=_with_shares(ranks, _shard_bytes(plan)),
+            ranks=_with_shares(ranks, epoch.shard_bytes),
             silent=tuple(silent),
             notes=self._membership.notes.latest(),
         )
@@ -218,7 +218,7 @@ class Cluster:
         plan = self._epoch.plan
         self.spec, self.n_cells = plan.spec, plan.n_cells
         self.max_tokens = plan.max_tokens
-        self.is_staged = n_stages(flows_of(rank_model(plan).blocks, plan.partition)) > 1
+        self.is_staged = n_stages(flows_of(blocks_of(plan.spec), plan.partition)) > 1
         """Layers lie on one device after the other, which work at the same time only while there are several passes."""
         self._membership.on_end = self._epoch.interrupt
         self._membership.on_watch = self._watch
@@ -279,11 +279,6 @@ class Cluster:
 def reason_of(error: BaseException) -> str:
     """What workers are told when ``error`` ends the session."""
     return f"the master ended the session: {error}" if str(error) else "the master was stopped"
-
-
-def _shard_bytes(plan: Plan) -> list[int]:
-    models = (rank_model(with_rank(plan, rank)) for rank in range(plan.partition.n_ranks))
-    return [sum(piece.n_bytes for piece in model.pieces) for model in models]
 
 
 def _with_shares(ranks: Sequence[RankStatus], shard_bytes: Sequence[int]) -> tuple[RankStatus, ...]:

@@ -8,8 +8,8 @@ status, and ends what runs when the master says so or is gone. The acceptor's th
 
 import queue
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from tpi.cluster.allreduce.arithmetic import Arithmetic, make_arithmetic
@@ -25,7 +25,6 @@ from tpi.cluster.control.messages import (
     Goodbye,
     LinksOpened,
     Measure,
-    Measured,
     OpenLinks,
     Plan,
     Prepared,
@@ -41,7 +40,7 @@ from tpi.cluster.control.messages import (
 from tpi.cluster.epoch.footprint import limits_of
 from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model, rank_settings
 from tpi.cluster.epoch.links import WorkerLinks
-from tpi.cluster.epoch.measuring import measure_links, try_sums
+from tpi.cluster.epoch.measuring import measure
 from tpi.cluster.epoch.plancheck import check_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.epoch.seat import Seat
@@ -49,18 +48,17 @@ from tpi.cluster.holdings import Holdings
 from tpi.cluster.mesh.datapath import WorkerDatapath
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.nativemesh import open_mesh
-from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
+from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor, close_untaken
 from tpi.cluster.pairing.addresses import listen
-from tpi.cluster.pairing.connect import OpenedLink, find_or_join, open_control
+from tpi.cluster.pairing.connect import OpenedLink, enter_cluster
 from tpi.cluster.pairing.gate import WorkerGate
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
 from tpi.cluster.reports import Ready, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
-from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, RemovedError, TpiError
-from tpi.model.architectures import blocks_of
-from tpi.model.flow import first_members, flows_of, typical_flow
+from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, TpiError
+from tpi.model.flow import first_members
 from tpi.trace import Trace
 from tpi.weights.shards.shard import ByteProgress
 
@@ -89,24 +87,9 @@ def run_worker(settings: WorkerSettings, report: Report, prepare: Prepare = prep
     if settings.master is not None:
         key = JoinKey((Address.parse(settings.master),), key.fingerprint, key.secret)
     holdings = Holdings(settings)
-    opened, identity = _open_control(key, settings)
+    opened, identity = enter_cluster(key, settings.name, IdentityStore(settings.folders.state / "identities"))
     with _Worker(settings, holdings, opened, identity, report, prepare) as worker:
         worker.run()
-
-
-def _open_control(key: JoinKey, settings: WorkerSettings) -> tuple[OpenedLink, Identity]:
-    """Opens the control link; a device that its master has removed, and that got a new key, joins anew."""
-    store = IdentityStore(settings.folders.state / "identities")
-    known = store.find(key.fingerprint, settings.name)
-    identity = find_or_join(key, settings.name, store)
-    try:
-        return open_control(key.addresses, identity), identity
-    except RemovedError:
-        if known is None:
-            raise
-    store.forget(key.fingerprint, settings.name)
-    identity = find_or_join(key, settings.name, store)
-    return open_control(key.addresses, identity), identity
 
 
 class _Worker:
@@ -156,7 +139,7 @@ class _Worker:
         if self._host is not None:
             self._host.close()
         self._stack.close()
-        self._drop_arrived()
+        close_untaken(self._arrived)
 
     def run(self) -> None:
         """The whole session."""
@@ -167,7 +150,8 @@ class _Worker:
                 if self._is_goodbye and not str(self._end):
                     return
                 raise self._end from None
-            self._try_say(Failed(one_line(_reason_of(error))))
+            with suppress(LinkError):
+                self._control.send(Failed(one_line(_reason_of(error))))
             raise
 
     # The states.
@@ -214,18 +198,7 @@ class _Worker:
     def _measure(self, message: Measure) -> None:
         plan, _ = self._prepared(message.epoch)
         with self._unless_ended():
-            mesh = self._open_mesh(plan)
-            if not message.trials:
-                times = measure_links(mesh, plan.partition.n_ranks)
-                self._control.send(Measured(plan.epoch, times.latencies_s, times.n_bytes, times.exchange_s))
-                return
-            flows = flows_of(blocks_of(plan.spec), plan.partition)
-            flow = typical_flow([flow for flow in flows if flow.receivers and not flow.is_local])
-            if flow is None:
-                raise ProtocolError("the master wants sums tried, and nothing is to be added")
-            tried = try_sums(mesh, self._arithmetic(), flow, plan.spec.n_embd, message.trials)
-            walls, cpus = tuple(entry[0] for entry in tried), tuple(entry[1] for entry in tried)
-            self._control.send(Measured(plan.epoch, sums_s=walls, cpu_s=cpus))
+            self._control.send(measure(self._open_mesh(plan), plan, message, self._arithmetic()))
 
     def _run_passes(self, message: Begin) -> None:
         plan, host = self._prepared(message.epoch)
@@ -250,7 +223,7 @@ class _Worker:
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""
         self._close_links()
-        self._drop_arrived()
+        close_untaken(self._arrived)
         if self._host is not None:
             self._host.allow()
             self._host.forget()
@@ -287,12 +260,6 @@ class _Worker:
             if opened is not None:
                 opened.close()
 
-    def _drop_arrived(self) -> None:
-        """Ends links that came and that nobody took."""
-        with suppress(queue.Empty):
-            while True:
-                self._arrived.get_nowait().socket.close()
-
     def _check_epoch(self) -> None:
         """Raises why what is being done for this epoch is over."""
         if self._end is not None:
@@ -303,8 +270,17 @@ class _Worker:
     def _arithmetic(self) -> Arithmetic:
         return make_arithmetic(self._settings.folders.cache)
 
-    def _unless_ended(self) -> "_UnlessEnded":
-        return _UnlessEnded(self._wait_end)
+    @contextmanager
+    def _unless_ended(self) -> Iterator[None]:
+        """Swallows the errors with which an epoch's work ends because the master has ended it."""
+        try:
+            yield
+        except (LinkError, Cancelled):
+            try:
+                self._wait_end()
+            except Cancelled:
+                return
+            raise
 
     def _wait_end(self) -> None:
         """Raises as ``_check_epoch``, once the master has said something: others may have heard before that an epoch is
@@ -340,12 +316,6 @@ class _Worker:
             self._told = step
             self._report(Transfer(rank, self._identity.name, n_done, n_bytes, how))
             self._control.send(Progress(n_done, n_bytes, how))
-
-    def _try_say(self, message: Failed) -> None:
-        try:
-            self._control.send(message)
-        except LinkError:
-            return
 
     # The control link's thread.
 
@@ -406,25 +376,6 @@ class _Worker:
             self._arrived.put_nowait(link)
         except queue.Full:
             link.socket.close()
-
-
-class _UnlessEnded:
-    """Swallows the errors with which an epoch's work ends because the master has ended it."""
-
-    def __init__(self, check: Callable[[], None]) -> None:
-        self._check = check
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> bool:
-        if not isinstance(error, LinkError | Cancelled):
-            return False
-        try:
-            self._check()
-        except Cancelled:
-            return True
-        return False
 
 
 _WAKE = Goodbye("")

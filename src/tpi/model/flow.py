@@ -38,6 +38,11 @@ class Flow(msgspec.Struct, frozen=True):
         """Nothing has to travel."""
         return len(self.participants) == 1
 
+    @property
+    def travels(self) -> bool:
+        """A sum, or the stream itself, goes from rank to rank."""
+        return bool(self.receivers) and not self.is_local
+
 
 def flows_of(blocks: Sequence[Block], partition: Partition) -> tuple[Flow, ...]:
     """The flow after every block, in execution order."""
@@ -52,6 +57,11 @@ def flows_of(blocks: Sequence[Block], partition: Partition) -> tuple[Flow, ...]:
             is_handed_over = is_last and not set(after) <= set(here)
             flows.append(Flow(block.index, partition.contributors(block.index), receivers, is_handed_over))
     return tuple(flows)
+
+
+def flows_that_travel(blocks: Sequence[Block], partition: Partition) -> list[Flow]:
+    """Those over which something goes from rank to rank."""
+    return [flow for flow in flows_of(blocks, partition) if flow.travels]
 
 
 def first_members(blocks: Sequence[Block], partition: Partition) -> tuple[int, ...]:

@@ -136,7 +136,7 @@ class Rank:
 
     def _make_program(self, shape: BatchShape, resident: dict[int, tuple[int, ...]]) -> PassProgram | None:
         n_values = shape.n_tokens * self._model.spec.n_embd
-        travelling = [turn.flow for turn in self._turns if not turn.flow.is_local and turn.flow.receivers]
+        travelling = [turn.flow for turn in self._turns if turn.flow.travels]
         sums = {flow.block: self._allreduce.native(flow, n_values) for flow in travelling}
         found = {block: entry for block, entry in sums.items() if entry is not None}
         if not found or len(found) < len(sums):

@@ -70,5 +70,5 @@ def test_every_row_has_a_shape() -> None:
 
 @real
 def test_unknown_rows_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--rows llama-9: the rows are .*yi-34b"):
+    with pytest.raises(UsageError, match=r"--rows llama-9: there are .*yi-34b"):
         list(paper.main(["--rows", "llama-9"]))

@@ -39,9 +39,11 @@ def recording(tmp_path: Path) -> Recording:
     return read_recording(write_recording(Recording(entries), tmp_path / "computing.json"))
 
 
-def test_unknown_numbers_of_rows_are_in_proportion(recording: Recording) -> None:
-    assert recording.seconds(BlockKind.ATTENTION, 4) == pytest.approx(0.01)
-    assert recording.seconds(BlockKind.FFN, 2) == pytest.approx(0.02)
+def test_unknown_numbers_of_rows_are_between_those_that_are_known(recording: Recording) -> None:
+    assert recording.seconds(BlockKind.ATTENTION, 16) == pytest.approx(0.04)
+    assert recording.seconds(BlockKind.ATTENTION, 4) == pytest.approx(0.02), "one row reads as many weights as eight"
+    assert recording.seconds(BlockKind.FFN, 1) == pytest.approx(0.01)
+    assert recording.seconds(BlockKind.FFN, 2) == pytest.approx(0.01 + 0.03 / 7)
     assert recording.seconds(BlockKind.HEAD, 8) == 0
 
 

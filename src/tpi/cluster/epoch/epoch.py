@@ -4,6 +4,7 @@ One thread runs passes; ``interrupt`` is for any. What outlives epochs is the me
 """
 
 import time
+from functools import cached_property
 from typing import Self
 
 from tpi.cluster.allreduce.arithmetic import Arithmetic
@@ -11,6 +12,7 @@ from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import limits_of
 from tpi.cluster.epoch.host import RankHost, rank_model, rank_settings
 from tpi.cluster.epoch.opening import Opened
+from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.mesh.datapath import MasterDatapath
 from tpi.errors import LinkError
@@ -43,6 +45,12 @@ class Epoch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @cached_property
+    def shard_bytes(self) -> tuple[int, ...]:
+        """What each rank's part of the model has on disk."""
+        models = (rank_model(with_rank(self.plan, rank)) for rank in range(self.plan.partition.n_ranks))
+        return tuple(sum(piece.n_bytes for piece in model.pieces) for model in models)
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.

@@ -19,7 +19,7 @@ from tpi.cluster.pairing.hello import DataHello, RelayHello
 from tpi.cluster.reports import Detour
 from tpi.errors import LinkTimeoutError, ProtocolError
 from tpi.model.architectures import blocks_of
-from tpi.model.flow import Flow, flows_of
+from tpi.model.flow import flows_that_travel
 
 _MAX_DETOURS = 28
 """Where more pairs cannot reach each other, only those are relayed that cannot do without."""
@@ -165,16 +165,10 @@ class Linking:
     def _needed_pairs(self) -> set[Pair]:
         """Those that even the star sends anything between."""
         pairs: set[Pair] = set()
-        for flow in flows_that_travel(self._plan):
+        for flow in flows_that_travel(blocks_of(self._plan.spec), self._plan.partition):
             for rank in flow.participants:
                 middle = flow.receivers[0]
                 pairs.add((min(rank, middle), max(rank, middle)))
             if len(flow.contributors) == 1:
                 pairs |= {(min(flow.contributors[0], r), max(flow.contributors[0], r)) for r in flow.receivers}
         return pairs
-
-
-def flows_that_travel(plan: Plan) -> list[Flow]:
-    """Those over which something goes from rank to rank."""
-    flows = flows_of(blocks_of(plan.spec), plan.partition)
-    return [flow for flow in flows if flow.receivers and not flow.is_local]

@@ -18,12 +18,13 @@ from tpi.cluster.allreduce.algorithms import ALL_ALGORITHMS
 from tpi.cluster.allreduce.arithmetic import Arithmetic
 from tpi.cluster.allreduce.driver import Sums
 from tpi.cluster.allreduce.payload import PayloadFormat, staggered
-from tpi.cluster.control.messages import SumTrial
+from tpi.cluster.control.messages import Measure, Measured, Plan, SumTrial
 from tpi.cluster.mesh.datalink import Exchange, Incoming
 from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType, Phase
 from tpi.cluster.mesh.mesh import Mesh, Sources, Targets
-from tpi.errors import LinkTimeoutError
-from tpi.model.flow import Flow
+from tpi.errors import LinkTimeoutError, ProtocolError
+from tpi.model.architectures import blocks_of
+from tpi.model.flow import Flow, flows_that_travel, typical_flow
 from tpi.runtime.protocols import SumStep
 
 LIMIT_S = 20.0
@@ -52,6 +53,29 @@ class LinkTimes:
     latencies_s: tuple[float, ...]
     n_bytes: int
     exchange_s: float
+
+
+def tried_flow(plan: Plan) -> Flow | None:
+    """The flow over which ways to add up are tried; None if nothing is added."""
+    return typical_flow(flows_that_travel(blocks_of(plan.spec), plan.partition))
+
+
+def measure(mesh: Mesh, plan: Plan, message: Measure, arithmetic: Arithmetic) -> Measured:
+    """What this rank sees of what the master wants measured: the trials of sums that are named, or else the links.
+
+    Raises:
+        LinkError: a peer is lost.
+        ProtocolError: sums are to be tried where nothing is added.
+    """
+    if not message.trials:
+        times = measure_links(mesh, plan.partition.n_ranks)
+        return Measured(plan.epoch, times.latencies_s, times.n_bytes, times.exchange_s)
+    flow = tried_flow(plan)
+    if flow is None:
+        raise ProtocolError("the master wants sums tried, and nothing is to be added")
+    tried = try_sums(mesh, arithmetic, flow, plan.spec.n_embd, message.trials)
+    walls, cpus = tuple(wall_s for wall_s, _ in tried), tuple(cpu_s for _, cpu_s in tried)
+    return Measured(plan.epoch, sums_s=walls, cpu_s=cpus)
 
 
 def measure_links(mesh: Mesh, n_ranks: int, clock: Callable[[], float] = time.perf_counter) -> LinkTimes:

@@ -3,7 +3,6 @@
 Runs in the master's thread; what workers answer comes as membership's news.
 """
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
@@ -14,8 +13,8 @@ from tpi.cluster.epoch.answers import ANSWER_LIMIT_S, Answers, Check, check_link
 from tpi.cluster.epoch.choosing import choose, network_of, trials_of, ways
 from tpi.cluster.epoch.footprint import few_tokens
 from tpi.cluster.epoch.host import rank_settings
-from tpi.cluster.epoch.linking import Linking, flows_that_travel
-from tpi.cluster.epoch.measuring import measure_links, trials_limit_s, trials_limited, try_sums
+from tpi.cluster.epoch.linking import Linking
+from tpi.cluster.epoch.measuring import measure, trials_limit_s, trials_limited, tried_flow
 from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.mesh.datalink import DataLink
@@ -26,7 +25,6 @@ from tpi.cluster.reports import Choice, Detour, Report, SumWay
 from tpi.config import MasterSettings
 from tpi.errors import LinkError
 from tpi.gguf.reader import Gguf
-from tpi.model.flow import typical_flow
 
 _STUCK = "made no progress", "is its disk all right?"
 
@@ -121,8 +119,8 @@ class Opening:
     def _choose(self, mesh: Mesh, is_complete: bool, wanted: str | None) -> Choice:
         plan = self._plan
         few = few_tokens(rank_settings(plan, 1))
-        flow = typical_flow(flows_that_travel(plan))
-        links = self._measure(Measure(plan.epoch), lambda: self._own_links(mesh))
+        flow = tried_flow(plan)
+        links = self._measure(mesh, Measure(plan.epoch))
         check_links(self._answers.by_rank, links, plan.partition.n_ranks)
         network = network_of(links, plan.partition.n_ranks)
         if flow is None:
@@ -131,27 +129,18 @@ class Opening:
         candidates = ways(plan, flow, network, wanted, is_complete, few)
         trials = trials_of(candidates)
         foretold = [way.predicted_s for found in candidates.values() for way in found]
-
-        def own_trials() -> Measured:
-            times = try_sums(mesh, make_arithmetic(self._cache), flow, plan.spec.n_embd, trials)
-            return Measured(plan.epoch, sums_s=tuple(t[0] for t in times), cpu_s=tuple(t[1] for t in times))
-
         limit_s = trials_limit_s(zip(trials, foretold, strict=True))
         with trials_limited(mesh, limit_s, [member.title for member in self._members]):
-            measured = self._measure(Measure(plan.epoch, tuple(trials)), own_trials)
+            measured = self._measure(mesh, Measure(plan.epoch, tuple(trials)))
         check_trials(self._answers.by_rank, measured, len(trials))
         return choose(candidates, measured, network, few)
 
-    def _own_links(self, mesh: Mesh) -> Measured:
-        times = measure_links(mesh, self._plan.partition.n_ranks)
-        return Measured(self._plan.epoch, times.latencies_s, times.n_bytes, times.exchange_s)
-
-    def _measure(self, message: Measure, own: Callable[[], Measured]) -> list[Measured]:
+    def _measure(self, mesh: Mesh, message: Measure) -> list[Measured]:
         """All ranks measure at once; what each has seen, the master first."""
         for member in self._members:
             member.send(message)
         try:
-            mine = own()
+            mine = measure(mesh, self._plan, message, make_arithmetic(self._cache))
         except LinkError as error:
             raise self._membership.wait_end() or error from None
         return [mine, *self._answers.wait_for_all(Measured, self._answers.by_rank, ANSWER_LIMIT_S).values()]

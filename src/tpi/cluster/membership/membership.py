@@ -16,7 +16,7 @@ from typing import Self
 
 from tpi.cluster.control.messages import Offer, Progress, Revoked
 from tpi.cluster.membership.member import Member, News
-from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor
+from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor, close_untaken
 from tpi.cluster.pairing.addresses import listen, own_addresses
 from tpi.cluster.pairing.authority import Authority, MasterGate
 from tpi.cluster.pairing.gate import LinkTokens
@@ -108,9 +108,7 @@ class Membership:
             self._watcher.join()
         self._stack.close()
         for waiting in (self._arrived, self.data_links):
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    waiting.get_nowait().socket.close()
+            close_untaken(waiting)
         self.dismiss("")
 
     def dismiss(self, reason: str) -> None:

@@ -6,6 +6,7 @@ handshake that had a fair time makes room, so that strangers who dawdle cannot k
 """
 
 import contextlib
+import queue
 import selectors
 import socket
 import ssl
@@ -49,6 +50,13 @@ class AcceptedLink:
     """``ControlHello``, ``DataHello`` or ``RelayHello``: what the connection is for."""
     address: str
     """Where the peer calls from."""
+
+
+def close_untaken(links: "queue.Queue[AcceptedLink]") -> None:
+    """Ends links that came and that nobody took."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            links.get_nowait().socket.close()
 
 
 class _OtherVersionError(ProtocolError):

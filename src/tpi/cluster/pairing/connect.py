@@ -87,6 +87,21 @@ def find_or_join(key: JoinKey, name: str, store: IdentityStore, timeout_s: float
     return store.find(key.fingerprint, name) or join(key, name, store, timeout_s)
 
 
+def enter_cluster(key: JoinKey, name: str, store: IdentityStore) -> tuple[OpenedLink, Identity]:
+    """The control link of the device ``name``, and who it is. One that its master has removed, and that got a new key,
+    joins anew; raises as ``join`` and ``open_control``."""
+    known = store.find(key.fingerprint, name)
+    identity = find_or_join(key, name, store)
+    try:
+        return open_control(key.addresses, identity), identity
+    except RemovedError:
+        if known is None:
+            raise
+    store.forget(key.fingerprint, name)
+    identity = find_or_join(key, name, store)
+    return open_control(key.addresses, identity), identity
+
+
 def open_control(addresses: Sequence[Address], identity: Identity, timeout_s: float = TIMEOUT_S) -> OpenedLink:
     """Open a control link to the master at the first of ``addresses`` where it answers.
 

@@ -20,9 +20,8 @@ from tpi.cluster.epoch.opening import Opened
 from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.relay import Relays
-from tpi.cluster.pairing.acceptor import AcceptedLink
+from tpi.cluster.pairing.acceptor import AcceptedLink, close_untaken
 from tpi.cluster.pairing.hello import DataHello, RelayHello
-from tpi.cluster.worker import _Worker
 from tpi.errors import LinkTimeoutError, ProtocolError
 
 EPOCH = 3
@@ -119,7 +118,7 @@ def test_nobody_called(arrivals: Arrivals, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_worker_keeps_no_link_that_nobody_took(arrivals: Arrivals) -> None:
     ends = [arrivals.come() for _ in range(2)]
-    _Worker._drop_arrived(cast(Any, SimpleNamespace(_arrived=arrivals.queue)))
+    close_untaken(arrivals.queue)
     assert all(is_closed(end) for end in ends)
 
 

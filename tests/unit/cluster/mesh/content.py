@@ -1,10 +1,16 @@
-"""Frames with a content, sent and received by meshes."""
+"""Frames with a content, sent and received by meshes; meshes in threads."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from tpi.cluster.mesh.datalink import Exchange, Incoming
 from tpi.cluster.mesh.frames import FrameBuffer, FrameTag, PayloadType, Phase
 from tpi.cluster.mesh.mesh import Mesh
+from tpi.testing.allreduce_suite import on_all_ranks
 from tpi.testing.meshes import EPOCH
 
+Open = Callable[[int], AbstractContextManager[list[Mesh]]]
+"""So many meshes, each with a link to every other."""
 TAG = FrameTag(1, 2, Phase.PARTIAL)
 LIMIT_S = 20.0
 
@@ -46,3 +52,9 @@ def receive(mesh: Mesh, rank: int, tag: FrameTag = TAG, capacity: int = 1 << 20)
     incoming = expect(mesh, rank, exchange, tag, capacity)
     mesh.wait(exchange, LIMIT_S)
     return content_of(incoming)
+
+
+def on_all(work: Callable[[int], None], n_ranks: int) -> None:
+    for error in on_all_ranks(work, n_ranks):
+        if error is not None:
+            raise error

@@ -1,23 +1,17 @@
-"""Meshes between threads, in Python and in C: frames both ways at once, ends that free whoever waits, many large frames
-through little memory."""
+"""Meshes between threads, in Python and in C: frames both ways at once, ends that free whoever waits."""
 
 import os
 import select
-import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 
-import numpy as np
 import pytest
 
-from tests.unit.cluster.mesh.content import LIMIT_S, TAG, content_of, expect, give, receive, sealed, send
+from tests.unit.cluster.mesh.content import LIMIT_S, TAG, Open, content_of, expect, give, on_all, receive, sealed, send
 from tpi.cluster.mesh.datalink import DataLink, Exchange, Incoming
 from tpi.cluster.mesh.frames import (
     HEADER_BYTES,
-    KEY_BYTES,
     MAX_PAYLOAD_BYTES,
     FrameBuffer,
     FrameTag,
@@ -26,33 +20,12 @@ from tpi.cluster.mesh.frames import (
 )
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.nativemesh import NativeMesh, open_mesh
-from tpi.cluster.mesh.polling import SelectPoll
-from tpi.errors import LinkError, LinkTimeoutError, ProtocolError
+from tpi.errors import LinkError, LinkTimeoutError
 from tpi.native.exchange import load_helper
-from tpi.testing.allreduce_suite import on_all_ranks
-from tpi.testing.meshes import EPOCH, Connect, TlsPairs, open_meshes, socket_pair
+from tpi.testing.meshes import EPOCH, TlsPairs, open_meshes
 from tpi.trace import Kind, Trace, unpack_events
 
 SIZES = [0, 1, 4096, 16352, 16353, 1_000_000]
-Open = Callable[[int], AbstractContextManager[list[Mesh]]]
-
-
-@pytest.fixture(params=["python plain", "python TLS", "select TLS", "C plain", "C TLS"])
-def opened(request: pytest.FixtureRequest, tls_pairs: TlsPairs, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Opens as many meshes as are wanted: in Python, by ``select`` where there is no ``poll``, or in C."""
-    kind, connection = request.param.split()
-    if kind == "select":
-        monkeypatch.setattr("tpi.cluster.mesh.mesh.make_poll", SelectPoll)
-    if kind == "C" and load_helper() is None:
-        pytest.skip("there is no helper in C")
-    connect: Connect = tls_pairs.connect if connection == "TLS" else socket_pair
-    return lambda n_ranks: open_meshes(n_ranks, connect, with_helper=kind == "C")
-
-
-def on_all(work: Callable[[int], None], n_ranks: int) -> None:
-    for error in on_all_ranks(work, n_ranks):
-        if error is not None:
-            raise error
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -133,74 +106,6 @@ def test_a_frame_that_nobody_expects_yet_waits(opened: Open) -> None:
         assert receive(master, 1, later) == b"later"
         master.wait(exchange, LIMIT_S)
         assert content_of(now) == b"now"
-
-
-@pytest.mark.parametrize("tag", [FrameTag(1, 1, Phase.PARTIAL), FrameTag(0, 5, Phase.TOTAL)])
-def test_a_frame_of_the_past_is_refused(opened: Open, tag: FrameTag) -> None:
-    with opened(2) as (master, worker):
-        send(worker, 0, b"x", tag)
-        with pytest.raises(ProtocolError, match=f"rank 1 sent {tag} of epoch 1, expected {TAG} of epoch 1"):
-            receive(master, 1)
-
-
-def test_a_frame_of_another_epoch_is_refused(opened: Open) -> None:
-    with opened(2) as (master, worker):
-        frame, exchange = sealed(b"x", epoch=EPOCH + 1), Exchange()
-        give(worker, 0, frame, exchange)
-        with pytest.raises(ProtocolError, match="of epoch 2, expected"):
-            receive(master, 1)
-
-
-def test_too_large_a_frame_is_refused(opened: Open) -> None:
-    with opened(2) as (master, worker):
-        send(worker, 0, bytes(101))
-        with pytest.raises(ProtocolError, match=r"rank 1 sent 101 bytes for pass 1 block 2 .*, at most 100 fit"):
-            receive(master, 1, capacity=100)
-
-
-def test_bytes_that_are_no_frame_are_refused(tls_pairs: TlsPairs) -> None:
-    for with_helper in (True, False):
-        accepted, called = tls_pairs.connect()
-        with open_mesh(0, {1: DataLink(accepted, "rank 1")}, EPOCH, None, with_helper) as master, called:
-            called.sendall(b"GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n")
-            with pytest.raises(ProtocolError, match="out of step"):
-                receive(master, 1)
-
-
-@pytest.mark.parametrize(
-    ("offset", "content", "said"),
-    [
-        (4, b"\x03", r"a frame has version 3\.0, this device speaks 2\.0"),
-        (5, b"\x06", "a frame has an unknown kind: 6 is not a valid Phase"),
-        (5, b"\x00", "a frame has an unknown kind: 0 is not a valid Phase"),
-        (7, b"\x01", r"a frame has version 2\.1"),
-        (24, (MAX_PAYLOAD_BYTES + 1).to_bytes(4, "little"), "a frame announces 67108865 bytes, at most 67108864"),
-        (28, b"\x06", "a frame has an unknown kind: 6 is not a valid PayloadType"),
-        (31, b"\x01", r"a frame has version 2\.0"),
-    ],
-)
-def test_a_header_that_is_none_is_refused(opened: Open, offset: int, content: bytes, said: str) -> None:
-    """Whether its key is the expected one, or only its beginning is known, or it is not expected at all."""
-    for key_bytes, tag in ((KEY_BYTES, TAG), (12, TAG), (5, TAG), (KEY_BYTES, FrameTag(9, 9, Phase.PARTIAL))):
-        with opened(2) as (master, worker):
-            frame, exchange = sealed(b"x", tag), Exchange()
-            frame.frame[offset : offset + len(content)] = content
-            worker._links[0].socket.setblocking(True)
-            worker._links[0].socket.sendall(frame.frame)
-            incoming = Incoming(FrameBuffer(100), key_bytes)
-            with pytest.raises(ProtocolError, match=said):
-                master.expect(master.sources({1: incoming}), TAG.key(EPOCH), exchange)
-                master.wait(exchange, LIMIT_S)
-
-
-def test_more_frames_than_there_is_room_for_are_refused_in_c() -> None:
-    if load_helper() is None:
-        pytest.skip("there is no helper in C")
-    with open_meshes(2) as (master, _):
-        exchange = Exchange()
-        with pytest.raises(ProtocolError, match="65 frames are under way with rank 1, at most 64 can be"):
-            kept = [expect(master, 1, exchange, capacity=8) for _ in range(65)]
-            assert not kept
 
 
 @pytest.mark.parametrize("with_helper", [True, False], ids=["C", "python"])
@@ -364,59 +269,6 @@ def test_the_mesh_in_c_is_used_where_it_can_be(tls_pairs: TlsPairs, monkeypatch:
         assert kind(True) is NativeMesh
     monkeypatch.setattr("tpi.cluster.mesh.nativemesh.load_helper", lambda cache: None)
     assert kind(True) is Mesh
-
-
-# Much at once.
-
-
-def with_little_memory(pairs: TlsPairs) -> Connect:
-    """TLS over the system's own pairs of sockets, with memory for 4 kB in each direction. Over TCP, whose segments are
-    as large as 64 kB on this way, so little memory would mean waiting for timers."""
-
-    def connect() -> tuple[socket.socket, socket.socket]:
-        ends = socket.socketpair()
-        for sock in ends:
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, 4096)
-        accepted: list[ssl.SSLSocket] = []
-
-        def accept() -> None:
-            accepted.append(pairs._server_context.wrap_socket(ends[0], server_side=True))
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        called = pairs._client_context.wrap_socket(ends[1])
-        thread.join()
-        return accepted[0], called
-
-    return connect
-
-
-def exchange_all(meshes: Sequence[Mesh], n_bytes: int, paused: int | None = None) -> None:
-    """Every rank sends so much to every other at once; one of them does nothing for a second."""
-    contents = [np.random.default_rng(rank).integers(0, 256, n_bytes, np.uint8) for rank in range(len(meshes))]
-
-    def work(rank: int) -> None:
-        mesh, exchange, out = meshes[rank], Exchange(), FrameBuffer(n_bytes)
-        np.copyto(np.frombuffer(out.payload, np.uint8), contents[rank])
-        out.seal(TAG.key(mesh.epoch), PayloadType.BYTES, n_bytes)
-        incoming = {other: Incoming(FrameBuffer(n_bytes)) for other in mesh.peers}
-        if rank == paused:
-            time.sleep(1)
-        mesh.send(mesh.targets(mesh.peers), out, exchange)
-        mesh.expect(mesh.sources(incoming), TAG.key(mesh.epoch), exchange)
-        mesh.wait(exchange, 60)
-        for other in mesh.peers:
-            assert np.array_equal(np.frombuffer(incoming[other].buffer.payload, np.uint8), contents[other])
-
-    on_all(work, len(meshes))
-
-
-@pytest.mark.parametrize("with_helper", [True, False], ids=["C", "python"])
-def test_large_frames_between_all_at_once_through_little_memory(tls_pairs: TlsPairs, with_helper: bool) -> None:
-    with open_meshes(4, with_little_memory(tls_pairs), with_helper=with_helper) as meshes:
-        exchange_all(meshes, MAX_PAYLOAD_BYTES, paused=2)
-        exchange_all(meshes, 10_000)
 
 
 @pytest.mark.parametrize("with_helper", [True, False], ids=["C", "python"])

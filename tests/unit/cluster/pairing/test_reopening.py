@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cluster.pairing.masters import WAIT_S, Master, expect, running_master
-from tpi.cluster import worker
-from tpi.cluster.pairing.connect import find_or_join
+from tpi.cluster.pairing import connect
+from tpi.cluster.pairing.connect import enter_cluster, find_or_join
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
 from tpi.config import Folders, WorkerSettings
@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> IdentityStore:
 
 
 def opened(key: JoinKey, settings: WorkerSettings) -> Identity:
-    link, identity = worker._open_control(key, settings)
+    link, identity = enter_cluster(key, settings.name, IdentityStore(settings.folders.state / "identities"))
     link.socket.close()
     return identity
 
@@ -112,7 +112,7 @@ def test_a_device_that_has_just_joined_does_not_try_again(
         master.authority.revoke(name)
         return identity
 
-    monkeypatch.setattr(worker, "find_or_join", join_and_be_removed)
+    monkeypatch.setattr(connect, "find_or_join", join_and_be_removed)
     expect(RemovedError, "no longer part", lambda: opened(master.key, settings))
     assert joined == ["pi"]
 
