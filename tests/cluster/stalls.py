@@ -25,6 +25,11 @@ N_WORKERS = 3
 _MOST_PAUSE_S = 0.6
 
 
+_ONE_LINE = ("--temperature", "0", "--max-tokens", "20")
+"""An answer that ends before its first line does: whoever reads a line has read an answer."""
+_MOST_SILENCE_S = 30.0
+
+
 @dataclass
 class Outcome:
     """How often a device stood still, how many answers came meanwhile, and what the master said last."""
@@ -50,12 +55,12 @@ def run_with_stalls(homes: Sequence[Home], seconds: float, seed: int = 1) -> Out
     """Blocks for ``seconds`` and the time to start and end.
 
     Raises:
-        AssertionError: a process has ended.
+        AssertionError: a process has ended, or no answer has come for ``_MOST_SILENCE_S``.
     """
     chooser, n_stalls = random.Random(seed), 0
     arguments = ["serve", "demo", "--bind", "127.0.0.1", "--port", "0", "--workers", str(N_WORKERS), "--threads", "1"]
     with ExitStack() as stack:
-        master = stack.enter_context(homes[0].start(*arguments, "--max-tokens", "40"))
+        master = stack.enter_context(homes[0].start(*arguments, *_ONE_LINE))
         key = find_key(master)
         running = [master]
         for number, home in enumerate(homes[1:], start=1):
@@ -73,6 +78,7 @@ def run_with_stalls(homes: Sequence[Home], seconds: float, seed: int = 1) -> Out
             time.sleep(chooser.uniform(0.05, _MOST_PAUSE_S))
             for device in running:
                 assert device.process.poll() is None, device.err()
+            assert asking.silent_s < _MOST_SILENCE_S, master.err()
         n_answers = asking.end()
         assert master.process.wait(60) == 0, master.err()
         return Outcome(n_stalls, n_answers, master.err().splitlines()[-1])
@@ -82,10 +88,15 @@ class _Asking:
     """Asks one question after the other, and counts the answers."""
 
     def __init__(self, master: Running) -> None:
-        self._master, self._n_answers = master, 0
+        self._master, self._n_answers, self._answered_s = master, 0, time.monotonic()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last answer."""
+        return time.monotonic() - self._answered_s
 
     def end(self) -> int:
         self._is_over.set()
@@ -100,7 +111,7 @@ class _Asking:
             self._master.say("Tell me a story about a fox and a lantern.")
             if not out.readline():
                 return
-            self._n_answers += 1
+            self._n_answers, self._answered_s = self._n_answers + 1, time.monotonic()
 
 
 def main() -> None:
