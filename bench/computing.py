@@ -5,13 +5,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tpi.model.spec import BlockKind
-
 
 class Computed(msgspec.Struct, frozen=True):
     """What the computing of one block took for so many rows; seconds, a median."""
 
-    kind: BlockKind
+    block: str
     n_rows: int
     seconds: float
 
@@ -21,10 +19,10 @@ class Recording(msgspec.Struct, frozen=True):
 
     entries: tuple[Computed, ...] = ()
 
-    def seconds(self, kind: BlockKind, n_rows: int) -> float:
+    def seconds(self, block: str, n_rows: int) -> float:
         """For a block: as recorded, or between the two numbers of rows next to it, or beyond all of them in proportion
-        to the last; 0 if its kind is unknown."""
-        known = sorted((entry.n_rows, entry.seconds) for entry in self.entries if entry.kind is kind)
+        to the last; 0 if its name is unknown."""
+        known = sorted((entry.n_rows, entry.seconds) for entry in self.entries if entry.block == block)
         if not known:
             return 0.0
         most, most_s = known[-1]

@@ -79,8 +79,8 @@ def write_rank(model: RandomModel, rank: int, shares: Sequence[float], path: Pat
         whole = read_gguf(_write(model, Path(folder) / "model.gguf", lambda tensor: False))
         spec = read_spec(whole, model_digest(whole))
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, shares)
-    header = blank_header(spec, partition, rank, lay_out(spec, blocks, partition, rank))
+    partition = divide(blocks, shares)
+    header = blank_header(spec, partition, rank, lay_out(blocks, partition, rank))
     path.unlink(missing_ok=True)
     return write_shard(path, header, model.weights()).shard
 

@@ -28,11 +28,10 @@ from tpi.cluster.worker import run_worker
 from tpi.config import Folders, Resources, WorkerSettings
 from tpi.errors import Cancelled
 from tpi.model.flow import flows_of
-from tpi.model.spec import BlockKind
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Allreduce, Float32Array, SumStep
 from tpi.runtime.rank import parts_of
-from tpi.runtime.turns import Turn, first_after_attention, turns_of
+from tpi.runtime.turns import Turn, first_per_row, turns_of
 from tpi.runtime.workspace import RankModel, RankSettings
 from tpi.trace import Trace
 
@@ -49,8 +48,8 @@ class StandIn(RankHost):
     def _allow(self, model: RankModel, settings: RankSettings) -> None:
         self._model, self._settings = model, settings
         self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
-        self._first_per_row = first_after_attention(model.blocks)
-        self._n_head_rows = model.partition.shares[-1][model.rank].rows.size
+        self._first_per_row = first_per_row(model.blocks)
+        self._n_head_rows = model.partition.shares[-1][model.rank].size
         shape = settings.max_tokens, model.spec.n_embd
         self._nothing, self._total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._sums: Allreduce | None = None
@@ -93,7 +92,7 @@ class StandIn(RankHost):
             for part in parts:
                 self._finish(under_way, part.number)
                 self._compute(turn, part.stop - part.start)
-                if turn.block.kind is not BlockKind.HEAD:
+                if not turn.block.is_head:
                     under_way[part.number] = self._start(work.pass_id, turn, part.number, part.rows)
         self._finish_all(under_way)
         self._n_passes += 1
@@ -106,7 +105,7 @@ class StandIn(RankHost):
 
     def _compute(self, turn: Turn, n_rows: int) -> None:
         if turn.is_held:
-            seconds = self._recording.seconds(turn.block.kind, n_rows)
+            seconds = self._recording.seconds(turn.block.name, n_rows)
             if seconds:
                 time.sleep(seconds)
         if self._interrupted.is_set():

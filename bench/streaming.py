@@ -20,8 +20,8 @@ import tpi.cluster.worker  # noqa: F401 - what a worker loads belongs to what is
 from bench.computing import Computed, Recording
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.model.architectures import blocks_of
+from tpi.model.blocks import Block
 from tpi.model.flow import Flow
-from tpi.model.spec import Block, BlockKind
 from tpi.native.allocator import keep_allocator_small
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
@@ -108,16 +108,16 @@ class _Recorder:
     """Notes how long each block was computed, sum by sum."""
 
     def __init__(self, times: RankTimes, blocks: Sequence[Block]) -> None:
-        self._times, self._kinds, self._last_s = times, [block.kind for block in blocks], 0.0
-        self._seen: dict[tuple[BlockKind, int], list[float]] = {}
+        self._times, self._names, self._last_s = times, [block.name for block in blocks], 0.0
+        self._seen: dict[tuple[str, int], list[float]] = {}
 
     def note(self, step: SumStep, n_rows: int) -> None:
         computed_s = self._times.compute_s
-        self._seen.setdefault((self._kinds[step.flow.block], n_rows), []).append(computed_s - self._last_s)
+        self._seen.setdefault((self._names[step.flow.block], n_rows), []).append(computed_s - self._last_s)
         self._last_s = computed_s
 
     def recording(self) -> Recording:
-        entries = (Computed(kind, n, statistics.median(seconds)) for (kind, n), seconds in self._seen.items())
+        entries = (Computed(name, n, statistics.median(seconds)) for (name, n), seconds in self._seen.items())
         return Recording(tuple(entries))
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from bench.shapes import Shape, TensorShape, rope_divisors
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TensorType
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.native.libraries import load_ggml
 from tpi.weights.layout import Part
 

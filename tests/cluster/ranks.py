@@ -22,8 +22,9 @@ from tpi.engine.language import Language
 from tpi.engine.sequence import TokenSequence
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.blocks import Block
 from tpi.model.partition import Partition
-from tpi.model.spec import Block, ModelSpec
+from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
@@ -89,7 +90,7 @@ def cut(model: Path, shares: Sequence[float] | str, folder: Path) -> Cut:
     models, stored = [], []
     with GgufSource(gguf) as source:
         for rank in range(partition.n_ranks):
-            pieces = lay_out(spec, blocks, partition, rank)
+            pieces = lay_out(blocks, partition, rank)
             header = blank_header(spec, partition, rank, pieces)
             models.append(RankModel(spec, blocks, partition, rank, pieces))
             stored.append(stored_from_shard(write_shard(folder / f"{rank}.tpishard", header, source).shard))

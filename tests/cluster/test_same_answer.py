@@ -22,7 +22,6 @@ from tests.cluster.ranks import (
 from tests.cluster.stories import N_TOKENS, CutFor, OneDevice
 from tests.parity.rig import LAYOUTS, range_difference, reference_logits
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.model.spec import BlockKind
 from tpi.runtime.protocols import Float32Array
 from tpi.testing.meshes import TlsPairs
 from tpi.weights.stored import StoredWeights
@@ -55,7 +54,7 @@ def test_ranks_without_attention_are_among_them(cut_for: CutFor) -> None:
     """So that the other tests show what they claim to."""
     for shares, n_expected in (((1,) * 8, 2), ((0, 1), 1), ((3, 2, 2, 1), 0)):
         model = cut_for(DEMO, shares)
-        attention = next(block for block in model.blocks if block.kind is BlockKind.ATTENTION)
+        attention = next(block for block in model.blocks if block.state is not None)
         assert model.n_ranks - len(model.partition.contributors(attention.index)) == n_expected
 
 

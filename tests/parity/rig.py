@@ -13,9 +13,10 @@ import numpy as np
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import F16, TensorType
 from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.blocks import Block
 from tpi.model.layout import divide_layers, parse_layout
 from tpi.model.partition import Partition, divide
-from tpi.model.spec import Block, ModelSpec
+from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.passes import Pass
@@ -96,10 +97,10 @@ def count_ranks(shares: Sequence[float] | str) -> int:
 def make_partition(spec: ModelSpec, blocks: Sequence[Block], shares: Sequence[float] | str) -> Partition:
     """From shares, or from the text of a layout whose devices are ranks."""
     if not isinstance(shares, str):
-        return divide(spec, blocks, shares)
+        return divide(blocks, shares)
     n_ranks = count_ranks(shares)
     names = [f"device-{rank}" for rank in range(n_ranks)]
-    return divide_layers(spec, blocks, parse_layout(shares, spec.n_layers), names, [1.0] * n_ranks)
+    return divide_layers(blocks, parse_layout(shares, spec.n_layers), names, [1.0] * n_ranks)
 
 
 def cluster_logits(
@@ -128,7 +129,7 @@ def cluster_logits(
 
     def work(rank: int) -> None:
         try:
-            pieces = lay_out(spec, blocks, partition, rank, piece_bytes)
+            pieces = lay_out(blocks, partition, rank, piece_bytes)
             settings = RankSettings(max(map(len, chunks)), context, n_threads, kv_type)
             with ExitStack() as stack:
                 table = stack.enter_context(EmbeddingTable(gguf, spec))

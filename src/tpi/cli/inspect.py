@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,15 +19,15 @@ from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.architectures import blocks_of, read_spec
-from tpi.model.partition import divide, unit_size, unit_total
-from tpi.model.spec import Block, BlockKind, ModelSpec
+from tpi.model.blocks import Block
+from tpi.model.partition import divide
+from tpi.model.spec import ModelSpec
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.shards.shard import verify as verify_shard
 from tpi.weights.shards.shard_format import MAGIC
 
 Facts = dict[str, Any]
-_MEASURES = {BlockKind.ATTENTION: "KV heads", BlockKind.FFN: "columns", BlockKind.HEAD: "rows"}
 
 
 def command(
@@ -87,7 +87,7 @@ def _rank_of_model(file: Path, ranks: int | None, rank: int | None, shares: str 
     weights = options.read_shares(shares, n_ranks) or (1.0,) * n_ranks
     if (rank or 0) >= n_ranks:
         raise UsageError(f"--rank {rank}: {n_ranks} ranks go from 0 to {n_ranks - 1}")
-    return RankOfModel(spec, divide(spec, blocks_of(spec), weights), rank or 0, gguf)
+    return RankOfModel(spec, divide(blocks_of(spec), weights), rank or 0, gguf)
 
 
 def _show_memory(question: MemoryQuestion, json: bool) -> None:
@@ -135,7 +135,7 @@ def _model_facts(file: Path) -> Facts:
         # Still worth a look: what is it, then?
         return {**facts, "architecture": gguf.metadata.get("general.architecture"), "cannot be computed": str(error)}
     blocks = blocks_of(spec)
-    return {**facts, **_spec_facts(spec), "blocks": len(blocks), "units": _units(spec, blocks)}
+    return {**facts, **_spec_facts(spec), "blocks": len(blocks), "units": _units(blocks)}
 
 
 def _spec_facts(spec: ModelSpec) -> Facts:
@@ -145,24 +145,32 @@ def _spec_facts(spec: ModelSpec) -> Facts:
         "digest": spec.digest,
         "layers": spec.n_layers,
         "embedding": spec.n_embd,
-        "heads": spec.n_heads,
-        "KV heads": spec.n_kv_heads,
-        "head size": spec.head_dim,
-        "FFN size": spec.n_ff,
+        **_block_facts(blocks_of(spec)),
         "vocabulary": spec.n_vocab,
         "context trained": spec.n_context_train,
     }
 
 
-def _units(spec: ModelSpec, blocks: Iterable[Block]) -> dict[str, list[str]]:
+def _block_facts(blocks: Sequence[Block]) -> Facts:
+    """What the layers have; a list where they differ."""
+    states = [(block.measure.total, block.state) for block in blocks if block.state is not None]
+    found = {
+        "heads": [n_heads for n_heads, _ in states],
+        "KV heads": [n_heads // state.group for n_heads, state in states],
+        "head size": [state.head_dim for _, state in states],
+        "FFN size": [block.measure.total for block in blocks if block.name == "ffn"],
+    }
+    return {name: values[0] if len(set(values)) == 1 else values for name, values in found.items() if values}
+
+
+def _units(blocks: Iterable[Block]) -> dict[str, list[str]]:
     """For every kind of block, into how many units of which size it can be cut; layers may differ by their types."""
     found: dict[str, list[str]] = {}
     for block in blocks:
-        unit, total = unit_size(spec, block), unit_total(spec, block)
-        text = f"{-(-total // unit)} of {unit} {_MEASURES[block.kind]}"
-        kinds = found.setdefault(block.kind.value, [])
-        if text not in kinds:
-            kinds.append(text)
+        text = f"{block.measure.n_units} of {block.measure.unit} {block.measure.name}"
+        texts = found.setdefault(block.name, [])
+        if text not in texts:
+            texts.append(text)
     return found
 
 

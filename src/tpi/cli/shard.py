@@ -42,8 +42,8 @@ def command(
     gguf = read_gguf(path)
     spec = read_spec(gguf, model_digest(gguf))
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, weights)
-    layouts = [lay_out(spec, blocks, partition, rank) for rank in range(ranks)]
+    partition = divide(blocks, weights)
+    layouts = [lay_out(blocks, partition, rank) for rank in range(ranks)]
     _make_folder(out)
     targets = [out / f"{path.stem}-rank{rank}-of-{ranks}.tpishard" for rank in range(ranks)]
     _check_space(out, layouts, targets)

@@ -3,13 +3,19 @@
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from tpi.errors import ModelFileError, UnsupportedModelError
-from tpi.gguf.reader import Gguf
+from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model import llama
+from tpi.model.blocks import Block
 from tpi.model.metadata import Metadata, printable
-from tpi.model.spec import Block, BlockKind, ModelSpec
-from tpi.model.steps import Steps, V
+from tpi.model.spec import Dimensions, Entry, ModelSpec, TensorSpec
+from tpi.model.tensors import EMBEDDING, Tensors
+
+_MAX_ENTRY = 1 << 10
+"""Values of an array that a spec keeps; one for each layer, not one for each token."""
 
 
 class Architecture(Protocol):
@@ -17,54 +23,105 @@ class Architecture(Protocol):
 
     NAME: str
 
-    def read_spec(self, gguf: Gguf, digest: str) -> ModelSpec: ...
+    def blocks(self, meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
+        """All blocks in execution order, the head last.
 
-    def check(self, meta: Metadata, spec: ModelSpec) -> None: ...
-
-    def blocks(self, spec: ModelSpec) -> tuple[Block, ...]: ...
-
-    def build(self, kind: BlockKind, has_rope_factors: bool, g: Steps[V]) -> V: ...
+        Raises:
+            ModelFileError: an entry or a tensor is missing or impossible.
+            UnsupportedModelError: the model has something that is not computed.
+        """
+        ...
 
 
 _MODULES: tuple[Architecture, ...] = (llama,)
 _BY_NAME = {module.NAME: module for module in _MODULES}
 
 
-def architecture(name: str) -> Architecture:
-    """The architecture called ``name``.
-
-    Raises:
-        UnsupportedModelError: not in the list.
-    """
-    found = _BY_NAME.get(name)
-    if found is None:
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {', '.join(_BY_NAME)}")
-    return found
-
-
 def read_spec(gguf: Gguf, digest: str) -> ModelSpec:
     """The model in ``gguf``; ``digest`` is the identity of its bytes.
 
     Raises:
-        ModelFileError, UnsupportedModelError: see the architecture's own ``read_spec``.
+        ModelFileError: a required entry or tensor is missing or has an impossible value.
+        UnsupportedModelError: the architecture, or something that the model has, is not computed.
     """
-    name = gguf.metadata.get("general.architecture")
-    return architecture(name if isinstance(name, str) else "").read_spec(gguf, digest)
+    found = gguf.metadata.get("general.architecture")
+    architecture = _find(found if isinstance(found, str) else "").NAME
+    entries = _entries_of(gguf, f"{architecture}.")
+    meta = Metadata(gguf.paths[0], architecture, entries)
+    tensors = {name: _spec_of(tensor) for name, tensor in gguf.tensors.items()}
+    title = gguf.metadata.get("general.name")
+    spec = ModelSpec(
+        **msgspec.structs.asdict(_dimensions(meta, Tensors(meta, tensors))),
+        architecture=architecture,
+        name=printable(title if isinstance(title, str) else meta.file.stem),
+        digest=digest,
+        entries=entries,
+        tensors=tensors,
+    )
+    _blocks(meta, spec)
+    return spec
 
 
 def check_spec(spec: ModelSpec, file: Path) -> None:
     """Refuses a spec that did not come from :func:`read_spec` here, but from ``file``, e.g. a shard.
 
     Raises:
-        ModelFileError, UnsupportedModelError: see the architecture's own ``check``.
+        ModelFileError, UnsupportedModelError: see the architecture's own ``blocks``.
     """
     for name, tensor in spec.tensors.items():
         kind = TYPES_BY_ID.get(tensor.type_id)
         if kind is None or tensor.name != name or tensor.n_columns % kind.block_elements:
             raise ModelFileError(f"{file}: tensor {printable(name)} has an impossible type or size")
-    architecture(spec.architecture).check(Metadata(Gguf((file,), {}, {}, {}, ""), spec.architecture), spec)
+    meta = Metadata(file, _find(spec.architecture).NAME, spec.entries)
+    for name, value in msgspec.structs.asdict(_dimensions(meta, Tensors(meta, spec.tensors))).items():
+        meta.require(getattr(spec, name) == value, name, getattr(spec, name))
+    _blocks(meta, spec)
 
 
 def blocks_of(spec: ModelSpec) -> tuple[Block, ...]:
-    """All blocks of the model in execution order."""
-    return architecture(spec.architecture).blocks(spec)
+    """All blocks of a model that was checked, in execution order."""
+    return _blocks(Metadata(Path(spec.name), spec.architecture, spec.entries), spec)
+
+
+def _find(name: str) -> Architecture:
+    found = _BY_NAME.get(name)
+    if found is None:
+        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {', '.join(_BY_NAME)}")
+    return found
+
+
+def _entries_of(gguf: Gguf, prefix: str) -> dict[str, Entry]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in gguf.metadata.items()
+        if key.startswith(prefix) and not (isinstance(value, tuple) and len(value) > _MAX_ENTRY)
+    }
+
+
+def _spec_of(tensor: GgufTensor) -> TensorSpec:
+    return TensorSpec(tensor.name, tensor.type.id, tensor.n_columns, tensor.n_rows)
+
+
+def _dimensions(meta: Metadata, tensors: Tensors) -> Dimensions:
+    embedding, n_embd = tensors.find(EMBEDDING), meta.positive("embedding_length")
+    meta.require(embedding.n_columns == n_embd, embedding.name, (embedding.n_columns, embedding.n_rows))
+    n_layers, n_context_train = meta.positive("block_count"), meta.positive("context_length")
+    return Dimensions(n_layers, n_embd, embedding.n_rows, n_context_train, embedding)
+
+
+def _blocks(meta: Metadata, spec: ModelSpec) -> tuple[Block, ...]:
+    """All blocks; every tensor is used.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: see ``Architecture.blocks``; there are more tensors than the architecture
+            has.
+    """
+    tensors = Tensors(meta, spec.tensors)
+    tensors.find(EMBEDDING)
+    blocks = tuple(_find(spec.architecture).blocks(meta, spec, tensors))
+    if unused := tensors.unused:
+        raise UnsupportedModelError(
+            f"{meta.file}: {len(unused)} tensors are not of a plain {spec.architecture} model, e.g. {min(unused)}; "
+            "not supported"
+        )
+    return blocks

@@ -12,8 +12,8 @@ from itertools import groupby
 
 import msgspec
 
+from tpi.model.blocks import Block
 from tpi.model.partition import Partition
-from tpi.model.spec import Block
 
 
 class Flow(msgspec.Struct, frozen=True):

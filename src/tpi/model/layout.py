@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpi.errors import UsageError
+from tpi.model.blocks import Block
 from tpi.model.partition import Partition, divide
-from tpi.model.spec import Block, ModelSpec
 
 _PART = re.compile(r"^(?:(\d+)(?:-(\d+))?|(head)):(\S+)$")
 _DEVICE = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*|\*)(?:=(\d+(?:\.\d+)?))?$")
@@ -68,7 +68,7 @@ def parse_layout(text: str, n_layers: int) -> Layout:
 
 
 def divide_layers(
-    spec: ModelSpec, blocks: Sequence[Block], layout: Layout, names: Sequence[str], by_memory: Sequence[float]
+    blocks: Sequence[Block], layout: Layout, names: Sequence[str], by_memory: Sequence[float]
 ) -> Partition:
     """The partition of ``layout`` for devices of these names, by rank; ``by_memory`` are their shares where the layout
     gives none.
@@ -76,7 +76,7 @@ def divide_layers(
     Raises:
         UsageError: a device of the layout is not here, or stands twice in a part.
     """
-    partitions = {group: divide(spec, blocks, _weights(group, names, by_memory)) for group in layout.groups}
+    partitions = {group: divide(blocks, _weights(group, names, by_memory)) for group in layout.groups}
     shares = tuple(partitions[layout.group_of(block.layer)].shares[block.index] for block in blocks)
     return Partition(len(names), shares)
 

@@ -1,24 +1,25 @@
 """Typed reading of one architecture's GGUF metadata, with errors that name the file and the key."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tpi.errors import ModelFileError
-from tpi.gguf.reader import Gguf, MetadataValue
+from tpi.model.spec import Entry
 
 
 class Metadata:
-    """Looks keys up as ``ARCHITECTURE.key``; ``text`` takes whole keys."""
+    """``entries`` are those of ``architecture``, without its name before them; errors name ``file``."""
 
-    def __init__(self, gguf: Gguf, architecture: str) -> None:
-        self._values = gguf.metadata
-        self._architecture = architecture
-        self.file: Path = gguf.paths[0]
+    def __init__(self, file: Path, architecture: str, entries: Mapping[str, Entry]) -> None:
+        self.file = file
+        self._architecture, self._entries = architecture, entries
 
-    def _get(self, key: str, default: MetadataValue | None) -> MetadataValue:
-        value = self._values.get(key, default)
+    def _get(self, key: str, default: Entry | None) -> Entry:
+        value = self._entries.get(key, default)
         if value is None:
             raise ModelFileError(
-                f"{self.file} has no metadata entry {key}: it is incomplete, fetch or convert it again"
+                f"{self.file} has no metadata entry {self._architecture}.{key}: it is incomplete, fetch or convert it "
+                "again"
             )
         return value
 
@@ -28,7 +29,17 @@ class Metadata:
         Raises:
             ModelFileError: missing without default, or another type or size.
         """
-        return self._integer(key, self._get(f"{self._architecture}.{key}", default))
+        return self._integer(key, self._get(key, default))
+
+    def positive(self, key: str) -> int:
+        """An integer of 1 to 2^31 - 1.
+
+        Raises:
+            ModelFileError: as :meth:`integer`, or it is 0.
+        """
+        value = self.integer(key)
+        self.require(value > 0, key, value)
+        return value
 
     def uniform(self, key: str, default: int | None = None) -> int:
         """An integer, or an array with the same integer for every layer.
@@ -36,13 +47,13 @@ class Metadata:
         Raises:
             ModelFileError: as :meth:`integer`, or layers differ.
         """
-        value = self._get(f"{self._architecture}.{key}", default)
+        value = self._get(key, default)
         if isinstance(value, tuple):
             self.require(len(set(value)) == 1, key, "different values per layer")
             value = value[0]
         return self._integer(key, value)
 
-    def _integer(self, key: str, value: MetadataValue) -> int:
+    def _integer(self, key: str, value: Entry) -> int:
         self.require(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31, key, value)
         assert isinstance(value, int)
         return value
@@ -53,15 +64,15 @@ class Metadata:
         Raises:
             ModelFileError: missing without default, or not a finite number.
         """
-        value = self._get(f"{self._architecture}.{key}", default)
+        value = self._get(key, default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
         self.require(is_number, key, value)
         assert isinstance(value, int | float)
         return float(value)
 
     def text(self, key: str, default: str) -> str:
-        """A string under the whole key ``key``, or the default."""
-        value = self._values.get(key, default)
+        """A string, or the default."""
+        value = self._entries.get(key, default)
         return value if isinstance(value, str) else default
 
     def require(self, condition: bool, key: str, value: object) -> None:

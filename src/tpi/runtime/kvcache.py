@@ -1,4 +1,4 @@
-"""The KV cache of one rank: keys and values of its KV heads, in cells, per layer. Zero until written.
+"""The KV cache of one rank: keys and values of its KV heads, in cells, per block. Zero until written.
 
 Owns the memory (private anonymous mappings: cells that were never written cost nothing, even when kernels read them
 behind the mask). One thread.
@@ -16,7 +16,7 @@ from tpi.weights.files import round_up
 
 
 class KvCache:
-    """``widths[layer]`` values per cell (KV heads times head dimension) for keys and again for values.
+    """``widths[block]`` values per cell (KV heads times head dimension) for keys and again for values.
 
     A context manager; ``close`` is idempotent.
     """
@@ -26,15 +26,15 @@ class KvCache:
         MemoryBudgetError: the system does not give so much memory.
         """
         self.n_cells = n_cells
-        self._widths = {layer: width for layer, width in widths.items() if width}
+        self._widths = {block: width for block, width in widths.items() if width}
         self._kind = kind
         self._maps: dict[int, tuple[mmap.mmap, mmap.mmap]] = {}
         self._addresses: dict[int, tuple[int, int]] = {}
-        for layer, width in self._widths.items():
+        for block, width in self._widths.items():
             n_bytes = n_cells * kind.row_bytes(width)
-            maps = self._maps[layer] = _reserve(n_bytes), _reserve(n_bytes)
+            maps = self._maps[block] = _reserve(n_bytes), _reserve(n_bytes)
             addresses = [ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in maps]
-            self._addresses[layer] = addresses[0], addresses[1]
+            self._addresses[block] = addresses[0], addresses[1]
 
     def __enter__(self) -> "KvCache":
         return self
@@ -56,23 +56,23 @@ class KvCache:
         rows = (self._kind.row_bytes(width) for width in self._widths.values())
         return sum(2 * round_up(stop_cell * row, mmap.PAGESIZE) for row in rows)
 
-    def addresses(self, layer: int) -> tuple[int, int]:
-        """Where keys and values of ``layer`` lie, each [n_cells, width] in the cache's type."""
-        return self._addresses[layer]
+    def addresses(self, block: int) -> tuple[int, int]:
+        """Where keys and values of ``block`` lie, each [n_cells, width] in the cache's type."""
+        return self._addresses[block]
 
     def forget(self) -> None:
         """Clears all cells, and gives their memory back where the system can take it."""
-        for layer, maps in self._maps.items():
+        for block, maps in self._maps.items():
             for memory in maps:
                 if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
                     memory.madvise(mmap.MADV_DONTNEED)  # private and anonymous: zero again when it is read
                 else:
-                    memory[:] = bytes(self.n_cells * self._kind.row_bytes(self._widths[layer]))
+                    memory[:] = bytes(self.n_cells * self._kind.row_bytes(self._widths[block]))
 
     def zero(self, first_cell: int, stop_cell: int) -> None:
         """Clears cells of an aborted pass: a NaN there would spread through masked attention."""
-        for layer, maps in self._maps.items():
-            row = self._kind.row_bytes(self._widths[layer])
+        for block, maps in self._maps.items():
+            row = self._kind.row_bytes(self._widths[block])
             for memory in maps:
                 memory[first_cell * row : stop_cell * row] = bytes((stop_cell - first_cell) * row)
 

@@ -11,9 +11,8 @@ from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import NoReturn, Self
 
 from tpi.errors import Cancelled, KernelError, NumericError
-from tpi.model.spec import BlockKind
 from tpi.runtime.ggml.builder import BatchShape
-from tpi.runtime.ggml.graph import BlockGraph
+from tpi.runtime.ggml.graph import Graph
 from tpi.runtime.protocols import Float32Array, NativeSum, SumStep
 from tpi.runtime.turns import Turn
 from tpi.runtime.workspace import Workspace
@@ -71,7 +70,7 @@ class PassProgram:
         self._workspace, self._shape, self._blocks, self._sums = workspace, shape, turns, sums
         self._library = next(iter(sums.values())).library
         self._stack = ExitStack()
-        self._graphs: dict[int, BlockGraph] = {}
+        self._graphs: dict[int, Graph] = {}
         self._logits: Float32Array | None = None
         try:
             made = [self._turn(turn, resident) for turn in turns]
@@ -150,7 +149,7 @@ class PassProgram:
             total=workspace.total.ctypes.data if turn.is_received else None,
             n=n_rows * workspace.model.spec.n_embd,
             block=block.index,
-            is_last=block.kind is BlockKind.HEAD,
+            is_last=block.is_head,
             is_handed_over=turn.flow.is_handed_over,
             hands_over=turn.flow.is_handed_over and workspace.model.rank == turn.flow.contributors[0],
             format=0 if carrier is None else carrier.type_of(turn.flow)[0],
@@ -158,26 +157,21 @@ class PassProgram:
         )
         if turn.is_held:
             graph = self._graph(turn)
-            places, values = graph.addresses(resident[block.index], self._cache_of(turn))
+            places, values = graph.addresses(resident[block.index], workspace.states_of([block]))
             made.graph, made.plan = graph.graph, ctypes.addressof(graph.whole_plan)
             made.places, made.values = (c_void_p * len(places))(*places), (c_void_p * len(values))(*values)
             made.n_places, made.partial = len(places), graph.result().ctypes.data
-            if block.kind is BlockKind.HEAD:
+            if block.is_head:
                 self._logits = graph.result()
         return made
 
-    def _graph(self, turn: Turn) -> BlockGraph:
+    def _graph(self, turn: Turn) -> Graph:
         """One for all blocks of equal structure."""
         structure = self._workspace.structure_of(turn.block)
         if structure not in self._graphs:
-            n_kv = self._shape.n_kv if turn.block.kind is BlockKind.ATTENTION else 0
-            graph = self._workspace.make_graph(turn.block, BatchShape(self._shape.n_tokens, n_kv))
+            graph = self._workspace.make_graph(turn.block, self._shape)
             self._graphs[structure] = self._stack.enter_context(graph)
         return self._graphs[structure]
-
-    def _cache_of(self, turn: Turn) -> tuple[int, int] | None:
-        is_attention = turn.block.kind is BlockKind.ATTENTION
-        return self._workspace.cache.addresses(turn.block.layer) if is_attention else None
 
     def _raise(self, result: int, pass_id: int) -> NoReturn:
         turn = self._blocks[self._program.at]

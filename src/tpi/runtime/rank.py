@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from tpi.errors import NumericError
+from tpi.model.blocks import Block
 from tpi.model.flow import flows_of
-from tpi.model.spec import Block, BlockKind
 from tpi.runtime.ggml.builder import BatchShape
-from tpi.runtime.ggml.graph import BlockGraph
+from tpi.runtime.ggml.graph import Graph
 from tpi.runtime.passes import Pass
 from tpi.runtime.program import PassProgram
 from tpi.runtime.protocols import Allreduce, Float32Array, PieceWindow, SumStep
 from tpi.runtime.times import RankTimes
-from tpi.runtime.turns import Turn, first_after_attention, turns_of
+from tpi.runtime.turns import Turn, first_per_row, turns_of
 from tpi.runtime.workspace import N_SPLIT_TOKENS, Workspace
 
 _ROOM_FOR_PASS_GRAPH = 16
@@ -64,7 +64,7 @@ class Rank:
         self._workspace, self._window, self._allreduce = workspace, window, allreduce
         model = self._model = workspace.model
         self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
-        self._first_per_row = first_after_attention(model.blocks)
+        self._first_per_row = first_per_row(model.blocks)
         self._is_alone = model.partition.n_ranks == 1 and workspace.settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
         self._resident: dict[int, tuple[int, ...]] | None = None
         self._programs: dict[tuple[int, int], PassProgram | None] = {}
@@ -100,11 +100,11 @@ class Rank:
                 parts, is_narrow = self._keep_sampled(work, parts), True
                 if not parts:
                     break
-            if turn.block.kind is BlockKind.HEAD:
+            if turn.block.is_head:
                 self._finish(parts[0])
                 logits = self._check(self._compute(turn, parts[0]))
             elif turn.is_held:
-                self._run_block(work.pass_id, turn, parts, n_kv if turn.block.kind is BlockKind.ATTENTION else 0)
+                self._run_block(work.pass_id, turn, parts, n_kv)
             else:
                 for part in parts:
                     self._finish(part)
@@ -116,9 +116,10 @@ class Rank:
     def _run_token(self, n_kv: int, resident: dict[int, tuple[int, ...]]) -> Float32Array | None:
         """One token where nothing has to be waited for, neither disk nor other ranks."""
         started = self.times.now("compute")
-        logits = self._workspace.pass_graph(n_kv, resident).run(self._workspace.compute)
+        graph = self._workspace.pass_graph(n_kv, resident)
+        graph.run(self._workspace.compute)
         self.times.computed(started, ALL_BLOCKS)
-        return self._check(logits)
+        return self._check(graph.result())
 
     def _find_program(self, work: Pass, n_kv: int) -> PassProgram | None:
         """The pass as one call into C, if weights are resident, all rows are sampled, and sums can be carried through
@@ -171,7 +172,7 @@ class Rank:
         return self.times.doing if running is None else running.doing
 
     def _keep_sampled(self, work: Pass, parts: Sequence[Part]) -> list[Part]:
-        """After the last attention no row needs another: only those that are sampled go on."""
+        """No row needs another any more: only those that are sampled go on."""
         for part in parts:
             self._finish(part)
         n_sampled = len(work.sampled)
@@ -189,7 +190,8 @@ class Rank:
                 self._finish(part)
                 graph.point_rows(part.start)
                 started = self.times.now("compute")
-                graph.run_whole(self._workspace.compute, addresses)
+                graph.point_parts(addresses)
+                graph.run(self._workspace.compute)
                 self.times.computed(started, block.index, part.number)
                 self._start(pass_id, turn, part, graph.result())
             return
@@ -216,7 +218,8 @@ class Rank:
         block, graph = turn.block, self._graph(turn.block, part, 0)
         if self._resident is not None:
             started = self.times.now("compute")
-            graph.run_whole(self._workspace.compute, self._resident[block.index])
+            graph.point_parts(self._resident[block.index])
+            graph.run(self._workspace.compute)
             self.times.computed(started, block.index)
             return graph.result()
         for number, piece in enumerate(self._workspace.pieces[block.index]):
@@ -228,11 +231,8 @@ class Rank:
                 self.times.computed(started, block.index)
         return graph.result()
 
-    def _graph(self, block: Block, part: Part, n_kv: int, lane: int = 0) -> BlockGraph:
-        graph = self._workspace.graph(block, BatchShape(part.stop - part.start, n_kv), lane)
-        if block.kind is BlockKind.ATTENTION:
-            graph.point_cache(*self._workspace.cache.addresses(block.layer))
-        return graph
+    def _graph(self, block: Block, part: Part, n_kv: int, lane: int = 0) -> Graph:
+        return self._workspace.graph(block, BatchShape(part.stop - part.start, n_kv), lane)
 
     def _start(self, pass_id: int, turn: Turn, part: Part, partial: Float32Array | None) -> None:
         """Begins to sum what was computed for ``part``."""

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tpi.model.blocks import Block
 from tpi.model.flow import Flow
-from tpi.model.spec import Block, BlockKind
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ def turns_of(blocks: Sequence[Block], flows: Sequence[Flow], rank: int) -> list[
     return [turn for turn in turns if turn.is_held or turn.is_received]
 
 
-def first_after_attention(blocks: Sequence[Block]) -> int:
-    """Index of the block from which on only sampled rows are computed, and summed, and none if none is sampled."""
-    return 1 + max((block.index for block in blocks if block.kind is BlockKind.ATTENTION), default=-1)
+def first_per_row(blocks: Sequence[Block]) -> int:
+    """Index of the block from which on no row needs another, so that only sampled rows are computed, and summed, and
+    none if none is sampled."""
+    return 1 + max((block.index for block in blocks if block.state is not None), default=-1)

@@ -5,7 +5,7 @@ they are used. Runs nothing; one thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Self
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.types import F16, TensorType
+from tpi.model.blocks import Block
 from tpi.model.partition import Partition
-from tpi.model.spec import Block, BlockKind, ModelSpec
+from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.builder import Addresses, BatchShape, GraphSettings
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.ggml.graph import BlockGraph
-from tpi.runtime.ggml.passgraph import PassGraph
+from tpi.runtime.ggml.graph import Graph, HeldBlock
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
 from tpi.runtime.passes import TILED_TOKENS, Pass
@@ -75,11 +75,11 @@ class RankModel:
     pieces: tuple[Piece, ...]
 
     def kv_widths(self) -> dict[int, int]:
-        """Values per cell in the KV cache of each layer."""
+        """Values per cell in the KV cache of each block that has one."""
         return {
-            block.layer: self.partition.shares[block.index][self.rank].kv_heads.size * self.spec.head_dim
+            block.index: block.state.width(self.partition.shares[block.index][self.rank])
             for block in self.blocks
-            if block.kind is BlockKind.ATTENTION
+            if block.state is not None
         }
 
 
@@ -107,15 +107,16 @@ class Workspace:
         except MemoryError as error:
             raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
         arrays = (self.residual, self._positions, self._cells, self._mask)
-        self._addresses = Addresses(*(array.ctypes.data for array in arrays))
-        self._graphs: OrderedDict[tuple[int, int, int, int], BlockGraph] = OrderedDict()
+        self._addresses = Addresses(width, *(array.ctypes.data for array in arrays))
+        self._graphs: OrderedDict[tuple[int, BatchShape, int], Graph] = OrderedDict()
         numbers: dict[tuple[object, ...], int] = {}
         self._structures = {
-            index: numbers.setdefault(_structure(group), len(numbers)) for index, group in self.pieces.items()
+            index: numbers.setdefault(_structure(model.blocks[index], group), len(numbers))
+            for index, group in self.pieces.items()
         }
         self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
         self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
-        self._pass_graph: tuple[int, PassGraph] | None = None
+        self._pass_graph: tuple[int, Graph] | None = None
         self.compute = Compute(settings.n_threads, settings.n_parts)
         try:
             self._reserve()
@@ -157,41 +158,44 @@ class Workspace:
         np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
         return n_kv
 
-    def graph(self, block: Block, shape: BatchShape, lane: int = 0) -> BlockGraph:
-        """The graph of ``block`` for ``shape``, placed and ready; layers of equal structure share one. One of lane 1
-        may be run piece by piece in turns with one of lane 0."""
-        key = (self._structures[block.index], shape.n_tokens, shape.n_kv, lane)
+    def graph(self, block: Block, shape: BatchShape, lane: int = 0) -> Graph:
+        """The graph of ``block`` for ``shape``, placed and ready, pointed at its state; blocks of equal structure share
+        one. One of lane 1 may be run piece by piece in turns with one of lane 0."""
+        key = self._structures[block.index], _shape_for(block, shape), lane
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._build(block, shape)
+            graph = self._build([block], shape)
             graph.place(self.compute, lane)
             self._graphs[key] = graph
             if len(self._graphs) > _GRAPHS_KEPT:
                 self._graphs.popitem(last=False)[1].close()
         self._graphs.move_to_end(key)
+        graph.point_state(self.states_of([block]))
         return graph
+
+    def states_of(self, blocks: Iterable[Block]) -> list[tuple[int, int]]:
+        """Where the state of those of the blocks lies that have some."""
+        return [self.cache.addresses(block.index) for block in blocks if block.state is not None]
 
     def structure_of(self, block: Block) -> int:
         """A number that blocks have in common which can share graphs; of a block that this rank holds."""
         return self._structures[block.index]
 
-    def make_graph(self, block: Block, shape: BatchShape) -> BlockGraph:
+    def make_graph(self, block: Block, shape: BatchShape) -> Graph:
         """As ``graph``, but the caller's own."""
-        graph = self._build(block, shape)
+        graph = self._build([block], shape)
         graph.place(self.compute)
         return graph
 
-    def pass_graph(self, n_kv: int, resident: Mapping[int, tuple[int, ...]]) -> PassGraph:
+    def pass_graph(self, n_kv: int, resident: Mapping[int, tuple[int, ...]]) -> Graph:
         """The graph of a whole pass of one token that sees ``n_kv`` cells; for a rank that is alone and has all its
         weights at the addresses ``resident``, which stay the same. Only the last one is kept: ``n_kv`` only grows."""
         if self._pass_graph is None or self._pass_graph[0] != n_kv:
             self._drop_pass_graph()
-            blocks = [(block, self.pieces[block.index]) for block in self.model.blocks]
-            shape = BatchShape(1, n_kv)
-            graph = PassGraph(
-                self.model.spec, blocks, shape, self._graph_settings, self._addresses, self.cache, resident
-            )
+            graph = self._build(self.model.blocks, BatchShape(1, n_kv))
             graph.place(self.compute)
+            graph.point_state(self.states_of(self.model.blocks))
+            graph.point_parts([address for block in self.model.blocks for address in resident[block.index]])
             self._pass_graph = n_kv, graph
         return self._pass_graph[1]
 
@@ -200,28 +204,34 @@ class Workspace:
             self._pass_graph[1].close()
             self._pass_graph = None
 
-    def _build(self, block: Block, shape: BatchShape) -> BlockGraph:
-        pieces = self.pieces[block.index]
-        return BlockGraph(self.model.spec, block.kind, pieces, shape, self._graph_settings, self._addresses)
+    def _build(self, blocks: Sequence[Block], shape: BatchShape) -> Graph:
+        held = [HeldBlock(block, self.pieces[block.index]) for block in blocks]
+        return Graph(held, shape, self._graph_settings, self._addresses)
 
     def _reserve(self) -> None:
         """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
         pieces, both parts of a pass are under way in it."""
         settings = self.settings
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
-            n_kv = settings.n_cells if block.kind is BlockKind.ATTENTION else 0
-            n_rows = settings.n_sampled if block.kind is BlockKind.HEAD else settings.part_tokens
-            with self._build(block, BatchShape(n_rows, n_kv)) as graph:
+            n_rows = settings.n_sampled if block.is_head else settings.part_tokens
+            with self._build([block], BatchShape(n_rows, settings.n_cells)) as graph:
                 self.compute.reserve(graph.graph)
                 graph.place(self.compute)
-            if settings.n_parts > 1 and block.kind is not BlockKind.HEAD and len(self.pieces[block.index]) > 1:
-                with self._build(block, BatchShape(-(-settings.max_tokens // 2), n_kv)) as graph:
+            if settings.n_parts > 1 and not block.is_head and len(self.pieces[block.index]) > 1:
+                with self._build([block], BatchShape(-(-settings.max_tokens // 2), settings.n_cells)) as graph:
                     self.compute.reserve(graph.graph, 1)
                     graph.place(self.compute, 1)
 
 
-def _structure(pieces: Sequence[Piece]) -> tuple[object, ...]:
-    """What two blocks must have in common to share graphs: roles, types and sizes of all parts."""
-    return tuple(
+def _shape_for(block: Block, shape: BatchShape) -> BatchShape:
+    """What of ``shape`` the block's graph depends on."""
+    return shape if block.state is not None else BatchShape(shape.n_tokens, 0)
+
+
+def _structure(block: Block, pieces: Sequence[Piece]) -> tuple[object, ...]:
+    """What two blocks must have in common to share graphs: how they are computed, what they keep, and the roles, types
+    and sizes of all parts."""
+    parts = (
         tuple((part.role, part.type_id, part.columns.size, part.rows.size) for part in piece.parts) for piece in pieces
     )
+    return block.graph, block.state, *parts

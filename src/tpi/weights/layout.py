@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import msgspec
 
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model.partition import Partition, Share, Span, slot_span
-from tpi.model.spec import Axis, Block, ModelSpec, Slot
+from tpi.model.blocks import Axis, Block, Slot, Span
+from tpi.model.partition import Partition
 
 PIECE_BYTES = 16_000_000
 PART_ALIGNMENT = 64
@@ -57,30 +57,26 @@ class Piece(msgspec.Struct, frozen=True, array_like=True):
 
 
 def lay_out(
-    spec: ModelSpec,
-    blocks: Sequence[Block],
-    partition: Partition,
-    rank: int,
-    piece_bytes: int = PIECE_BYTES,
+    blocks: Sequence[Block], partition: Partition, rank: int, piece_bytes: int = PIECE_BYTES
 ) -> tuple[Piece, ...]:
     """The pieces of ``rank``, in execution order. A row longer than ``piece_bytes`` makes a piece of its own."""
     pieces: list[Piece] = []
     for block in blocks:
         share = partition.shares[block.index][rank]
-        if not share.is_empty:
+        if share.size:
             pieces.extend(_lay_out_block(block, share, len(pieces), piece_bytes))
     return tuple(pieces)
 
 
-def slice_extent(slot: Slot, share: Share) -> tuple[Span, Span]:
+def slice_extent(slot: Slot, share: Span) -> tuple[Span, Span]:
     """Rows and columns of the slot's whole tensor that ``share`` holds."""
-    span, tensor = slot_span(slot, share), slot.tensor
+    span, tensor = slot.span(share), slot.tensor
     if slot.axis is Axis.COLUMNS:
         return Span(0, tensor.n_rows), span
     return span, Span(0, tensor.n_columns)
 
 
-def _lay_out_block(block: Block, share: Share, first_index: int, piece_bytes: int) -> list[Piece]:
+def _lay_out_block(block: Block, share: Span, first_index: int, piece_bytes: int) -> list[Piece]:
     pieces: list[Piece] = []
     parts: list[Part] = []
     used = 0

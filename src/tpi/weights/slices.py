@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf, GgufTensor
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.files import open_for_reading, read_exactly
 from tpi.weights.layout import Part
 

@@ -13,7 +13,6 @@ from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.host import HostDevice
 from tpi.config import Resources
 from tpi.errors import Cancelled
-from tpi.model.spec import BlockKind
 from tpi.runtime.protocols import Float32Array, SumStep
 
 
@@ -32,19 +31,19 @@ class Noting(Nobody):
 @pytest.fixture
 def recording(tmp_path: Path) -> Recording:
     entries = (
-        Computed(BlockKind.ATTENTION, 8, 0.02),
-        Computed(BlockKind.FFN, 8, 0.04),
-        Computed(BlockKind.FFN, 1, 0.01),
+        Computed("attention", 8, 0.02),
+        Computed("ffn", 8, 0.04),
+        Computed("ffn", 1, 0.01),
     )
     return read_recording(write_recording(Recording(entries), tmp_path / "computing.json"))
 
 
 def test_unknown_numbers_of_rows_are_between_those_that_are_known(recording: Recording) -> None:
-    assert recording.seconds(BlockKind.ATTENTION, 16) == pytest.approx(0.04)
-    assert recording.seconds(BlockKind.ATTENTION, 4) == pytest.approx(0.02), "one row reads as many weights as eight"
-    assert recording.seconds(BlockKind.FFN, 1) == pytest.approx(0.01)
-    assert recording.seconds(BlockKind.FFN, 2) == pytest.approx(0.01 + 0.03 / 7)
-    assert recording.seconds(BlockKind.HEAD, 8) == 0
+    assert recording.seconds("attention", 16) == pytest.approx(0.04)
+    assert recording.seconds("attention", 4) == pytest.approx(0.02), "one row reads as many weights as eight"
+    assert recording.seconds("ffn", 1) == pytest.approx(0.01)
+    assert recording.seconds("ffn", 2) == pytest.approx(0.01 + 0.03 / 7)
+    assert recording.seconds("head", 8) == 0
 
 
 def test_it_contributes_no_earlier_than_a_real_rank(tmp_path: Path, recording: Recording) -> None:

@@ -203,7 +203,7 @@ def test_a_worker_that_lives_and_opens_no_link_is_given_up(tmp_path: Path, monke
 
 def test_a_shard_cut_for_an_impossible_partition_keeps_nobody_out(forming: Forming) -> None:
     spec = forming.master.spec
-    right = divide(spec, blocks_of(spec), [1, 1])
+    right = divide(blocks_of(spec), [1, 1])
     for number, wrong in enumerate([Partition(2, right.shares[:-1]), Partition(2, ())]):
         worker = forming.worker(f"worker{number}")
         worker.send(offer(spec.digest, wrong))

@@ -1,10 +1,9 @@
 """Specs of llama models without a file: any dimensions, any types."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.spec import ModelSpec, Rope, TensorSpec
+from tpi.model.spec import Entry, ModelSpec, TensorSpec
 
 
 def make_spec(
@@ -17,10 +16,12 @@ def make_spec(
     head_dim: int = 64,
     n_ff: int = 512,
     n_vocab: int = 300,
+    n_context_train: int = 512,
     rope_factors: bool = False,
-    **changes: Any,
+    entries: Mapping[str, Entry] | None = None,
 ) -> ModelSpec:
-    """``types`` by tensor name without ``.weight``, by its last part, or ``*``; else F16. Norms are F32."""
+    """``types`` by tensor name without ``.weight``, by its last part, or ``*``; else F16. Norms are F32. ``entries`` of
+    the metadata in addition."""
     types = types or {}
     q, kv = n_heads * head_dim, n_kv_heads * head_dim
     layer = {
@@ -43,21 +44,27 @@ def make_spec(
         kind = types.get(name, types.get(name.split(".")[-1], types.get("*", "F16")))
         type_name = "F32" if name.endswith("norm") or name == "rope_freqs" else kind
         tensors[f"{name}.weight"] = TensorSpec(f"{name}.weight", TYPES_BY_NAME[type_name].id, n_columns, n_rows)
-    values: dict[str, Any] = {
-        "architecture": "llama",
-        "name": "made",
-        "digest": "made",
-        "n_layers": n_layers,
-        "n_embd": n_embd,
-        "n_heads": n_heads,
-        "n_kv_heads": n_kv_heads,
-        "head_dim": head_dim,
-        "n_ff": n_ff,
-        "n_vocab": n_vocab,
-        "n_context_train": 512,
-        "rms_eps": 1e-5,
-        "rope": Rope(head_dim, 10000.0),
-        "embedding": tensors["token_embd.weight"],
-        "tensors": tensors,
+    made: dict[str, Entry] = {
+        "block_count": n_layers,
+        "embedding_length": n_embd,
+        "context_length": n_context_train,
+        "feed_forward_length": n_ff,
+        "attention.head_count": n_heads,
+        "attention.head_count_kv": n_kv_heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": head_dim,
     }
-    return ModelSpec(**values | changes)
+    return ModelSpec(
+        architecture="llama",
+        name="made",
+        digest="made",
+        n_layers=n_layers,
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        n_context_train=n_context_train,
+        embedding=tensors["token_embd.weight"],
+        entries={**made, **(entries or {})},
+        tensors=tensors,
+    )

@@ -20,7 +20,7 @@ Weights = Sequence[Sequence[float]]
 
 def partition_of(spec: ModelSpec, weights: Weights) -> Partition:
     blocks = blocks_of(spec)
-    by_layer = [divide(spec, blocks, row) for row in weights]
+    by_layer = [divide(blocks, row) for row in weights]
     shares = tuple(by_layer[block.layer].shares[block.index] for block in blocks)
     return Partition(len(weights[0]), shares)
 

@@ -9,7 +9,6 @@ from tpi.errors import UsageError
 from tpi.model.architectures import blocks_of
 from tpi.model.layout import Group, Layout, divide_layers, parse_layout
 from tpi.model.partition import Partition, divide, is_whole
-from tpi.model.spec import BlockKind
 
 NAMES = ("master", "attic", "cellar")
 SPEC = make_spec(n_layers=4)
@@ -17,7 +16,7 @@ BLOCKS = blocks_of(SPEC)
 
 
 def divided(text: str, by_memory: tuple[float, ...] = (1, 1, 1)) -> Partition:
-    return divide_layers(SPEC, BLOCKS, parse_layout(text, SPEC.n_layers), NAMES, by_memory)
+    return divide_layers(BLOCKS, parse_layout(text, SPEC.n_layers), NAMES, by_memory)
 
 
 def holders(partition: Partition) -> list[tuple[int, ...]]:
@@ -98,7 +97,7 @@ def test_any_text_is_a_layout_or_refused(text: str) -> None:
 def test_layers_go_where_the_layout_says() -> None:
     partition = divided("0-1:attic 2:master,cellar 3:2 head:0,attic")
     assert holders(partition) == [(1,)] * 4 + [(0, 2)] * 2 + [(2,)] * 2 + [(0, 1)]
-    assert is_whole(SPEC, BLOCKS, partition)
+    assert is_whole(BLOCKS, partition)
 
 
 def test_a_head_without_a_name_lies_with_the_last_layer() -> None:
@@ -107,13 +106,13 @@ def test_a_head_without_a_name_lies_with_the_last_layer() -> None:
 
 def test_shares_are_those_of_the_layout_or_of_the_memory() -> None:
     by_layout, by_memory = divided("0-3:master=3,attic=1", (1, 1, 1)), divided("0-3:master,attic", (1, 3, 9))
-    ffn = next(block.index for block in BLOCKS if block.kind is BlockKind.FFN)
-    assert [share.ffn.size for share in by_layout.shares[ffn]] == [384, 128, 0]
-    assert [share.ffn.size for share in by_memory.shares[ffn]] == [128, 384, 0]
+    ffn = next(block.index for block in BLOCKS if block.name == "ffn")
+    assert [share.size for share in by_layout.shares[ffn]] == [384, 128, 0]
+    assert [share.size for share in by_memory.shares[ffn]] == [128, 384, 0]
 
 
 def test_a_star_is_all_devices_by_memory() -> None:
-    assert divided("0-3:*", (3, 2, 1)) == divide(SPEC, BLOCKS, (3, 2, 1))
+    assert divided("0-3:*", (3, 2, 1)) == divide(BLOCKS, (3, 2, 1))
 
 
 @pytest.mark.parametrize(
@@ -136,4 +135,4 @@ some = st.sampled_from(["*", "0", "1,2", "master=2,cellar=1", "attic", "0,1,2", 
 @given(st.lists(some, min_size=5, max_size=5), st.lists(st.integers(1, 100).map(float), min_size=3, max_size=3))
 def test_every_layout_holds_every_block_once(devices: list[str], by_memory: list[float]) -> None:
     text = " ".join(f"{layer}:{devices[layer]}" for layer in range(4)) + f" head:{devices[4]}"
-    assert is_whole(SPEC, BLOCKS, divided(text, tuple(by_memory)))
+    assert is_whole(BLOCKS, divided(text, tuple(by_memory)))

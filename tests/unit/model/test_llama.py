@@ -13,8 +13,11 @@ from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor, MetadataValue, read_gguf
 from tpi.gguf.types import F16, F32
 from tpi.model.architectures import blocks_of, check_spec, read_spec
+from tpi.model.blocks import KvState
+from tpi.model.llama import Attention
 from tpi.model.metadata import printable
-from tpi.model.spec import BlockKind, ModelSpec
+from tpi.model.spec import ModelSpec
+from tpi.model.steps import Rope
 
 PATH = Path("made")
 
@@ -35,12 +38,24 @@ def _without(gguf: Gguf, key: str) -> Gguf:
 
 def test_a_model_is_described(gguf: Gguf) -> None:
     spec = read_spec(gguf, "digest")
-    assert (spec.n_layers, spec.n_embd, spec.n_heads, spec.n_kv_heads, spec.head_dim) == (2, 256, 4, 2, 64)
-    assert (spec.n_ff, spec.n_vocab, spec.heads_per_group, spec.digest) == (512, 320, 2, "digest")
-    assert spec.rope.frequency_scale == 1.0 and spec.rope.original_context == 512
-    kinds = [block.kind for block in blocks_of(spec)]
-    assert kinds == [BlockKind.ATTENTION, BlockKind.FFN] * 2 + [BlockKind.HEAD]
-    assert [block.index for block in blocks_of(spec)] == list(range(5))
+    assert (spec.n_layers, spec.n_embd, spec.n_vocab, spec.n_context_train) == (2, 256, 320, 512)
+    assert (spec.architecture, spec.digest) == ("llama", "digest")
+    blocks = blocks_of(spec)
+    attention, ffn, _, _, head = blocks
+    assert [block.title for block in blocks] == ["attention 0", "ffn 0", "attention 1", "ffn 1", "head"]
+    assert [block.index for block in blocks] == list(range(5))
+    assert [block.measure.total for block in blocks] == [4, 512, 4, 512, 320]
+    assert attention.state == KvState(64, 2) and ffn.state is None
+    assert [block.is_head for block in blocks] == [False] * 4 + [True]
+    rope = rope_of(gguf)
+    assert rope.frequency_scale == 1.0 and rope.original_context == 512
+    assert attention.graph == blocks[2].graph and attention.graph != head.graph
+
+
+def rope_of(gguf: Gguf) -> Rope:
+    graph = blocks_of(read_spec(gguf, ""))[0].graph
+    assert isinstance(graph, Attention)
+    return graph.rope
 
 
 def test_a_tied_head_is_the_embedding_table(tmp_path: Path) -> None:
@@ -49,7 +64,8 @@ def test_a_tied_head_is_the_embedding_table(tmp_path: Path) -> None:
 
 
 def test_a_head_count_per_layer_is_fine_when_layers_agree(gguf: Gguf) -> None:
-    assert read_spec(_with(gguf, attention__head_count_kv=(2, 2)), "").n_kv_heads == 2
+    state = blocks_of(read_spec(_with(gguf, attention__head_count_kv=(2, 2)), ""))[0].state
+    assert state == KvState(64, 2)
     with pytest.raises(ModelFileError, match=r"attention\.head_count_kv = different values per layer"):
         read_spec(_with(gguf, attention__head_count_kv=(2, 4)), "")
     with pytest.raises(ModelFileError, match=r"attention\.head_count_kv"):
@@ -128,11 +144,11 @@ def test_the_value_that_is_wrong_is_the_one_that_is_shown(gguf: Gguf) -> None:
 
 
 def test_rope_scaling(gguf: Gguf) -> None:
-    linear = read_spec(_with(gguf, rope__scaling__type="linear", rope__scaling__factor=4.0), "").rope
+    linear = rope_of(_with(gguf, rope__scaling__type="linear", rope__scaling__factor=4.0))
     assert linear.frequency_scale == 0.25 and linear.extrapolation == 0
-    none = read_spec(_with(gguf, rope__scaling__type="none", rope__scaling__factor=4.0), "").rope
+    none = rope_of(_with(gguf, rope__scaling__type="none", rope__scaling__factor=4.0))
     assert none.frequency_scale == 1.0
-    yarn = read_spec(_with(gguf, rope__scaling__type="yarn", rope__scaling__factor=4.0), "").rope
+    yarn = rope_of(_with(gguf, rope__scaling__type="yarn", rope__scaling__factor=4.0))
     assert yarn.extrapolation == 1.0 and yarn.attention_factor == pytest.approx(1.0)
     with pytest.raises(UnsupportedModelError, match="rope scaling 'longrope' is not supported"):
         read_spec(_with(gguf, rope__scaling__type="longrope"), "")
@@ -189,25 +205,36 @@ def test_printable_keeps_what_people_read() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"n_layers": 0},
-        {"n_layers": 3},
-        {"head_dim": 0},
-        {"head_dim": 65},
-        {"rms_eps": -1.0},
-        {"rms_eps": 0.0},
-        {"n_kv_heads": 0},
-        {"n_ff": 0},
-        {"n_context_train": 0},
+        {"block_count": 0},
+        {"block_count": 3},
+        {"attention.key_length": 0},
+        {"attention.key_length": 65},
+        {"attention.layer_norm_rms_epsilon": -1.0},
+        {"attention.layer_norm_rms_epsilon": 0.0},
+        {"attention.head_count_kv": 0},
+        {"feed_forward_length": 0},
+        {"context_length": 0},
+        {"rope.freq_base": -1.0},
+        {"rope.scaling.factor": 1e9},
+        {"rope.scaling.original_context_length": 1 << 40},
     ],
 )
 def test_specs_from_elsewhere_are_checked_too(change: dict[str, float]) -> None:
-    spec: ModelSpec = msgspec.structs.replace(make_spec(), **change)
-    with pytest.raises(ModelFileError):
-        check_spec(spec, PATH)
+    with pytest.raises(ModelFileError, match=r"made: .* does not fit a llama model"):
+        check_spec(make_spec(entries=change), PATH)
 
 
-@pytest.mark.parametrize("change", [{"base": -1.0}, {"frequency_scale": 0.0}, {"original_context": 1 << 40}])
-def test_ropes_from_elsewhere_are_checked_too(change: dict[str, float]) -> None:
-    spec = make_spec()
-    with pytest.raises(ModelFileError):
-        check_spec(msgspec.structs.replace(spec, rope=msgspec.structs.replace(spec.rope, **change)), PATH)
+@pytest.mark.parametrize("change", [{"n_layers": 1}, {"n_embd": 128}, {"n_vocab": 3}, {"n_context_train": 1}])
+def test_dimensions_from_elsewhere_are_those_of_the_entries(change: dict[str, int]) -> None:
+    with pytest.raises(ModelFileError, match="does not fit a llama model"):
+        check_spec(msgspec.structs.replace(make_spec(), **change), PATH)
+
+
+def test_an_architecture_from_elsewhere_is_checked_too() -> None:
+    with pytest.raises(UnsupportedModelError, match="architecture 'camel' is not supported"):
+        check_spec(msgspec.structs.replace(make_spec(), architecture="camel"), PATH)
+
+
+def test_a_spec_travels() -> None:
+    spec = make_spec(entries={"some.list": (1, 2.5, True)})
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=ModelSpec) == spec

@@ -12,19 +12,9 @@ from hypothesis import strategies as st
 from tests.unit.model.specs import make_spec
 from tpi.errors import UsageError
 from tpi.model.architectures import blocks_of, check_spec
-from tpi.model.partition import (
-    EMPTY,
-    Partition,
-    Share,
-    Span,
-    apportion,
-    divide,
-    is_whole,
-    slot_span,
-    unit_size,
-    unit_total,
-)
-from tpi.model.spec import Axis, BlockKind, ModelSpec
+from tpi.model.blocks import EMPTY, Axis, Span
+from tpi.model.partition import Partition, apportion, divide, is_whole
+from tpi.model.spec import ModelSpec
 from tpi.weights.layout import lay_out, slice_extent
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "IQ4_NL", "Q4_K", "Q6_K", "IQ2_XXS")
@@ -58,13 +48,13 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 @given(spec=specs(), weights=WEIGHTS.filter(lambda values: sum(values) > 0))
 def test_every_tensor_is_held_once_and_cut_between_blocks(spec: ModelSpec, weights: list[float]) -> None:
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, weights)
-    assert is_whole(spec, blocks, partition)
+    partition = divide(blocks, weights)
+    assert is_whole(blocks, partition)
     for block in blocks:
         shares = partition.shares[block.index]
-        assert partition.contributors(block.index) == tuple(r for r, share in enumerate(shares) if not share.is_empty)
+        assert partition.contributors(block.index) == tuple(r for r, share in enumerate(shares) if share.size)
         for slot in block.slots:
-            held = [slice_extent(slot, share) for share in shares if not share.is_empty]
+            held = [slice_extent(slot, share) for share in shares if share.size]
             assert held
             if slot.axis is Axis.COPY:
                 assert all(rows == Span(0, slot.tensor.n_rows) for rows, _ in held)
@@ -80,28 +70,30 @@ def test_every_tensor_is_held_once_and_cut_between_blocks(spec: ModelSpec, weigh
 @settings(max_examples=100, deadline=None)
 @given(spec=specs(), weights=WEIGHTS.filter(lambda values: sum(values) > 0))
 def test_query_heads_follow_their_kv_heads(spec: ModelSpec, weights: list[float]) -> None:
-    partition = divide(spec, blocks_of(spec), weights)
+    partition = divide(blocks_of(spec), weights)
     for block in blocks_of(spec):
         for rank, share in enumerate(partition.shares[block.index]):
-            if block.kind is BlockKind.ATTENTION:
-                assert share.q_heads.size == share.kv_heads.size * spec.heads_per_group
-                assert share.q_heads.start == share.kv_heads.start * spec.heads_per_group
+            if block.state is not None:
+                q, k = (next(slot for slot in block.slots if slot.role == role) for role in ("q", "k"))
+                assert q.span(share).size == k.span(share).size * block.state.group
+                assert q.span(share).start == k.span(share).start * block.state.group
+                assert k.span(share).size == block.state.width(share)
             if not weights[rank]:
-                assert share == Share(), "no share, no part"
+                assert share == EMPTY, "no share, no part"
 
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs(), weights=WEIGHTS.filter(lambda values: sum(values) > 0), piece_bytes=st.integers(100, 100_000))
 def test_pieces_hold_exactly_the_slices(spec: ModelSpec, weights: list[float], piece_bytes: int) -> None:
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, weights)
+    partition = divide(blocks, weights)
     for rank in range(len(weights)):
-        pieces = lay_out(spec, blocks, partition, rank, piece_bytes)
+        pieces = lay_out(blocks, partition, rank, piece_bytes)
         assert [piece.index for piece in pieces] == list(range(len(pieces)))
         for block in blocks:
             parts = [part for piece in pieces if piece.block == block.index for part in piece.parts]
             share = partition.shares[block.index][rank]
-            assert bool(parts) != share.is_empty
+            assert bool(parts) == bool(share.size)
             for slot in block.slots if parts else ():
                 rows, columns = slice_extent(slot, share)
                 mine = [part for part in parts if part.role == slot.role]
@@ -152,36 +144,36 @@ def test_units_follow_the_types_of_their_layer() -> None:
     }
     spec = make_spec(types, **sizes)
     blocks = blocks_of(spec)
-    assert [unit_size(spec, block) for block in blocks] == [2, 256, 1, 32, 32]
-    assert [unit_total(spec, block) for block in blocks] == [32, 11008, 32, 11008, 32000]
+    assert [block.measure.unit for block in blocks] == [2, 256, 1, 32, 32]
+    assert [block.measure.total for block in blocks] == [32, 11008, 32, 11008, 32000]
 
 
 def test_a_unit_covers_two_types_that_do_not_divide_each_other() -> None:
     spec = make_spec({"ffn_down": "Q4_0", "attn_output": "Q4_K"}, head_dim=96, n_heads=8, n_kv_heads=8)
-    assert unit_size(spec, blocks_of(spec)[0]) == 8  # 96 * 8 = 3 * 256
+    assert blocks_of(spec)[0].measure.unit == 8  # 96 * 8 = 3 * 256
 
 
 def test_the_last_unit_of_the_head_is_ragged() -> None:
     spec = make_spec(n_vocab=300)
-    shares = divide(spec, blocks_of(spec), [1, 1, 1]).shares[-1]
-    assert [share.rows for share in shares] == [Span(0, 128), Span(128, 224), Span(224, 300)]
+    shares = divide(blocks_of(spec), [1, 1, 1]).shares[-1]
+    assert list(shares) == [Span(0, 128), Span(128, 224), Span(224, 300)]
 
 
 def test_more_ranks_than_units() -> None:
     spec = make_spec({"attn_output": "Q4_K"}, n_kv_heads=4)
-    partition = divide(spec, blocks_of(spec), [1] * 8)
-    assert unit_size(spec, blocks_of(spec)[0]) == 2
+    partition = divide(blocks_of(spec), [1] * 8)
+    assert blocks_of(spec)[0].measure.unit == 4, "two KV heads, each with two heads"
     assert partition.contributors(0) == (0, 1)
-    assert all(share == Share() for share in partition.shares[0][2:])
+    assert all(share == EMPTY for share in partition.shares[0][2:])
 
 
 def test_a_rank_without_anything() -> None:
     spec = make_spec()
-    partition = divide(spec, blocks_of(spec), [1, 0])
-    assert lay_out(spec, blocks_of(spec), partition, 1) == ()
+    partition = divide(blocks_of(spec), [1, 0])
+    assert lay_out(blocks_of(spec), partition, 1) == ()
 
 
-def _changed(partition: Partition, block: int, rank: int, share: Share) -> Partition:
+def _changed(partition: Partition, block: int, rank: int, share: Span) -> Partition:
     shares = [list(row) for row in partition.shares]
     shares[block][rank] = share
     return Partition(partition.n_ranks, tuple(tuple(row) for row in shares))
@@ -190,36 +182,36 @@ def _changed(partition: Partition, block: int, rank: int, share: Share) -> Parti
 def test_partitions_that_are_not_whole() -> None:
     spec = make_spec()
     blocks = blocks_of(spec)
-    right = divide(spec, blocks, [1, 1])
-    assert is_whole(spec, blocks, right)
+    right = divide(blocks, [1, 1])
+    assert is_whole(blocks, right)
     wrong = [
         Partition(2, right.shares[:-1]),
         Partition(3, right.shares),
         Partition(0, right.shares),
         Partition(1, tuple(row[:1] for row in right.shares)),
-        _changed(right, 0, 1, Share()),
+        _changed(right, 0, 1, EMPTY),
         _changed(right, 0, 1, right.shares[0][0]),
-        _changed(right, 0, 0, Share(kv_heads=Span(0, 2), q_heads=Span(0, 3))),
-        _changed(right, 1, 0, Share(ffn=Span(0, 240))),
-        _changed(right, 1, 0, Share(ffn=Span(-256, 256))),
-        _changed(right, 1, 1, Share(ffn=Span(256, 1 << 40))),
-        _changed(right, 1, 0, Share(ffn=Span(0, 256), rows=Span(0, 1))),
-        _changed(right, 4, 1, Share(rows=Span(160, 299))),
-        _changed(right, 4, 1, Share(ffn=Span(160, 300))),
+        _changed(right, 0, 0, Span(0, 3)),
+        _changed(right, 1, 0, Span(0, 240)),
+        _changed(right, 1, 0, Span(-256, 256)),
+        _changed(right, 1, 1, Span(256, 1 << 40)),
+        _changed(right, 1, 1, Span(256, 256)),
+        _changed(right, 4, 1, Span(160, 299)),
+        _changed(right, 4, 1, Span(192, 300)),
     ]
     for number, partition in enumerate(wrong):
-        assert not is_whole(spec, blocks, partition), number
+        assert not is_whole(blocks, partition), number
 
 
 def test_a_partition_travels() -> None:
     spec = make_spec()
-    partition = divide(spec, blocks_of(spec), [3, 0, 1])
+    partition = divide(blocks_of(spec), [3, 0, 1])
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(partition), type=Partition) == partition
 
 
 def test_copied_slots_have_all_rows() -> None:
     block = blocks_of(make_spec())[0]
-    assert slot_span(block.slots[0], Share(q_heads=EMPTY)) == Span(0, 1)
+    assert block.slots[0].span(EMPTY) == Span(0, 1)
 
 
 def test_made_specs_are_right() -> None:

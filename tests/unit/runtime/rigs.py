@@ -26,8 +26,8 @@ def make_model(
     gguf = read_gguf(write_random_model(path, **dimensions))  # type: ignore[arg-type]
     spec = read_spec(gguf, "test")
     blocks = blocks_of(spec)
-    partition = divide(spec, blocks, weights)
-    return gguf, RankModel(spec, blocks, partition, rank, lay_out(spec, blocks, partition, rank, piece_bytes))
+    partition = divide(blocks, weights)
+    return gguf, RankModel(spec, blocks, partition, rank, lay_out(blocks, partition, rank, piece_bytes))
 
 
 def make_pass(

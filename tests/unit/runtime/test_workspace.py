@@ -9,7 +9,6 @@ import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
 from tpi.errors import MemoryBudgetError
-from tpi.model.spec import BlockKind
 from tpi.runtime import workspace
 from tpi.runtime.ggml.builder import BatchShape
 from tpi.runtime.kvcache import KvCache
@@ -26,7 +25,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
     with Workspace(model, RankSettings(max_tokens, N_CELLS, 2)) as space:
         before = space.compute.scratch_bytes
         shapes = [
-            (block, BatchShape(n, n_kv if block.kind is BlockKind.ATTENTION else 0))
+            (block, BatchShape(n, n_kv))
             for block in model.blocks
             for n in {1, 2, 3, 5, max_tokens // 2, max_tokens - 1, max_tokens}
             if 1 <= n <= max_tokens

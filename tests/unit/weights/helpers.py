@@ -10,7 +10,8 @@ import numpy.typing as npt
 from tests.models import Types, write_random_model
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
-from tpi.model.partition import Partition, Span, divide
+from tpi.model.blocks import Span
+from tpi.model.partition import Partition, divide
 from tpi.model.spec import ModelSpec
 from tpi.weights.identity import model_digest
 from tpi.weights.layout import Part, Piece, lay_out
@@ -31,10 +32,10 @@ class Model:
     spec: ModelSpec
 
     def partition(self, *weights: float) -> Partition:
-        return divide(self.spec, blocks_of(self.spec), weights)
+        return divide(blocks_of(self.spec), weights)
 
     def pieces(self, partition: Partition, rank: int, piece_bytes: int = PIECE_BYTES) -> tuple[Piece, ...]:
-        return lay_out(self.spec, blocks_of(self.spec), partition, rank, piece_bytes)
+        return lay_out(blocks_of(self.spec), partition, rank, piece_bytes)
 
     def header(self, partition: Partition, rank: int, piece_bytes: int = PIECE_BYTES) -> ShardHeader:
         return blank_header(self.spec, partition, rank, self.pieces(partition, rank, piece_bytes))

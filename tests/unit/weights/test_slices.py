@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.weights.helpers import FakeSource, Model, make_model
 from tpi.errors import ModelFileError
 from tpi.model.architectures import blocks_of
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights import slices
 from tpi.weights.files import PAGE_BYTES
 from tpi.weights.layout import PART_ALIGNMENT

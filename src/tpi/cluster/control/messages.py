@@ -14,7 +14,8 @@ import msgspec
 
 from tpi.cluster.reports import Choice, RankStatus
 from tpi.errors import ProtocolError
-from tpi.model.partition import Partition, Span
+from tpi.model.blocks import Span
+from tpi.model.partition import Partition
 from tpi.model.spec import ModelSpec
 
 MAX_MESSAGE_BYTES = 4 << 20

@@ -273,7 +273,7 @@ class HostDevice:
 def rank_model(plan: Plan) -> RankModel:
     """What the plan's rank holds."""
     blocks = blocks_of(plan.spec)
-    pieces = lay_out(plan.spec, blocks, plan.partition, plan.rank)
+    pieces = lay_out(blocks, plan.partition, plan.rank)
     return RankModel(plan.spec, blocks, plan.partition, plan.rank, pieces)
 
 

@@ -25,8 +25,11 @@ def check_kv_type(name: str, spec: ModelSpec) -> None:
     """
     if name not in KV_TYPES:
         raise ValueError(f"a KV cache of type {name}; there are {', '.join(KV_TYPES)}")
-    if spec.head_dim % TYPES_BY_NAME[name].block_elements:
-        raise ValueError(f"a KV cache of type {name} needs heads of whole blocks, this model's have {spec.head_dim}")
+    for state in {block.state for block in blocks_of(spec) if block.state is not None}:
+        if state.head_dim % TYPES_BY_NAME[name].block_elements:
+            raise ValueError(
+                f"a KV cache of type {name} needs heads of whole blocks, this model's have {state.head_dim}"
+            )
 
 
 def check_payload(name: str, spec: ModelSpec) -> None:
@@ -50,7 +53,7 @@ def check_plan(plan: Plan) -> None:
     """
     try:
         check_spec(plan.spec, Path("the plan"))
-        is_complete = is_whole(plan.spec, blocks_of(plan.spec), plan.partition)
+        is_complete = is_whole(blocks_of(plan.spec), plan.partition)
         check_payload(plan.payload, plan.spec)
         check_kv_type(plan.kv_type, plan.spec)
         check_capacity(pass_capacity(plan.max_tokens, plan.n_cells, plan.spec.n_embd))

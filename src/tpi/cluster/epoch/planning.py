@@ -128,7 +128,7 @@ def check_offer(settings: MasterSettings, spec: ModelSpec, offer: Offer, others:
         raise UsageError(f"another device has brought the shard of rank {held.rank} already")
     blocks = blocks_of(spec)
     wanted = _settled_partition(settings, spec, n_ranks) or (locked[0].locked if locked else offer.locked)
-    if offer.locked.n_ranks != n_ranks or not is_whole(spec, blocks, offer.locked) or offer.locked != wanted:
+    if offer.locked.n_ranks != n_ranks or not is_whole(blocks, offer.locked) or offer.locked != wanted:
         raise UsageError(
             f"the shard that it brings was cut for other shares or another number of devices than {n_ranks}: cut it "
             "again with `tpi shard`, or start without --shard"
@@ -177,7 +177,7 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
 def _settled_partition(settings: MasterSettings, spec: ModelSpec, n_ranks: int) -> Partition | None:
     """The partition that the settings demand, whoever joins, if they do."""
     if settings.shares is not None:
-        return divide(spec, blocks_of(spec), settings.shares)
+        return divide(blocks_of(spec), settings.shares)
     return None
 
 
@@ -189,11 +189,11 @@ def _partition(settings: MasterSettings, spec: ModelSpec, devices: Sequence[Devi
     locked = next((offer.locked for offer in offers if offer.locked is not None), None)
     if settings.layout is not None:
         layout: Layout = parse_layout(settings.layout, spec.n_layers)
-        partition = divide_layers(spec, blocks_of(spec), layout, [device.name for device in devices], by_memory)
+        partition = divide_layers(blocks_of(spec), layout, [device.name for device in devices], by_memory)
         if locked not in (None, partition):
             raise UsageError("--layout: the workers' shards were cut otherwise: start them without --shard")
         return partition
-    return _settled_partition(settings, spec, len(devices)) or locked or divide(spec, blocks_of(spec), by_memory)
+    return _settled_partition(settings, spec, len(devices)) or locked or divide(blocks_of(spec), by_memory)
 
 
 def _chunk_tokens(plan: Plan, settings: MasterSettings, devices: Sequence[Device], process_bytes: int) -> int:

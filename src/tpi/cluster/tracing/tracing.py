@@ -23,7 +23,6 @@ from tpi.cluster.mesh.frames import Phase
 from tpi.cluster.tracing.chrome import TraceFile
 from tpi.cluster.tracing.clocks import Clock, Reading, read
 from tpi.errors import LinkError
-from tpi.model.spec import Block, BlockKind
 from tpi.trace import EVENT, MAX_EVENTS, Events, Kind, Trace, unpack_events
 
 _TIMEOUT_S = 5.0
@@ -173,12 +172,8 @@ class _Labels:
         self._pieces = lru_cache(lambda rank: rank_model(with_rank(plan, rank)).pieces)
 
     def block(self, index: int) -> str:
-        return _name(self._blocks[index]) if 0 <= index < len(self._blocks) else ""
+        return self._blocks[index].title if 0 <= index < len(self._blocks) else ""
 
     def piece(self, rank: int, index: int) -> str:
         pieces = self._pieces(rank)
         return f"read {self.block(pieces[index].block)}" if 0 <= index < len(pieces) else "read"
-
-
-def _name(block: Block) -> str:
-    return "head" if block.kind is BlockKind.HEAD else f"{block.kind.name.lower()} {block.layer}"

@@ -15,8 +15,8 @@ from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import FetchRun, RunChunk
 from tpi.errors import ChecksumError, LinkError, ProtocolError, TpiError
 from tpi.gguf.reader import Gguf
+from tpi.model.blocks import Span
 from tpi.model.metadata import printable
-from tpi.model.partition import Span
 from tpi.model.spec import ModelSpec, TensorSpec
 from tpi.weights.layout import Part
 from tpi.weights.slices import GgufSource

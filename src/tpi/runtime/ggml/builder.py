@@ -1,4 +1,4 @@
-"""Makes the ggml nodes of one block from the steps of its architecture; cuts a graph by pieces.
+"""Makes the ggml nodes of one block from the steps of its architecture, and says which of them need which piece.
 
 Allocates nothing but tensors' descriptions, in a C context that the caller owns. One thread.
 """
@@ -6,11 +6,10 @@ Allocates nothing but tensors' descriptions, in a C context that the caller owns
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 from tpi.gguf.types import F16, TensorType
-from tpi.model.architectures import architecture
-from tpi.model.spec import BlockKind, ModelSpec
+from tpi.model.blocks import Block
+from tpi.model.steps import Rope
 from tpi.runtime.ggml.binding import (
     PREC_F32,
     ROPE_NORMAL,
@@ -59,6 +58,7 @@ class Addresses:
     [n_tokens, n_kv].
     """
 
+    n_embd: int
     residual: int
     positions: int
     cells: int
@@ -69,31 +69,15 @@ def max_nodes(pieces: Sequence[Piece]) -> int:
     return _OTHER_NODES + _NODES_PER_PART * sum(len(piece.parts) for piece in pieces)
 
 
-def context_bytes(pieces: Sequence[Piece]) -> int:
-    """Room for all tensors, the graph and, where there are several pieces, one graph for each."""
-    base = ggml().base
+def tensor_bytes(pieces: Sequence[Piece]) -> int:
+    """Room for all tensors of a block."""
     n_parts = sum(len(piece.parts) for piece in pieces)
-    n_tensors = _OTHER_NODES + (1 + _NODES_PER_PART) * n_parts
-    graphs = [max_nodes(pieces), *(max_nodes([piece]) for piece in pieces)]
-    graph_bytes = sum(int(base.ggml_graph_overhead_custom(size, False)) for size in graphs)
-    return int(base.ggml_tensor_overhead()) * n_tensors + graph_bytes
+    return int(ggml().base.ggml_tensor_overhead()) * (_OTHER_NODES + (1 + _NODES_PER_PART) * n_parts)
 
 
-@dataclass(frozen=True)
-class Joint:
-    """Where a block's nodes are appended: to this graph, with this tensor as the residual stream that enters."""
-
-    graph: int
-    residual: int
-
-
-@dataclass(frozen=True)
-class Step:
-    """One piece's share of the graph, and where its parts' addresses are written."""
-
-    graph: int
-    n_nodes: int
-    pointers: tuple[ctypes.c_void_p, ...]
+def graph_bytes(n_nodes: int) -> int:
+    """Room for a graph."""
+    return int(ggml().base.ggml_graph_overhead_custom(n_nodes, False))
 
 
 @dataclass(frozen=True)
@@ -105,111 +89,121 @@ class RowInput:
     row_bytes: int
 
 
-def _data_pointer(tensor: int) -> ctypes.c_void_p:
+class Inputs:
+    """What a pass brings, as tensors that all blocks of a graph share."""
+
+    def __init__(self, context: int, shape: BatchShape, addresses: Addresses) -> None:
+        self._context, self._shape, self._addresses = context, shape, addresses
+        self._made: dict[str, int] = {}
+        self.rows: list[RowInput] = []
+
+    @property
+    def residual(self) -> int:
+        extents = self._addresses.n_embd, self._shape.n_tokens
+        return self._make("residual", TYPE_F32, extents, self._addresses.residual, 4 * extents[0])
+
+    @property
+    def positions(self) -> int:
+        return self._make("positions", TYPE_I32, (self._shape.n_tokens,), self._addresses.positions, 4)
+
+    @property
+    def cells(self) -> int:
+        return self._make("cells", TYPE_I64, (self._shape.n_tokens,), self._addresses.cells, 8)
+
+    @property
+    def mask(self) -> int:
+        extents = self._shape.n_kv, self._shape.n_tokens
+        return self._make("mask", TYPE_F16, extents, self._addresses.mask, 2 * extents[0])
+
+    def _make(self, name: str, type_id: int, extents: tuple[int, ...], address: int, row_bytes: int) -> int:
+        """An input with one row per token, which may begin at a later row than the first."""
+        if name not in self._made:
+            tensor = self._made[name] = new_tensor(self._context, type_id, extents, address)
+            self.rows.append(RowInput(data_pointer(tensor), address, row_bytes))
+        return self._made[name]
+
+
+def data_pointer(tensor: int) -> ctypes.c_void_p:
+    """Where the tensor keeps its data's address."""
     return ctypes.c_void_p.from_address(tensor + Tensor.data.offset)
 
 
-class Builder:
-    """Makes ggml nodes from ``model.steps``; every node is appended at once, so node order is call order.
+def new_tensor(context: int, type_id: int, extents: tuple[int, ...], address: int) -> int:
+    """A tensor of one or two dimensions whose data are not the graph's to place."""
+    base = ggml().base
+    tensor: int = (base.ggml_new_tensor_1d if len(extents) == 1 else base.ggml_new_tensor_2d)(
+        context, type_id, *extents
+    )
+    data_pointer(tensor).value = address
+    return tensor
 
-    The nodes go into a graph of their own, or ``onto`` one that has others.
-    """
+
+class Builder:
+    """Makes ggml nodes from ``model.steps``; every node is appended to ``graph`` at once, so node order is call
+    order."""
 
     def __init__(
         self,
-        spec: ModelSpec,
-        kind: BlockKind,
+        block: Block,
         pieces: Sequence[Piece],
         shape: BatchShape,
         settings: GraphSettings,
-        addresses: Addresses,
         context: int,
-        onto: Joint | None = None,
+        graph: int,
+        inputs: Inputs,
+        residual: int,
     ) -> None:
-        self._spec, self._kind, self._shape, self._settings, self._context = spec, kind, shape, settings, context
-        self._base = ggml().base
-        self._addresses = addresses
-        self._onto = onto
-        self.graph: int = onto.graph if onto else self._base.ggml_new_graph_custom(context, max_nodes(pieces), False)
-        self.k_pointers: list[ctypes.c_void_p] = []
-        self.v_pointers: list[ctypes.c_void_p] = []
+        """``residual`` is the tensor of the residual stream that enters."""
+        self._block, self._shape, self._settings, self._context = block, shape, settings, context
+        self._base, self._graph, self._inputs, self._residual = ggml().base, graph, inputs, residual
+        self.has_state = block.state is not None
+        self.state_pointers: tuple[list[ctypes.c_void_p], ...] = ([], [])
+        """Where the addresses of the block's state are written: of its keys, of its values."""
+        self.part_pointers: list[tuple[ctypes.c_void_p, ...]] = []
+        """Where the addresses of parts are written, for every piece."""
         self._weights: dict[str, list[tuple[int, int]]] = {}
-        self._pointers: list[tuple[ctypes.c_void_p, ...]] = []
-        self._starts = [self._base.ggml_graph_n_nodes(self.graph)]
-        self._positions = self._cells = self._mask = 0
+        self.starts = [self._n_nodes]
+        """From which node of the graph on each piece is needed, and those before it are not."""
         for number, piece in enumerate(pieces):
             tensors = [self._weight(part) for part in piece.parts]
             for part, tensor in zip(piece.parts, tensors, strict=True):
                 self._weights.setdefault(part.role, []).append((number, tensor))
-            self._pointers.append(tuple(_data_pointer(tensor) for tensor in tensors))
-        self.row_inputs: list[RowInput] = []
-        if kind is BlockKind.ATTENTION:
-            self._positions = self._rows(TYPE_I32, (shape.n_tokens,), addresses.positions, 4)
-            self._cells = self._rows(TYPE_I64, (shape.n_tokens,), addresses.cells, 8)
-            self._mask = self._rows(TYPE_F16, (shape.n_kv, shape.n_tokens), addresses.mask, 2 * shape.n_kv)
+            self.part_pointers.append(tuple(data_pointer(tensor) for tensor in tensors))
 
-    def finish(self) -> list[Step]:
-        """Cuts the finished graph into one sub-graph per piece."""
-        n_nodes = self._base.ggml_graph_n_nodes(self.graph)
-        self._enter(len(self._pointers) - 1)
-        if len(self._pointers) == 1:
-            return [Step(self.graph, n_nodes, self._pointers[0])]
-        steps = []
-        for pointers, start, stop in zip(self._pointers, self._starts, [*self._starts[1:], n_nodes], strict=True):
-            graph = self._base.ggml_new_graph_custom(self._context, max(stop - start, 1), False)
-            for index in range(start, stop):
-                self._base.ggml_graph_add_node(graph, self._base.ggml_graph_node(self.graph, index))
-            steps.append(Step(graph, stop - start, pointers))
-        return steps
+    def build(self) -> int:
+        """All nodes of the block; returns its result."""
+        result: int = self._block.graph.build(self)
+        self._enter(len(self.part_pointers) - 1)
+        return result
+
+    @property
+    def _n_nodes(self) -> int:
+        return int(self._base.ggml_graph_n_nodes(self._graph))
 
     def _weight(self, part: Part) -> int:
-        tensor = self._input(part.type_id, (part.columns.size, part.rows.size), _PLACEHOLDER)
+        tensor = new_tensor(self._context, part.type_id, (part.columns.size, part.rows.size), _PLACEHOLDER)
         repacker = self._settings.repacker
         if repacker is not None and packs(repacker, part):
             repacker.mark(tensor)
         return tensor
 
-    def _input(self, type_id: int, extents: tuple[int, ...], address: int) -> int:
-        make = self._base.ggml_new_tensor_1d if len(extents) == 1 else self._base.ggml_new_tensor_2d
-        tensor: int = make(self._context, type_id, *extents)
-        _data_pointer(tensor).value = address
-        return tensor
-
-    def _rows(self, type_id: int, extents: tuple[int, ...], address: int, row_bytes: int) -> int:
-        """An input with one row per token, which may begin at a later row than the first."""
-        tensor = self._input(type_id, extents, address)
-        self.row_inputs.append(RowInput(_data_pointer(tensor), address, row_bytes))
-        return tensor
-
     def _enter(self, piece: int) -> None:
         """From the next node on, ``piece`` is needed and the ones before it are not."""
-        assert piece >= len(self._starts) - 1, "a block's slots must stand in the order in which its graph uses them"
-        while len(self._starts) <= piece:
-            self._starts.append(self._base.ggml_graph_n_nodes(self.graph))
+        assert piece >= len(self.starts) - 1, "a block's slots must stand in the order in which its graph uses them"
+        while len(self.starts) <= piece:
+            self.starts.append(self._n_nodes)
 
     def _append(self, tensor: int) -> int:
-        self._base.ggml_build_forward_expand(self.graph, tensor)
+        self._base.ggml_build_forward_expand(self._graph, tensor)
         return tensor
 
-    def build(self) -> int:
-        """All nodes of the block; returns its result."""
-        return architecture(self._spec.architecture).build(self._kind, "rope_factors" in self._weights, self)
-
-    @property
-    def pointers(self) -> tuple[ctypes.c_void_p, ...]:
-        """Where the addresses of all parts are written, one piece's after the other's."""
-        return tuple(pointer for pointers in self._pointers for pointer in pointers)
-
     def residual(self) -> int:
-        if self._onto is not None:
-            return self._onto.residual
-        extents = self._spec.n_embd, self._shape.n_tokens
-        return self._rows(TYPE_F32, extents, self._addresses.residual, 4 * self._spec.n_embd)
+        return self._residual
 
-    def rms_norm(self, x: int, role: str) -> int:
+    def rms_norm(self, x: int, role: str, eps: float) -> int:
         [(piece, weight)] = self._weights[role]
         self._enter(piece)
-        normed = self._base.ggml_rms_norm(self._context, x, self._spec.rms_eps)
+        normed = self._base.ggml_rms_norm(self._context, x, eps)
         return self._append(self._base.ggml_mul(self._context, normed, weight))
 
     def matmul(self, role: str, x: int) -> int:
@@ -220,37 +214,38 @@ class Builder:
             result = self._append(self._base.ggml_concat(self._context, result, rows, 0)) if result else rows
         return result
 
-    def rope(self, x: int, factors_role: str | None) -> int:
-        rope, dim = self._spec.rope, self._spec.head_dim
+    def rope(self, x: int, rope: Rope, head_dim: int, factors_role: str | None) -> int:
         factors = None
         if factors_role:
             [(piece, factors)] = self._weights[factors_role]
             self._enter(piece)
-        heads = self._base.ggml_reshape_3d(self._context, x, dim, self._extent(x) // dim, self._shape.n_tokens)
+        n_heads = self._extent(x) // head_dim
+        heads = self._base.ggml_reshape_3d(self._context, x, head_dim, n_heads, self._shape.n_tokens)
         turned = self._base.ggml_rope_ext(
-            self._context, heads, self._positions, factors, rope.n_dims, ROPE_NORMAL, rope.original_context,
+            self._context, heads, self._inputs.positions, factors, rope.n_dims, ROPE_NORMAL, rope.original_context,
             rope.base, rope.frequency_scale, rope.extrapolation, rope.attention_factor, 32.0, 1.0,
         )  # fmt: skip
         return self._append(turned)
 
-    def attention(self, q: int, k: int, v: int) -> int:
-        base, dim, n_tokens = self._base, self._spec.head_dim, self._shape.n_tokens
+    def attention(self, q: int, k: int, v: int, head_dim: int, scale: float) -> int:
+        base, n_tokens = self._base, self._shape.n_tokens
         width = self._extent(v)
-        keys = self._store(self.k_pointers, base.ggml_reshape_2d(self._context, k, width, n_tokens), width)
-        values = self._store(self.v_pointers, v, width)
+        to_keys, to_values = self.state_pointers
+        keys = self._store(to_keys, base.ggml_reshape_2d(self._context, k, width, n_tokens), width, head_dim)
+        values = self._store(to_values, v, width, head_dim)
         queries = base.ggml_permute(self._context, q, 0, 2, 1, 3)
-        attended = base.ggml_flash_attn_ext(self._context, queries, keys, values, self._mask, 1 / sqrt(dim), 0.0, 0.0)
+        attended = base.ggml_flash_attn_ext(self._context, queries, keys, values, self._inputs.mask, scale, 0.0, 0.0)
         base.ggml_prec_set_acc(attended, PREC_F32)
-        return self._append(base.ggml_reshape_2d(self._context, attended, self._heads(q) * dim, n_tokens))
+        return self._append(base.ggml_reshape_2d(self._context, attended, self._heads(q) * head_dim, n_tokens))
 
-    def _store(self, pointers: list[ctypes.c_void_p], rows: int, width: int) -> int:
+    def _store(self, pointers: list[ctypes.c_void_p], rows: int, width: int, head_dim: int) -> int:
         """Writes ``rows`` to their cells; returns the cache seen as [head_dim, n_kv, n_kv_heads]."""
-        base, dim, n_kv, kind = self._base, self._spec.head_dim, self._shape.n_kv, self._settings.kv_type
-        cache = self._input(kind.id, (width, self._settings.n_cells), _PLACEHOLDER)
-        written = self._append(base.ggml_set_rows(self._context, cache, rows, self._cells))
-        cell_bytes, head_bytes = kind.row_bytes(width), kind.row_bytes(dim)
-        seen = base.ggml_view_3d(self._context, cache, dim, n_kv, width // dim, cell_bytes, head_bytes, 0)
-        pointers.extend(_data_pointer(tensor) for tensor in (cache, written, seen))
+        base, n_kv, kind = self._base, self._shape.n_kv, self._settings.kv_type
+        cache = new_tensor(self._context, kind.id, (width, self._settings.n_cells), _PLACEHOLDER)
+        written = self._append(base.ggml_set_rows(self._context, cache, rows, self._inputs.cells))
+        cell_bytes, head_bytes = kind.row_bytes(width), kind.row_bytes(head_dim)
+        seen = base.ggml_view_3d(self._context, cache, head_dim, n_kv, width // head_dim, cell_bytes, head_bytes, 0)
+        pointers.extend(data_pointer(tensor) for tensor in (cache, written, seen))
         return int(seen)
 
     def swiglu(self, gate: int, up: int) -> int:

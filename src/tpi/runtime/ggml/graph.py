@@ -1,58 +1,103 @@
-"""Builds the ggml graph of one block for one batch shape; runs it piece by piece with swapped data pointers.
+"""Blocks as one ggml graph for one batch shape: one block, a run of them, or a whole pass. Runs it at once or piece by
+piece, with swapped data pointers.
 
-One graph serves all layers whose slices have the same shapes. A block of several pieces has one graph for placing its
-intermediates, and one sub-graph per piece for running it while only that piece is held. Nothing here allocates weights,
-KV cache or activations.
+The graph of one block serves all blocks that are computed alike and have slices of the same shapes. Where a block is
+several pieces, each has a sub-graph, to be run while only that piece is held. Blocks of one graph compute what they
+would each in a graph of their own, bit for bit. Nothing here allocates weights, state or activations.
 """
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
-from tpi.model.spec import BlockKind, ModelSpec
+from tpi.model.blocks import Block
 from tpi.runtime.ggml.binding import ComputePlan, InitParams, Tensor, ggml
-from tpi.runtime.ggml.builder import Addresses, BatchShape, Builder, GraphSettings, context_bytes
+from tpi.runtime.ggml.builder import (
+    Addresses,
+    BatchShape,
+    Builder,
+    GraphSettings,
+    Inputs,
+    graph_bytes,
+    max_nodes,
+    tensor_bytes,
+)
 from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.protocols import Float32Array
 from tpi.weights.layout import Piece
 
+StateAddresses = tuple[int, ...]
+"""Where a block's state lies: its keys, its values."""
 
-class BlockGraph:
-    """The graph of one block kind and batch shape. A context manager: owns the C context with its tensors.
 
-    ``run_piece`` is called for every piece in order; ``result`` is valid from the last one until any other graph runs.
+@dataclass(frozen=True)
+class HeldBlock:
+    """A block, and the pieces that this rank has of it."""
+
+    block: Block
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One piece's share of the graph, and where its parts' addresses are written."""
+
+    graph: int
+    n_nodes: int
+    pointers: tuple[ctypes.c_void_p, ...]
+
+
+class Graph:
+    """Blocks one after the other; what one gives is added to the residual stream, which enters the next. A context
+    manager: owns the C context with its tensors.
+
+    Pieces are numbered through all blocks. ``result`` is valid until any other graph of the same lane runs.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
-        kind: BlockKind,
-        pieces: Sequence[Piece],
+        blocks: Sequence[HeldBlock],
         shape: BatchShape,
         settings: GraphSettings,
         addresses: Addresses,
     ) -> None:
-        self._lib = ggml()
-        self._context = self._lib.base.ggml_init(InitParams(context_bytes(pieces), None, True))
+        self._base = ggml().base
+        pieces = [piece for held in blocks for piece in held.pieces]
+        size = sum(tensor_bytes(held.pieces) + int(self._base.ggml_tensor_overhead()) for held in blocks)
+        n_nodes = sum(max_nodes(held.pieces) for held in blocks)
+        size += graph_bytes(n_nodes) + sum(graph_bytes(max_nodes([piece])) for piece in pieces)
+        self._context = self._base.ggml_init(InitParams(size, None, True))
         try:
-            builder = Builder(spec, kind, pieces, shape, settings, addresses, self._context)
-            result = builder.build()
-            self._lib.base.ggml_set_output(result)
-            self._steps = builder.finish()
+            self.graph: int = self._base.ggml_new_graph_custom(self._context, n_nodes, False)
+            inputs = Inputs(self._context, shape, addresses)
+            builders: list[Builder] = []
+            result, residual = 0, inputs.residual
+            for held in blocks:
+                if builders:
+                    residual = self._base.ggml_add(self._context, result, residual)
+                    self._base.ggml_build_forward_expand(self.graph, residual)
+                builder = Builder(held.block, held.pieces, shape, settings, self._context, self.graph, inputs, residual)
+                result = builder.build()
+                builders.append(builder)
+            self._base.ggml_set_output(result)
+            self._steps = self._cut(builders)
         except BaseException:
             self.close()
             raise
-        self._pointers = builder.pointers
-        self.graph = builder.graph
+        self._part_pointers = tuple(pointer for step in self._steps for pointer in step.pointers)
+        self._state_pointers = [builder.state_pointers for builder in builders if builder.has_state]
+        self._row_inputs = inputs.rows
         self._result = Tensor.from_address(result)
-        self._builder = builder
         self._plans: list[ComputePlan] = []
         self._whole = ComputePlan()
         self._first_row = 0
         self._values: Float32Array = np.empty((0, 0), dtype=np.float32)
 
-    def __enter__(self) -> "BlockGraph":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,11 +105,11 @@ class BlockGraph:
 
     def close(self) -> None:
         if self._context:
-            self._lib.base.ggml_free(self._context)
+            self._base.ggml_free(self._context)
             self._context = None
 
     def place(self, compute: Compute, lane: int = 0) -> None:
-        """Places the intermediates in the lane's memory and plans the runs; before the first ``run_piece``.
+        """Places the intermediates in the lane's memory and plans the runs; before anything is run.
 
         Raises:
             KernelError: see ``Compute.place``.
@@ -78,18 +123,22 @@ class BlockGraph:
         """Points the graph at the pass's rows from number ``first`` on."""
         if first != self._first_row:
             self._first_row = first
-            for rows in self._builder.row_inputs:
+            for rows in self._row_inputs:
                 rows.pointer.value = rows.address + first * rows.row_bytes
 
-    def point_cache(self, k_address: int, v_address: int) -> None:
-        """Points the graph at the KV cache of the layer that runs next."""
-        for pointer in self._builder.k_pointers:
-            pointer.value = k_address
-        for pointer in self._builder.v_pointers:
-            pointer.value = v_address
+    def point_state(self, states: Sequence[StateAddresses]) -> None:
+        """Points the graph at the state of the blocks that run next, those of them that have some."""
+        for pointers, address in self._placed_states(states):
+            for pointer in pointers:
+                pointer.value = address
+
+    def point_parts(self, part_addresses: Sequence[int]) -> None:
+        """Points the graph at the parts of all pieces, one piece's after the other's."""
+        for pointer, address in zip(self._part_pointers, part_addresses, strict=True):
+            pointer.value = address
 
     def run_piece(self, compute: Compute, number: int, part_addresses: Sequence[int]) -> None:
-        """Runs the nodes that need piece ``number`` of the block, whose parts lie at ``part_addresses``.
+        """Runs the nodes that need piece ``number``, whose parts lie at ``part_addresses``.
 
         Raises:
             KernelError: see ``Compute.run``.
@@ -100,15 +149,12 @@ class BlockGraph:
         if step.n_nodes:
             compute.run(step.graph, self._plans[number])
 
-    def run_whole(self, compute: Compute, part_addresses: Sequence[int]) -> None:
-        """Runs all of it at once, where all pieces of the block are in memory; their parts, one piece's after the
-        other's, lie at ``part_addresses``.
+    def run(self, compute: Compute) -> None:
+        """Runs all of it at once, over the parts that it was pointed at.
 
         Raises:
             KernelError: see ``Compute.run``.
         """
-        for pointer, address in zip(self._pointers, part_addresses, strict=True):
-            pointer.value = address
         compute.run(self.graph, self._whole)
 
     @property
@@ -116,20 +162,40 @@ class BlockGraph:
         """How all of it is run at once."""
         return self._whole
 
-    def addresses(self, part_addresses: Sequence[int], cache: tuple[int, int] | None) -> tuple[list[int], list[int]]:
-        """Where C is to write which addresses before it runs all at once for a layer: of its parts, and of its keys and
-        values in the cache, for a block that has some."""
-        places = [ctypes.addressof(pointer) for pointer in self._pointers]
+    def addresses(self, part_addresses: Sequence[int], states: Sequence[StateAddresses]) -> tuple[list[int], list[int]]:
+        """Where C is to write which addresses before it runs all at once: of the parts, and of the states."""
+        places = [ctypes.addressof(pointer) for pointer in self._part_pointers]
         values = list(part_addresses)
-        if cache is not None:
-            for pointers, address in zip((self._builder.k_pointers, self._builder.v_pointers), cache, strict=True):
-                places += [ctypes.addressof(pointer) for pointer in pointers]
-                values += [address] * len(pointers)
+        for pointers, address in self._placed_states(states):
+            places += [ctypes.addressof(pointer) for pointer in pointers]
+            values += [address] * len(pointers)
         return places, values
 
     def result(self) -> Float32Array:
-        """The block's result, f32 [n_tokens, width]: a view of the intermediates' buffer."""
+        """What the last block gives, f32 [n_tokens, width]: a view of the intermediates' buffer."""
         return self._values
+
+    def _placed_states(self, states: Sequence[StateAddresses]) -> list[tuple[list[ctypes.c_void_p], int]]:
+        return [
+            pair
+            for places, addresses in zip(self._state_pointers, states, strict=True)
+            for pair in zip(places, addresses, strict=True)
+        ]
+
+    def _cut(self, builders: Sequence[Builder]) -> list[_Step]:
+        """Cuts the finished graph into one sub-graph per piece."""
+        pointers = [entry for builder in builders for entry in builder.part_pointers]
+        n_nodes = int(self._base.ggml_graph_n_nodes(self.graph))
+        if len(pointers) == 1:
+            return [_Step(self.graph, n_nodes, pointers[0])]
+        starts = [start for builder in builders for start in builder.starts]
+        steps = []
+        for places, (start, stop) in zip(pointers, pairwise([*starts, n_nodes]), strict=True):
+            graph = self._base.ggml_new_graph_custom(self._context, max(stop - start, 1), False)
+            for index in range(start, stop):
+                self._base.ggml_graph_add_node(graph, self._base.ggml_graph_node(self.graph, index))
+            steps.append(_Step(graph, stop - start, places))
+        return steps
 
 
 def values_of(tensor: Tensor) -> Float32Array:

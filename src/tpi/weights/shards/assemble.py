@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.layout import Part, Piece
 from tpi.weights.shards.shard import ByteProgress, Shard
 from tpi.weights.shards.shard_format import ShardHeader

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tpi.errors import ChecksumError, ModelFileError
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.files import forget_cached, open_for_reading, read_exactly, round_up
 from tpi.weights.layout import Piece
 from tpi.weights.shards.shard_check import check_header

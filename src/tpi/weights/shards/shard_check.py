@@ -7,8 +7,8 @@ from typing import NoReturn
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.architectures import blocks_of, check_spec
-from tpi.model.partition import Share, Span
-from tpi.model.spec import ModelSpec, Slot
+from tpi.model.blocks import Slot, Span
+from tpi.model.spec import ModelSpec
 from tpi.weights.files import round_up
 from tpi.weights.layout import PART_ALIGNMENT, Part, Piece, slice_extent
 from tpi.weights.shards.shard_format import PieceRecord, ShardHeader, n_sum_bytes
@@ -88,12 +88,12 @@ class _Check:
         for block in blocks_of(header.spec):
             share = header.partition.shares[block.index][header.rank]
             waiting = iter(parts.pop(block.index, ()))
-            for slot in () if share.is_empty else block.slots:
+            for slot in block.slots if share.size else ():
                 self._slice(slot, share, waiting)
             self.require(next(waiting, None) is None, f"number of slices of block {block.index}")
         self.require(not parts, "number of blocks")
 
-    def _slice(self, slot: Slot, share: Share, parts: Iterator[Part]) -> None:
+    def _slice(self, slot: Slot, share: Span, parts: Iterator[Part]) -> None:
         tensor = slot.tensor
         rows, columns = slice_extent(slot, share)
         inside = 0 <= rows.start < rows.stop <= tensor.n_rows and 0 <= columns.start < columns.stop <= tensor.n_columns

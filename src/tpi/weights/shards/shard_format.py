@@ -32,7 +32,7 @@ from tpi.weights.files import round_up
 from tpi.weights.layout import Piece
 
 MAGIC = b"TPISHARD"
-VERSION = 2
+VERSION = 3
 START_BYTES = 16
 SUM_BYTES = 4
 SUM_RUN_BYTES = 1 << 18

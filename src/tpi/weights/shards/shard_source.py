@@ -12,7 +12,7 @@ from typing import Self
 
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.files import open_for_reading
 from tpi.weights.layout import Part
 from tpi.weights.shards.assemble import Patch, intersect

@@ -23,7 +23,7 @@ NARROW = Network(latency_s=1e-5, bytes_per_s=1e6)
 
 
 def plan(n_ranks: int, payload: str = "f16", max_tokens: int = 128, spec: ModelSpec = SPEC) -> Plan:
-    partition = divide(spec, blocks_of(spec), [1] * n_ranks)
+    partition = divide(blocks_of(spec), [1] * n_ranks)
     return Plan(1, 0, spec, partition, 512, max_tokens, 8, payload, "F16", n_parts=2)
 
 

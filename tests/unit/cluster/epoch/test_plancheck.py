@@ -14,7 +14,7 @@ from tpi.model.partition import divide
 from tpi.model.spec import TensorSpec
 
 SPEC = make_spec()
-PARTITION = divide(SPEC, blocks_of(SPEC), [3, 0, 1])
+PARTITION = divide(blocks_of(SPEC), [3, 0, 1])
 
 
 def plan(**changes: Any) -> Plan:
@@ -37,14 +37,14 @@ def test_a_plan_that_can_be_followed() -> None:
         {"rank": 3},
         {"payload": "f64"},
         {"kv_type": "Q4_0"},
-        {"partition": divide(make_spec(n_layers=1), blocks_of(make_spec(n_layers=1)), [1, 1, 1])},
+        {"partition": divide(blocks_of(make_spec(n_layers=1)), [1, 1, 1])},
         {"partition": msgspec.structs.replace(PARTITION, n_ranks=4)},
         {"partition": msgspec.structs.replace(PARTITION, shares=())},
-        {"spec": make_spec(rms_eps=-1.0)},
-        {"spec": make_spec(architecture="camel")},
+        {"spec": make_spec(entries={"attention.layer_norm_rms_epsilon": -1.0})},
+        {"spec": msgspec.structs.replace(SPEC, architecture="camel")},
         {"spec": msgspec.structs.replace(SPEC, tensors={})},
         {"spec": msgspec.structs.replace(SPEC, n_layers=1 << 30)},
-        {"spec": msgspec.structs.replace(SPEC, n_heads=0)},
+        {"spec": make_spec(entries={"attention.head_count": 0})},
         {
             "spec": msgspec.structs.replace(
                 SPEC, tensors=SPEC.tensors | {"output.weight": TensorSpec("output.weight", 99, 256, 300)}

@@ -48,7 +48,7 @@ def offer(memory_bytes: int = GIB, **changes: Any) -> Offer:
 
 def locked(rank: int, *weights: float, digest: str = SPEC.digest) -> Offer:
     """Of a device that insists on its shard."""
-    return offer(held=[HeldShard(digest, rank)], locked=divide(SPEC, BLOCKS, weights))
+    return offer(held=[HeldShard(digest, rank)], locked=divide(BLOCKS, weights))
 
 
 # Before anybody joins.
@@ -135,7 +135,7 @@ def test_offers_that_can_be_used(changes: dict[str, Any], first: Offer, others: 
     check_offer(settings(**changes), SPEC, first, others)
 
 
-WITHOUT_HEAD = Partition(3, divide(SPEC, BLOCKS, [1, 1, 1]).shares[:-1])
+WITHOUT_HEAD = Partition(3, divide(BLOCKS, [1, 1, 1]).shares[:-1])
 NO_SHARD = "the shard that it brings cannot be used: it must be one of ranks 1 to 2 of the model that is served"
 OTHERWISE = "was cut for other shares or another number of devices than 3: cut it again with `tpi shard`"
 
@@ -204,13 +204,13 @@ def test_a_plan_is_one_that_can_be_followed() -> None:
     for rank in range(3):
         check_plan(with_rank(plan, rank))
     assert (plan.epoch, plan.rank, plan.n_cells, plan.payload, plan.kv_type) == (5, 0, 512, "f16", "F16")
-    assert plan.partition == divide(SPEC, BLOCKS, [4, 1, 2]), "in proportion to memory"
+    assert plan.partition == divide(BLOCKS, [4, 1, 2]), "in proportion to memory"
     assert (plan.n_parts, plan_of([]).n_parts) == (2, 1), "a rank that is alone waits for no sums"
 
 
 def test_shares_come_from_where_they_are_given() -> None:
     offers = [offer(), offer()]
-    assert plan_of(offers, shares=(1, 0, 3)).partition == divide(SPEC, BLOCKS, [1, 0, 3])
+    assert plan_of(offers, shares=(1, 0, 3)).partition == divide(BLOCKS, [1, 0, 3])
     by_layout = plan_of(offers, layout="0:master 1:a,b head:master").partition
     assert [by_layout.contributors(block.index) for block in BLOCKS] == [(0,), (0,), (1, 2), (1, 2), (0,)]
     brought = locked(2, 3, 2, 1)
@@ -222,7 +222,7 @@ def test_a_layout_and_a_shard_that_was_cut_otherwise() -> None:
         UsageError, match="--layout: the workers' shards were cut otherwise: start them without --shard"
     ):
         plan_of([offer(), locked(2, 1, 1, 1)], layout="0-1:a,b")
-    same = divide(SPEC, BLOCKS, [1, 1, 1])
+    same = divide(BLOCKS, [1, 1, 1])
     plan = plan_of([offer(), locked(2, 1, 1, 1)], layout="0-1:0=1,1=1,2=1")
     assert plan.partition == same
 

@@ -17,7 +17,7 @@ from tpi.cluster.transfer.slices import MAX_REQUESTS, LinkSource, RunServer
 from tpi.errors import ChecksumError, LinkError, ModelFileError, ProtocolError, TpiError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import read_spec
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.layout import Part
 from tpi.weights.slices import GgufSource
 

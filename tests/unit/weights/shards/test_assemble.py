@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.weights.helpers import FakeSource, Model, check_content, cut_shard, flip, make_model
-from tpi.model.partition import Span
+from tpi.model.blocks import Span
 from tpi.weights.layout import Piece
 from tpi.weights.shards.assemble import Patch, intersect, subtract, write_shard
 from tpi.weights.shards.shard_source import ShardSource

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.weights.helpers import Model, cut_shard, flip, make_model
 from tpi.errors import ChecksumError, ModelFileError, TpiError
-from tpi.model.partition import Partition, Share, Span
-from tpi.model.spec import ModelSpec, Rope, TensorSpec
+from tpi.model.blocks import Span
+from tpi.model.partition import Partition
+from tpi.model.spec import ModelSpec, TensorSpec
 from tpi.weights.layout import Part, Piece
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import find_damage, open_shard, verify
@@ -27,25 +28,33 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 GOLDEN_BODY = (
-    b"\x85\xa4spec\x8f\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa8n_layers\x01\xa6n_embd\x02\xa7n_heads\x01"
-    b"\xaan_kv_heads\x01\xa8head_dim\x02\xa4n_ff\x04\xa7n_vocab\x03\xafn_context_train\x08"
-    b"\xa7rms_eps\xcb?\xe0\0\0\0\0\0\0\xa4rope\x86\xa6n_dims\x02\xa4base\xcb?\xf0\0\0\0\0\0\0"
-    b"\xaffrequency_scale\xcb?\xf0\0\0\0\0\0\0\xadextrapolation\xcb\0\0\0\0\0\0\0\0"
-    b"\xb0attention_factor\xcb?\xf0\0\0\0\0\0\0\xb0original_context\0\xa9embedding\x94\xa1n\0\x02\x01"
-    b"\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
-    b"\xa6shares\x91\x91\x94\x92\0\0\x92\0\0\x92\0\0\x92\0\x03\xa4rank\0"
+    b"\x85\xa4spec\x8a\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
+    b"\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa7entries\x83\xa1a\x01\xa1b\xcb?\xe0\0\0\0\0\0\0"
+    b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
+    b"\xa6shares\x91\x91\x92\0\x03\xa4rank\0"
     b"\xa7records\x91\x93\x94\0\0\x08\x91\x97\xa4norm\xa1n\0\0\x92\0\x01\x92\0\x02\0\0\xc4\x04\0\0\0\0\xa7packing\xa0"
 )
 
 
 def test_golden_header() -> None:
     norm = TensorSpec("n", 0, 2, 1)
-    spec = ModelSpec("llama", "m", "d", 1, 2, 1, 1, 2, 4, 3, 8, 0.5, Rope(2, 1.0), norm, {"n": norm})
-    partition = Partition(1, ((Share(rows=Span(0, 3)),),))
+    spec = ModelSpec(
+        n_layers=1,
+        n_embd=2,
+        n_vocab=3,
+        n_context_train=8,
+        embedding=norm,
+        architecture="llama",
+        name="m",
+        digest="d",
+        entries={"a": 1, "b": 0.5, "c": (True,)},
+        tensors={"n": norm},
+    )
+    partition = Partition(1, ((Span(0, 3),),))
     piece = Piece(0, 0, 8, (Part("norm", "n", 0, 0, Span(0, 1), Span(0, 2), 0),))
     data = encode_header(blank_header(spec, partition, 0, (piece,)))
     assert len(data) == 4096
-    start = b"TPISHARD\x02\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + GOLDEN_BODY
+    start = b"TPISHARD\x03\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + GOLDEN_BODY
     assert data == (start + zlib.crc32(start).to_bytes(4, "little")).ljust(4096, b"\0")
 
 
@@ -94,7 +103,7 @@ def test_what_is_no_shard_is_refused(model: Model, tmp_path: Path) -> None:
         b"": "not a shard",
         b"TPIS": "not a shard",
         b"GGUF" + good[4:]: "not a shard",
-        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 2",
+        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 3",
         good[:12] + b"\xff\xff\xff\xff" + good[16:]: "header of 4,294,967,295 bytes",
         good[:100]: "truncated",
         good[:200] + b"\0" + good[201:]: "differs from its checksum",
