@@ -49,7 +49,7 @@ class StandIn(RankHost):
         self._model, self._settings = model, settings
         self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
         self._first_per_row = first_per_row(model.blocks)
-        self._n_head_rows = model.partition.shares[-1][model.rank].size
+        self._n_head_rows = model.partition.shares[-1][model.rank].first.size
         shape = settings.max_tokens, model.spec.n_embd
         self._nothing, self._total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._sums: Allreduce | None = None

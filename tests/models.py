@@ -95,18 +95,20 @@ def write_random_model(
             writer.add_rope_scaling_type(gguf.RopeScalingType(rope_scaling[0]))
             writer.add_rope_scaling_factor(rope_scaling[1])
             writer.add_rope_scaling_orig_ctx_len(max(1, int(context / rope_scaling[1])))
-        _add_tokenizer(writer, n_vocab)
+        add_tokenizer(writer, n_vocab)
 
-    return _write(path, tensors, types, add_metadata, split)
+    return write_model(path, "llama", tensors, types, add_metadata, split)
 
 
-def _write(
+def write_model(
     path: Path,
+    architecture: str,
     tensors: list[tuple[str, npt.NDArray[np.float32]]],
     types: Types,
     add_metadata: Callable[[gguf.GGUFWriter], None],
-    split: int | None,
+    split: int | None = None,
 ) -> Path:
+    """Writes the tensors in these types; vectors are F32 always. Returns the path to open."""
     n_files = split or 1
     paths = (
         [path]
@@ -114,7 +116,7 @@ def _write(
         else [path.with_name(f"{path.stem}-{i + 1:05}-of-{n_files:05}.gguf") for i in range(n_files)]
     )
     for number, part in enumerate(paths):
-        writer = gguf.GGUFWriter(str(part), "llama")
+        writer = gguf.GGUFWriter(str(part), architecture)
         if number == 0:
             add_metadata(writer)
         if split is not None:
@@ -140,7 +142,7 @@ def _type_of(types: Types, name: str) -> str:
     return types.get(name.removesuffix(".weight").split(".")[-1], types.get("*", "F16"))
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     """A SentencePiece vocabulary: three special tokens, all bytes, the letters, then numbered words."""
     specials = ["<unk>", "<s>", "</s>"]
     letters = ["▁", *map(chr, range(ord("a"), ord("z") + 1))]

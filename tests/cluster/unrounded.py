@@ -13,8 +13,9 @@ from gguf.quants import dequantize
 
 
 def write_unrounded(model: Path, path: Path) -> Path:
-    """Writes the llama model ``model`` to ``path`` with all matrices in F16; returns ``path``."""
-    reader, writer = gguf.GGUFReader(str(model)), gguf.GGUFWriter(str(path), "llama")
+    """Writes ``model`` to ``path`` with all quantised matrices in F16; returns ``path``."""
+    reader = gguf.GGUFReader(str(model))
+    writer = gguf.GGUFWriter(str(path), reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name == "general.architecture":
             continue
@@ -24,7 +25,8 @@ def write_unrounded(model: Path, path: Path) -> Path:
             writer.add_key_value(field.name, field.contents(), field.types[0])
     for tensor in reader.tensors:
         values = dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values.astype(np.float16 if values.ndim > 1 else np.float32))
+        is_exact = tensor.tensor_type is gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, values.astype(np.float32 if is_exact else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -153,12 +153,12 @@ def _spec_facts(spec: ModelSpec) -> Facts:
 
 def _block_facts(blocks: Sequence[Block]) -> Facts:
     """What the layers have; a list where they differ."""
-    states = [(block.measure.total, block.state) for block in blocks if block.state is not None]
+    states = [(block.measures[0].total, block.state) for block in blocks if block.state is not None]
     found = {
         "heads": [n_heads for n_heads, _ in states],
         "KV heads": [n_heads // state.group for n_heads, state in states],
         "head size": [state.head_dim for _, state in states],
-        "FFN size": [block.measure.total for block in blocks if block.name == "ffn"],
+        "FFN size": [m.total for block in blocks for m in block.measures if m.name == "columns"],
     }
     return {name: values[0] if len(set(values)) == 1 else values for name, values in found.items() if values}
 
@@ -167,7 +167,7 @@ def _units(blocks: Iterable[Block]) -> dict[str, list[str]]:
     """For every kind of block, into how many units of which size it can be cut; layers may differ by their types."""
     found: dict[str, list[str]] = {}
     for block in blocks:
-        text = f"{block.measure.n_units} of {block.measure.unit} {block.measure.name}"
+        text = " and ".join(f"{measure.n_units} of {measure.unit} {measure.name}" for measure in block.measures)
         texts = found.setdefault(block.name, [])
         if text not in texts:
             texts.append(text)

@@ -204,7 +204,7 @@ class _Worker:
         plan, host = self._prepared(message.epoch)
         model = rank_model(plan)
         is_first = plan.rank in first_members(model.blocks, plan.partition)
-        span = plan.partition.shares[-1][plan.rank]
+        span = plan.partition.shares[-1][plan.rank].first
         with self._unless_ended():
             mesh = self._open_mesh(plan)
             datapath = WorkerDatapath(mesh, limits_of(model, rank_settings(plan, 1)), is_first, span)

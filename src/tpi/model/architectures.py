@@ -8,7 +8,7 @@ import msgspec
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model import llama
+from tpi.model import command_r, llama, qwen3
 from tpi.model.blocks import Block
 from tpi.model.metadata import Metadata, printable
 from tpi.model.spec import Dimensions, Entry, ModelSpec, TensorSpec
@@ -33,7 +33,7 @@ class Architecture(Protocol):
         ...
 
 
-_MODULES: tuple[Architecture, ...] = (llama,)
+_MODULES: tuple[Architecture, ...] = (command_r, llama, qwen3)
 _BY_NAME = {module.NAME: module for module in _MODULES}
 
 

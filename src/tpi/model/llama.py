@@ -5,79 +5,46 @@ from math import sqrt
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Block, KvState, measure_of
+from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
+from tpi.model.heads import read_heads
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
-from tpi.model.steps import Rope, Steps, V
-from tpi.model.tensors import FFN_UNIT_COLUMNS, Tensors, head_of
+from tpi.model.steps import Rope, RopeStyle, Steps, V
+from tpi.model.tensors import Tensors
 
 NAME = "llama"
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-@dataclass(frozen=True)
-class Hyper:
-    """What the metadata say beside the dimensions that all models have."""
+def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
+    """Attention and FFN of every layer, then the head.
 
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    n_ff: int
-    rms_eps: float
-    rope: Rope
-
-
-def read_hyper(meta: Metadata, dimensions: Dimensions) -> Hyper:
-    """Raises:
-    ModelFileError: a required entry is missing or has an impossible value.
-    UnsupportedModelError: experts, long-rope or another feature that is not computed.
+    Raises:
+        ModelFileError: an entry or a tensor is missing or impossible.
+        UnsupportedModelError: experts, or a kind of rope scaling that is not computed.
     """
     if meta.integer("expert_count", 0):
         raise UnsupportedModelError(f"{meta.file}: models with experts (MoE) are not supported yet")
-    n_heads = meta.uniform("attention.head_count")
-    meta.require(n_heads > 0, "attention.head_count", n_heads)
-    n_kv_heads = meta.uniform("attention.head_count_kv", n_heads)
-    meta.require(n_kv_heads > 0 and n_heads % n_kv_heads == 0, "attention.head_count_kv", n_kv_heads)
-    head_dim = meta.integer("attention.key_length", dimensions.n_embd // n_heads)
-    meta.require(head_dim > 0 and head_dim % 2 == 0, "attention.key_length", head_dim)
-    value_dim = meta.integer("attention.value_length", head_dim)
-    meta.require(value_dim == head_dim, "attention.value_length", value_dim)
-    n_ff = meta.uniform("feed_forward_length")
-    meta.require(n_ff > 0, "feed_forward_length", n_ff)
-    rms_eps = meta.number("attention.layer_norm_rms_epsilon")
-    meta.require(rms_eps > 0, "attention.layer_norm_rms_epsilon", rms_eps)
-    rope = read_rope(meta, head_dim, dimensions.n_context_train)
-    return Hyper(n_heads, n_kv_heads, head_dim, n_ff, rms_eps, rope)
-
-
-def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
-    """Attention and FFN of every layer, then the head; raises as ``read_hyper``, and for tensors that do not fit."""
-    hyper, n_embd, found = read_hyper(meta, dimensions), dimensions.n_embd, list[Block]()
-    dim, group = hyper.head_dim, hyper.n_heads // hyper.n_kv_heads
-    q, kv = hyper.n_heads * dim, hyper.n_kv_heads * dim
+    heads, n_embd, found = read_heads(meta, dimensions), dimensions.n_embd, list[Block]()
+    dim, n_ff, eps = heads.dim, meta.sole("feed_forward_length"), meta.epsilon("attention.layer_norm_rms_epsilon")
+    rope = read_rope(meta, dim, dimensions.n_context_train, RopeStyle.NORMAL)
     factors = (tensors.copy("rope_factors", _ROPE_FACTORS, dim // 2),) if _ROPE_FACTORS in tensors else ()
-    attention, ffn = Attention(dim, hyper.rms_eps, hyper.rope, bool(factors)), Ffn(hyper.rms_eps)
+    attention, ffn = Attention(dim, eps, rope, bool(factors)), GatedFfn(eps)
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         slots = (
             tensors.copy("attn_norm", at + "attn_norm.weight", n_embd),
-            tensors.rows("q", at + "attn_q.weight", (n_embd, q), dim),
-            tensors.rows("k", at + "attn_k.weight", (n_embd, kv), dim, group),
+            tensors.rows("q", at + "attn_q.weight", (n_embd, heads.n * dim), dim),
+            tensors.rows("k", at + "attn_k.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
             *factors,
-            tensors.rows("v", at + "attn_v.weight", (n_embd, kv), dim, group),
-            tensors.columns("o", at + "attn_output.weight", (q, n_embd), dim),
+            tensors.rows("v", at + "attn_v.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
         )
-        measure = measure_of("heads", hyper.n_heads, group, slots)
-        found.append(Block(len(found), "attention", layer, measure, slots, attention, KvState(dim, group)))
-        slots = (
-            tensors.copy("ffn_norm", at + "ffn_norm.weight", n_embd),
-            tensors.rows("gate", at + "ffn_gate.weight", (n_embd, hyper.n_ff)),
-            tensors.rows("up", at + "ffn_up.weight", (n_embd, hyper.n_ff)),
-            tensors.columns("down", at + "ffn_down.weight", (hyper.n_ff, n_embd)),
-        )
-        measure = measure_of("columns", hyper.n_ff, FFN_UNIT_COLUMNS, slots)
-        found.append(Block(len(found), "ffn", layer, measure, slots, ffn))
-    found.append(head_of(len(found), dimensions, tensors, Head(hyper.rms_eps)))
+        measure = measure_of("heads", heads.n, heads.group, slots, fine=1)
+        found.append(Block(len(found), "attention", layer, (measure,), slots, attention, KvState(dim, heads.group)))
+        found.append(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn))
+    found.append(output_head(len(found), dimensions, tensors, Head(eps)))
     return found
 
 
@@ -96,25 +63,3 @@ class Attention:
         q, k = g.matmul("q", x), g.matmul("k", x)
         q, k = g.rope(q, self.rope, self.head_dim, factors), g.rope(k, self.rope, self.head_dim, factors)
         return g.matmul("o", g.attention(q, k, g.matmul("v", x), self.head_dim, 1 / sqrt(self.head_dim)))
-
-
-@dataclass(frozen=True)
-class Ffn:
-    """A gated feed-forward network."""
-
-    rms_eps: float
-
-    def build(self, g: Steps[V]) -> V:
-        x = g.rms_norm(g.residual(), "ffn_norm", self.rms_eps)
-        gate = g.matmul("gate", x)
-        return g.matmul("down", g.swiglu(gate, g.matmul("up", x)))
-
-
-@dataclass(frozen=True)
-class Head:
-    """Logits."""
-
-    rms_eps: float
-
-    def build(self, g: Steps[V]) -> V:
-        return g.matmul("head", g.rms_norm(g.residual(), "head_norm", self.rms_eps))

@@ -41,17 +41,29 @@ class Metadata:
         self.require(value > 0, key, value)
         return value
 
-    def uniform(self, key: str, default: int | None = None) -> int:
-        """An integer, or an array with the same integer for every layer.
+    def sole(self, key: str, default: int | None = None) -> int:
+        """A positive integer, or an array with the same one for every layer.
 
         Raises:
-            ModelFileError: as :meth:`integer`, or layers differ.
+            ModelFileError: as :meth:`positive`, or layers differ.
         """
         value = self._get(key, default)
         if isinstance(value, tuple):
             self.require(len(set(value)) == 1, key, "different values per layer")
             value = value[0]
-        return self._integer(key, value)
+        found = self._integer(key, value)
+        self.require(found > 0, key, found)
+        return found
+
+    def epsilon(self, key: str) -> float:
+        """A positive number.
+
+        Raises:
+            ModelFileError: as :meth:`number`, or it is not positive.
+        """
+        value = self.number(key)
+        self.require(value > 0, key, value)
+        return value
 
     def _integer(self, key: str, value: Entry) -> int:
         self.require(isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31, key, value)

@@ -1,7 +1,7 @@
 """THE partition rule: which part of every block each rank holds. Slicer, runtime and planner use this module alone.
 
-A rank's part of a block is a range of what the block is cut in (``Block.measure``), of whole units; which rows and
-columns of which tensors that is, the block's slots say. Pure arithmetic, no I/O.
+A rank's part of a block is a range of everything that the block is cut in (``Block.measures``), of whole units; which
+rows and columns of which tensors that is, the block's slots say. Pure arithmetic, no I/O.
 """
 
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from fractions import Fraction
 import msgspec
 
 from tpi.errors import UsageError
-from tpi.model.blocks import EMPTY, Block, Span
+from tpi.model.blocks import EMPTY, Block, Measure, Share, Span
 
 
 class Partition(msgspec.Struct, frozen=True):
     """``shares[block][rank]``: what each rank holds of each block."""
 
     n_ranks: int
-    shares: tuple[tuple[Span, ...], ...]
+    shares: tuple[tuple[Share, ...], ...]
 
     def contributors(self, block: int) -> tuple[int, ...]:
         """The ranks that hold some of the block, ascending."""
-        return tuple(rank for rank, share in enumerate(self.shares[block]) if share.size)
+        return tuple(rank for rank, share in enumerate(self.shares[block]) if not share.is_empty)
 
 
 def apportion(n_units: int, weights: Sequence[float]) -> list[int]:
@@ -64,23 +64,35 @@ def is_whole(blocks: Sequence[Block], partition: Partition) -> bool:
     )
 
 
-def _is_block_whole(block: Block, shares: Sequence[Span]) -> bool:
-    unit, total = block.measure.unit, block.measure.total
+def _is_block_whole(block: Block, shares: Sequence[Share]) -> bool:
+    return all(len(share.spans) == len(block.measures) for share in shares) and all(
+        _is_measure_whole(measure, [share.spans[number] for share in shares])
+        for number, measure in enumerate(block.measures)
+    )
+
+
+def _is_measure_whole(measure: Measure, spans: Sequence[Span]) -> bool:
     place = 0
-    for share in shares:
-        if share == EMPTY:
+    for span in spans:
+        if span == EMPTY:
             continue
-        if share.start != place or share.stop <= place or (share.stop % unit and share.stop != total):
+        is_cut_well = span.stop % measure.fine == 0 or span.stop == measure.total
+        if span.start != place or span.stop <= place or not is_cut_well:
             return False
-        place = share.stop
-    return place == total
+        place = span.stop
+    return place == measure.total
 
 
-def _divide_block(block: Block, weights: Sequence[float]) -> tuple[Span, ...]:
-    measure = block.measure
-    shares, start = [], 0
-    for count in apportion(measure.n_units, weights):
-        stop = min(start + count * measure.unit, measure.total)
-        shares.append(Span(start, stop) if stop > start else EMPTY)
+def _divide_block(block: Block, weights: Sequence[float]) -> tuple[Share, ...]:
+    spans = [_divide_measure(measure, weights) for measure in block.measures]
+    return tuple(Share(row) for row in zip(*spans, strict=True))
+
+
+def _divide_measure(measure: Measure, weights: Sequence[float]) -> list[Span]:
+    unit = measure.unit_for(sum(weight > 0 for weight in weights))
+    spans, start = [], 0
+    for count in apportion(-(-measure.total // unit), weights):
+        stop = min(start + count * unit, measure.total)
+        spans.append(Span(start, stop) if stop > start else EMPTY)
         start = stop
-    return tuple(shares)
+    return spans

@@ -4,10 +4,10 @@ from math import inf, log
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.metadata import Metadata
-from tpi.model.steps import Rope
+from tpi.model.steps import Rope, RopeStyle
 
 
-def read_rope(meta: Metadata, head_dim: int, n_context_train: int) -> Rope:
+def read_rope(meta: Metadata, head_dim: int, n_context_train: int, style: RopeStyle) -> Rope:
     """Rope scaling as llama.cpp derives it from the same keys (the yarn factor: Peng et al. 2023, section 3.4).
 
     Raises:
@@ -31,6 +31,7 @@ def read_rope(meta: Metadata, head_dim: int, n_context_train: int) -> Rope:
         raise UnsupportedModelError(f"{meta.file}: rope scaling {scaling!r} is not supported; linear and yarn are")
     meta.require(abs(attention_factor) < inf, "rope.scaling.attn_factor", attention_factor)
     return Rope(
+        style=style,
         n_dims=n_dims,
         base=base,
         frequency_scale=1.0 if scaling == "none" else 1.0 / factor,

@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping
 
-from tpi.model.blocks import Axis, Block, Graph, Slot, measure_of
+from tpi.model.blocks import Axis, Slot
 from tpi.model.metadata import Metadata
-from tpi.model.spec import Dimensions, TensorSpec
+from tpi.model.spec import TensorSpec
 
-FFN_UNIT_COLUMNS = 32
-"""FFN columns are never cut finer than this, so that unquantised slices keep rows of whole cache lines."""
-_HEAD_UNIT_ROWS = 32
-
-EMBEDDING, _HEAD, _HEAD_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
+EMBEDDING = "token_embd.weight"
 
 
 class Tensors:
@@ -39,32 +35,31 @@ class Tensors:
 
     def copy(self, role: str, name: str, n_columns: int) -> Slot:
         """A vector that goes whole to every rank; of 32 bits, as the kernels want norms and factors."""
-        slot = self._slot(role, name, (n_columns, 1), Axis.COPY, 1, 1)
-        kind = slot.tensor.type.name
-        self._meta.require(kind == "F32", f"type of {slot.tensor.name}", kind)
-        return slot
+        return self._in_32_bits(self._slot(role, name, (n_columns, 1), Axis.COPY))
 
-    def rows(self, role: str, name: str, shape: tuple[int, int], step: int = 1, group: int = 1) -> Slot:
+    def vectors(self, role: str, name: str, shape: tuple[int, int], group: int = 1) -> Slot:
+        """Vectors that are cut between them; of 32 bits, too."""
+        return self._in_32_bits(self._slot(role, name, shape, Axis.ROWS, 1, group))
+
+    def rows(
+        self, role: str, name: str, shape: tuple[int, int], step: int = 1, group: int = 1, measure: int = 0
+    ) -> Slot:
         """A matrix that is cut between rows."""
-        return self._slot(role, name, shape, Axis.ROWS, step, group)
+        return self._slot(role, name, shape, Axis.ROWS, step, group, measure)
 
-    def columns(self, role: str, name: str, shape: tuple[int, int], step: int = 1) -> Slot:
+    def columns(self, role: str, name: str, shape: tuple[int, int], step: int = 1, measure: int = 0) -> Slot:
         """A matrix that is cut between columns."""
-        return self._slot(role, name, shape, Axis.COLUMNS, step, 1)
+        return self._slot(role, name, shape, Axis.COLUMNS, step, 1, measure)
 
-    def _slot(self, role: str, name: str, shape: tuple[int, int], axis: Axis, step: int, group: int) -> Slot:
+    def _slot(
+        self, role: str, name: str, shape: tuple[int, int], axis: Axis, step: int = 1, group: int = 1, measure: int = 0
+    ) -> Slot:
         tensor = self.find(name)
         found = tensor.n_columns, tensor.n_rows
         self._meta.require(found == shape, tensor.name, found)
-        return Slot(role, tensor, axis, step, group)
+        return Slot(role, tensor, axis, step, group, measure)
 
-
-def head_of(index: int, dimensions: Dimensions, tensors: Tensors, graph: Graph) -> Block:
-    """The output head: ``output`` or, where there is none, the embedding table once more."""
-    name = _HEAD if _HEAD in tensors else EMBEDDING
-    slots = (
-        tensors.copy("head_norm", _HEAD_NORM, dimensions.n_embd),
-        tensors.rows("head", name, (dimensions.n_embd, dimensions.n_vocab)),
-    )
-    measure = measure_of("rows", dimensions.n_vocab, _HEAD_UNIT_ROWS, slots)
-    return Block(index, "head", dimensions.n_layers, measure, slots, graph, is_head=True)
+    def _in_32_bits(self, slot: Slot) -> Slot:
+        kind = slot.tensor.type.name
+        self._meta.require(kind == "F32", f"type of {slot.tensor.name}", kind)
+        return slot

@@ -18,9 +18,9 @@ from tpi.gguf.types import F16, TensorType
 from tpi.model.blocks import Block
 from tpi.model.partition import Partition
 from tpi.model.spec import ModelSpec
-from tpi.runtime.ggml.builder import Addresses, BatchShape, GraphSettings
+from tpi.runtime.ggml.builder import Addresses, BatchShape, GraphSettings, HeldBlock
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.ggml.graph import Graph, HeldBlock
+from tpi.runtime.ggml.graph import Graph
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
 from tpi.runtime.passes import TILED_TOKENS, Pass
@@ -111,8 +111,8 @@ class Workspace:
         self._graphs: OrderedDict[tuple[int, BatchShape, int], Graph] = OrderedDict()
         numbers: dict[tuple[object, ...], int] = {}
         self._structures = {
-            index: numbers.setdefault(_structure(model.blocks[index], group), len(numbers))
-            for index, group in self.pieces.items()
+            index: numbers.setdefault(_structure(self._held(model.blocks[index])), len(numbers))
+            for index in self.pieces
         }
         self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
         self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
@@ -175,7 +175,7 @@ class Workspace:
 
     def states_of(self, blocks: Iterable[Block]) -> list[tuple[int, int]]:
         """Where the state of those of the blocks lies that have some."""
-        return [self.cache.addresses(block.index) for block in blocks if block.state is not None]
+        return [self.cache.addresses(block.index) for block in blocks if self._held(block).has_state]
 
     def structure_of(self, block: Block) -> int:
         """A number that blocks have in common which can share graphs; of a block that this rank holds."""
@@ -205,8 +205,11 @@ class Workspace:
             self._pass_graph = None
 
     def _build(self, blocks: Sequence[Block], shape: BatchShape) -> Graph:
-        held = [HeldBlock(block, self.pieces[block.index]) for block in blocks]
-        return Graph(held, shape, self._graph_settings, self._addresses)
+        return Graph([self._held(block) for block in blocks], shape, self._graph_settings, self._addresses)
+
+    def _held(self, block: Block) -> HeldBlock:
+        share = self.model.partition.shares[block.index][self.model.rank]
+        return HeldBlock(block, share, self.pieces[block.index])
 
     def _reserve(self) -> None:
         """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
@@ -228,10 +231,13 @@ def _shape_for(block: Block, shape: BatchShape) -> BatchShape:
     return shape if block.state is not None else BatchShape(shape.n_tokens, 0)
 
 
-def _structure(block: Block, pieces: Sequence[Piece]) -> tuple[object, ...]:
+def _structure(held: HeldBlock) -> tuple[object, ...]:
     """What two blocks must have in common to share graphs: how they are computed, what they keep, and the roles, types
     and sizes of all parts."""
+    block = held.block
+    runs = tuple(held.head_runs()) if held.has_state else ()
     parts = (
-        tuple((part.role, part.type_id, part.columns.size, part.rows.size) for part in piece.parts) for piece in pieces
+        tuple((part.role, part.type_id, part.columns.size, part.rows.size) for part in piece.parts)
+        for piece in held.pieces
     )
-    return block.graph, block.state, *parts
+    return block.graph, block.state, runs, *parts

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model.blocks import Axis, Block, Slot, Span
+from tpi.model.blocks import Axis, Block, Share, Slot, Span
 from tpi.model.partition import Partition
 
 PIECE_BYTES = 16_000_000
@@ -63,12 +63,12 @@ def lay_out(
     pieces: list[Piece] = []
     for block in blocks:
         share = partition.shares[block.index][rank]
-        if share.size:
+        if not share.is_empty:
             pieces.extend(_lay_out_block(block, share, len(pieces), piece_bytes))
     return tuple(pieces)
 
 
-def slice_extent(slot: Slot, share: Span) -> tuple[Span, Span]:
+def slice_extent(slot: Slot, share: Share) -> tuple[Span, Span]:
     """Rows and columns of the slot's whole tensor that ``share`` holds."""
     span, tensor = slot.span(share), slot.tensor
     if slot.axis is Axis.COLUMNS:
@@ -76,7 +76,7 @@ def slice_extent(slot: Slot, share: Span) -> tuple[Span, Span]:
     return span, Span(0, tensor.n_columns)
 
 
-def _lay_out_block(block: Block, share: Span, first_index: int, piece_bytes: int) -> list[Piece]:
+def _lay_out_block(block: Block, share: Share, first_index: int, piece_bytes: int) -> list[Piece]:
     pieces: list[Piece] = []
     parts: list[Part] = []
     used = 0
@@ -90,6 +90,8 @@ def _lay_out_block(block: Block, share: Span, first_index: int, piece_bytes: int
 
     for slot in block.slots:
         rows, columns = slice_extent(slot, share)
+        if not columns.size:
+            continue
         row_bytes = slot.tensor.type.row_bytes(columns.size)
         row = 0
         while row < rows.size:

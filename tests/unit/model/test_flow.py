@@ -25,8 +25,8 @@ def partition_of(spec: ModelSpec, weights: Weights) -> Partition:
     return Partition(len(weights[0]), shares)
 
 
-def flows(weights: Weights, n_kv_heads: int = 4) -> tuple[Flow, ...]:
-    spec = make_spec(n_layers=len(weights) - 1, n_kv_heads=n_kv_heads)
+def flows(weights: Weights, n_heads: int = 4) -> tuple[Flow, ...]:
+    spec = make_spec(n_layers=len(weights) - 1, n_heads=n_heads, n_kv_heads=n_heads)
     return flows_of(blocks_of(spec), partition_of(spec, weights))
 
 
@@ -100,9 +100,9 @@ def test_a_master_without_a_share_takes_no_part() -> None:
     assert brief(found) == [((1, 2), (1, 2), False)] * 2 + [((1, 2), (), False)]
 
 
-def test_more_ranks_than_kv_heads() -> None:
+def test_more_ranks_than_heads() -> None:
     """Who holds a part of a layer's FFN gets the sums of its attention, too."""
-    found = flows([[1, 1, 1]] * 2, n_kv_heads=2)
+    found = flows([[1, 1, 1]] * 2, n_heads=2)
     everybody = (0, 1, 2)
     assert brief(found) == [
         ((0, 1), everybody, False),

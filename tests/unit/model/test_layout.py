@@ -107,8 +107,8 @@ def test_a_head_without_a_name_lies_with_the_last_layer() -> None:
 def test_shares_are_those_of_the_layout_or_of_the_memory() -> None:
     by_layout, by_memory = divided("0-3:master=3,attic=1", (1, 1, 1)), divided("0-3:master,attic", (1, 3, 9))
     ffn = next(block.index for block in BLOCKS if block.name == "ffn")
-    assert [share.size for share in by_layout.shares[ffn]] == [384, 128, 0]
-    assert [share.size for share in by_memory.shares[ffn]] == [128, 384, 0]
+    assert [share.first.size for share in by_layout.shares[ffn]] == [384, 128, 0]
+    assert [share.first.size for share in by_memory.shares[ffn]] == [128, 384, 0]
 
 
 def test_a_star_is_all_devices_by_memory() -> None:

@@ -44,7 +44,7 @@ def test_a_model_is_described(gguf: Gguf) -> None:
     attention, ffn, _, _, head = blocks
     assert [block.title for block in blocks] == ["attention 0", "ffn 0", "attention 1", "ffn 1", "head"]
     assert [block.index for block in blocks] == list(range(5))
-    assert [block.measure.total for block in blocks] == [4, 512, 4, 512, 320]
+    assert [block.measures[0].total for block in blocks] == [4, 512, 4, 512, 320]
     assert attention.state == KvState(64, 2) and ffn.state is None
     assert [block.is_head for block in blocks] == [False] * 4 + [True]
     rope = rope_of(gguf)

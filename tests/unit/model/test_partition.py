@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from tests.unit.model.specs import make_spec
 from tpi.errors import UsageError
 from tpi.model.architectures import blocks_of, check_spec
-from tpi.model.blocks import EMPTY, Axis, Span
+from tpi.model.blocks import EMPTY, Axis, Share, Span
 from tpi.model.partition import Partition, apportion, divide, is_whole
 from tpi.model.spec import ModelSpec
 from tpi.weights.layout import lay_out, slice_extent
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "IQ4_NL", "Q4_K", "Q6_K", "IQ2_XXS")
+NOTHING = Share((EMPTY,))
 WEIGHTS = st.lists(st.one_of(st.integers(0, 9), st.floats(0, 1e6, allow_subnormal=False)), min_size=1, max_size=9)
 
 
@@ -46,40 +47,49 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 
 @settings(max_examples=150, deadline=None)
 @given(spec=specs(), weights=WEIGHTS.filter(lambda values: sum(values) > 0))
-def test_every_tensor_is_held_once_and_cut_between_blocks(spec: ModelSpec, weights: list[float]) -> None:
+def test_every_tensor_is_held_and_cut_between_blocks(spec: ModelSpec, weights: list[float]) -> None:
     blocks = blocks_of(spec)
     partition = divide(blocks, weights)
     assert is_whole(blocks, partition)
     for block in blocks:
         shares = partition.shares[block.index]
-        assert partition.contributors(block.index) == tuple(r for r, share in enumerate(shares) if share.size)
+        assert partition.contributors(block.index) == tuple(r for r, share in enumerate(shares) if not share.is_empty)
         for slot in block.slots:
-            held = [slice_extent(slot, share) for share in shares if share.size]
+            held = [slice_extent(slot, share) for share in shares if not share.is_empty]
             assert held
             if slot.axis is Axis.COPY:
                 assert all(rows == Span(0, slot.tensor.n_rows) for rows, _ in held)
                 continue
             spans = [rows if slot.axis is Axis.ROWS else columns for rows, columns in held]
             whole = slot.tensor.n_rows if slot.axis is Axis.ROWS else slot.tensor.n_columns
-            assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
-            assert spans[-1].stop == whole
+            assert spans[0].start == 0 and spans[-1].stop == whole
+            for before, after in pairwise(spans):
+                shared = before.stop - after.start
+                assert shared == 0 or (shared == slot.step and slot.group > 1), "a KV head whose query heads are cut"
             if slot.axis is Axis.COLUMNS:
                 assert all(span.start % slot.tensor.type.block_elements == 0 for span in spans)
 
 
 @settings(max_examples=100, deadline=None)
 @given(spec=specs(), weights=WEIGHTS.filter(lambda values: sum(values) > 0))
-def test_query_heads_follow_their_kv_heads(spec: ModelSpec, weights: list[float]) -> None:
+def test_every_query_head_has_its_kv_head(spec: ModelSpec, weights: list[float]) -> None:
     partition = divide(blocks_of(spec), weights)
     for block in blocks_of(spec):
         for rank, share in enumerate(partition.shares[block.index]):
             if block.state is not None:
                 q, k = (next(slot for slot in block.slots if slot.role == role) for role in ("q", "k"))
-                assert q.span(share).size == k.span(share).size * block.state.group
-                assert q.span(share).start == k.span(share).start * block.state.group
+                dim, group, heads = block.state.head_dim, block.state.group, share.first
+                assert q.span(share) == Span(heads.start * dim, heads.stop * dim)
                 assert k.span(share).size == block.state.width(share)
+                seen = [
+                    (run.start + n, kv_run.start + n * kv_run.size // run.size)
+                    for run, kv_run in block.state.runs(share)
+                    for n in range(run.size)
+                ]
+                first_kv = k.span(share).start // dim
+                assert seen == [(n, (heads.start + n) // group - first_kv) for n in range(heads.size)]
             if not weights[rank]:
-                assert share == EMPTY, "no share, no part"
+                assert share == NOTHING, "no share, no part"
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,7 +103,7 @@ def test_pieces_hold_exactly_the_slices(spec: ModelSpec, weights: list[float], p
         for block in blocks:
             parts = [part for piece in pieces if piece.block == block.index for part in piece.parts]
             share = partition.shares[block.index][rank]
-            assert bool(parts) == bool(share.size)
+            assert bool(parts) != share.is_empty
             for slot in block.slots if parts else ():
                 rows, columns = slice_extent(slot, share)
                 mine = [part for part in parts if part.role == slot.role]
@@ -144,27 +154,27 @@ def test_units_follow_the_types_of_their_layer() -> None:
     }
     spec = make_spec(types, **sizes)
     blocks = blocks_of(spec)
-    assert [block.measure.unit for block in blocks] == [2, 256, 1, 32, 32]
-    assert [block.measure.total for block in blocks] == [32, 11008, 32, 11008, 32000]
+    assert [block.measures[0].unit for block in blocks] == [2, 256, 1, 32, 32]
+    assert [block.measures[0].total for block in blocks] == [32, 11008, 32, 11008, 32000]
 
 
 def test_a_unit_covers_two_types_that_do_not_divide_each_other() -> None:
     spec = make_spec({"ffn_down": "Q4_0", "attn_output": "Q4_K"}, head_dim=96, n_heads=8, n_kv_heads=8)
-    assert blocks_of(spec)[0].measure.unit == 8  # 96 * 8 = 3 * 256
+    assert blocks_of(spec)[0].measures[0].unit == 8  # 96 * 8 = 3 * 256
 
 
 def test_the_last_unit_of_the_head_is_ragged() -> None:
     spec = make_spec(n_vocab=300)
     shares = divide(blocks_of(spec), [1, 1, 1]).shares[-1]
-    assert list(shares) == [Span(0, 128), Span(128, 224), Span(224, 300)]
+    assert [share.first for share in shares] == [Span(0, 128), Span(128, 224), Span(224, 300)]
 
 
 def test_more_ranks_than_units() -> None:
     spec = make_spec({"attn_output": "Q4_K"}, n_kv_heads=4)
     partition = divide(blocks_of(spec), [1] * 8)
-    assert blocks_of(spec)[0].measure.unit == 4, "two KV heads, each with two heads"
+    assert blocks_of(spec)[0].measures[0].unit == 4, "two KV heads, each with two heads"
     assert partition.contributors(0) == (0, 1)
-    assert all(share == EMPTY for share in partition.shares[0][2:])
+    assert all(share == NOTHING for share in partition.shares[0][2:])
 
 
 def test_a_rank_without_anything() -> None:
@@ -173,7 +183,7 @@ def test_a_rank_without_anything() -> None:
     assert lay_out(blocks_of(spec), partition, 1) == ()
 
 
-def _changed(partition: Partition, block: int, rank: int, share: Span) -> Partition:
+def _changed(partition: Partition, block: int, rank: int, share: Share) -> Partition:
     shares = [list(row) for row in partition.shares]
     shares[block][rank] = share
     return Partition(partition.n_ranks, tuple(tuple(row) for row in shares))
@@ -189,15 +199,17 @@ def test_partitions_that_are_not_whole() -> None:
         Partition(3, right.shares),
         Partition(0, right.shares),
         Partition(1, tuple(row[:1] for row in right.shares)),
-        _changed(right, 0, 1, EMPTY),
+        _changed(right, 0, 1, Share((EMPTY,))),
         _changed(right, 0, 1, right.shares[0][0]),
-        _changed(right, 0, 0, Span(0, 3)),
-        _changed(right, 1, 0, Span(0, 240)),
-        _changed(right, 1, 0, Span(-256, 256)),
-        _changed(right, 1, 1, Span(256, 1 << 40)),
-        _changed(right, 1, 1, Span(256, 256)),
-        _changed(right, 4, 1, Span(160, 299)),
-        _changed(right, 4, 1, Span(192, 300)),
+        _changed(right, 0, 0, Share((Span(0, 3),))),
+        _changed(right, 1, 0, Share((Span(0, 240),))),
+        _changed(right, 1, 0, Share((Span(-256, 256),))),
+        _changed(right, 1, 1, Share((Span(256, 1 << 40),))),
+        _changed(right, 1, 1, Share((Span(256, 256),))),
+        _changed(right, 4, 1, Share((Span(160, 299),))),
+        _changed(right, 4, 1, Share((Span(192, 300),))),
+        _changed(right, 4, 1, Share(())),
+        _changed(right, 4, 1, Share((Span(160, 300), EMPTY))),
     ]
     for number, partition in enumerate(wrong):
         assert not is_whole(blocks, partition), number
@@ -211,7 +223,7 @@ def test_a_partition_travels() -> None:
 
 def test_copied_slots_have_all_rows() -> None:
     block = blocks_of(make_spec())[0]
-    assert block.slots[0].span(EMPTY) == Span(0, 1)
+    assert block.slots[0].span(NOTHING) == Span(0, 1)
 
 
 def test_made_specs_are_right() -> None:

@@ -34,7 +34,7 @@ class Epoch:
         self._first_members = first_members(model.blocks, plan.partition)
         self._datapath: MasterDatapath | None = None
         if opened.mesh is not None:
-            spans = plan.partition.shares[-1]
+            spans = [share.first for share in plan.partition.shares[-1]]
             limits = limits_of(model, rank_settings(plan, 1))
             self._datapath = MasterDatapath(opened.mesh, limits, self._first_members, spans)
         self._seat = Seat(plan, host, opened.mesh, opened.choice, arithmetic)

@@ -140,6 +140,6 @@ def _link_bytes(model: RankModel, settings: RankSettings) -> int:
 
 def _logits_bytes(model: RankModel, settings: RankSettings) -> int:
     """In frames and, on the master, put together: where all of a row is wanted, which comes in 16 bits."""
-    rows = [share.size for share in model.partition.shares[-1]]
+    rows = [share.first.size for share in model.partition.shares[-1]]
     n_bytes = model.spec.n_vocab * _F32_BYTES + sum(rows[1:]) * 2 if model.rank == 0 else rows[model.rank] * 2
     return settings.n_sampled * n_bytes

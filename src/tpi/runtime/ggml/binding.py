@@ -12,6 +12,7 @@ from tpi.native.libraries import load_ggml
 
 PREC_F32 = 10
 ROPE_NORMAL = 0
+ROPE_NEOX = 2
 STATUS_SUCCESS = 0
 STATUS_ABORTED = 1
 TYPE_F32, TYPE_F16, TYPE_I32, TYPE_I64 = 0, 1, 26, 27
@@ -113,6 +114,8 @@ _BASE = {
     "ggml_mul_mat": (_T, [c_void_p, _T, _T]),
     "ggml_concat": (_T, [c_void_p, _T, _T, c_int]),
     "ggml_rms_norm": (_T, [c_void_p, _T, c_float]),
+    "ggml_norm": (_T, [c_void_p, _T, c_float]),
+    "ggml_scale": (_T, [c_void_p, _T, c_float]),
     "ggml_swiglu_split": (_T, [c_void_p, _T, _T]),
     "ggml_set_rows": (_T, [c_void_p, _T, _T, _T]),
     "ggml_rope_ext": (

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tpi.gguf.types import F16, TensorType
-from tpi.model.blocks import Block
-from tpi.model.steps import Rope
+from tpi.model.blocks import Block, Share, Span
+from tpi.model.steps import Rope, RopeStyle
 from tpi.runtime.ggml.binding import (
     PREC_F32,
+    ROPE_NEOX,
     ROPE_NORMAL,
     TYPE_F16,
     TYPE_F32,
@@ -89,6 +90,33 @@ class RowInput:
     row_bytes: int
 
 
+@dataclass(frozen=True)
+class HeldBlock:
+    """A block, which part of it this rank has, and in which pieces."""
+
+    block: Block
+    share: Share
+    pieces: tuple[Piece, ...]
+
+    @property
+    def has_state(self) -> bool:
+        """A block may keep something, and this rank hold no part that does."""
+        return self.block.state is not None and self.block.state.width(self.share) > 0
+
+    def head_runs(self) -> list[tuple[Span, Span]]:
+        """See ``KvState.runs``."""
+        assert self.block.state is not None
+        return self.block.state.runs(self.share)
+
+
+@dataclass(frozen=True)
+class StatePointer:
+    """Where the address of a block's state is written, with so many bytes added."""
+
+    pointer: ctypes.c_void_p
+    offset: int = 0
+
+
 class Inputs:
     """What a pass brings, as tensors that all blocks of a graph share."""
 
@@ -144,8 +172,7 @@ class Builder:
 
     def __init__(
         self,
-        block: Block,
-        pieces: Sequence[Piece],
+        held: HeldBlock,
         shape: BatchShape,
         settings: GraphSettings,
         context: int,
@@ -154,17 +181,17 @@ class Builder:
         residual: int,
     ) -> None:
         """``residual`` is the tensor of the residual stream that enters."""
-        self._block, self._shape, self._settings, self._context = block, shape, settings, context
+        self._held, self._shape, self._settings, self._context = held, shape, settings, context
         self._base, self._graph, self._inputs, self._residual = ggml().base, graph, inputs, residual
-        self.has_state = block.state is not None
-        self.state_pointers: tuple[list[ctypes.c_void_p], ...] = ([], [])
+        self.has_state = held.has_state
+        self.state_pointers: tuple[list[StatePointer], ...] = ([], [])
         """Where the addresses of the block's state are written: of its keys, of its values."""
         self.part_pointers: list[tuple[ctypes.c_void_p, ...]] = []
         """Where the addresses of parts are written, for every piece."""
         self._weights: dict[str, list[tuple[int, int]]] = {}
         self.starts = [self._n_nodes]
         """From which node of the graph on each piece is needed, and those before it are not."""
-        for number, piece in enumerate(pieces):
+        for number, piece in enumerate(held.pieces):
             tensors = [self._weight(part) for part in piece.parts]
             for part, tensor in zip(piece.parts, tensors, strict=True):
                 self._weights.setdefault(part.role, []).append((number, tensor))
@@ -172,7 +199,7 @@ class Builder:
 
     def build(self) -> int:
         """All nodes of the block; returns its result."""
-        result: int = self._block.graph.build(self)
+        result: int = self._held.block.graph.build(self)
         self._enter(len(self.part_pointers) - 1)
         return result
 
@@ -200,11 +227,19 @@ class Builder:
     def residual(self) -> int:
         return self._residual
 
+    def has(self, role: str) -> bool:
+        return role in self._weights
+
     def rms_norm(self, x: int, role: str, eps: float) -> int:
+        return self._times(self._base.ggml_rms_norm(self._context, x, eps), role)
+
+    def layer_norm(self, x: int, role: str, eps: float) -> int:
+        return self._times(self._base.ggml_norm(self._context, x, eps), role)
+
+    def _times(self, x: int, role: str) -> int:
         [(piece, weight)] = self._weights[role]
         self._enter(piece)
-        normed = self._base.ggml_rms_norm(self._context, x, eps)
-        return self._append(self._base.ggml_mul(self._context, normed, weight))
+        return self._append(self._base.ggml_mul(self._context, x, weight))
 
     def matmul(self, role: str, x: int) -> int:
         result = 0
@@ -219,11 +254,11 @@ class Builder:
         if factors_role:
             [(piece, factors)] = self._weights[factors_role]
             self._enter(piece)
-        n_heads = self._extent(x) // head_dim
-        heads = self._base.ggml_reshape_3d(self._context, x, head_dim, n_heads, self._shape.n_tokens)
+        style = ROPE_NEOX if rope.style is RopeStyle.NEOX else ROPE_NORMAL
         turned = self._base.ggml_rope_ext(
-            self._context, heads, self._inputs.positions, factors, rope.n_dims, ROPE_NORMAL, rope.original_context,
-            rope.base, rope.frequency_scale, rope.extrapolation, rope.attention_factor, 32.0, 1.0,
+            self._context, self.heads(x, head_dim), self._inputs.positions, factors, rope.n_dims, style,
+            rope.original_context, rope.base, rope.frequency_scale, rope.extrapolation, rope.attention_factor,
+            32.0, 1.0,
         )  # fmt: skip
         return self._append(turned)
 
@@ -231,28 +266,61 @@ class Builder:
         base, n_tokens = self._base, self._shape.n_tokens
         width = self._extent(v)
         to_keys, to_values = self.state_pointers
-        keys = self._store(to_keys, base.ggml_reshape_2d(self._context, k, width, n_tokens), width, head_dim)
-        values = self._store(to_values, v, width, head_dim)
-        queries = base.ggml_permute(self._context, q, 0, 2, 1, 3)
-        attended = base.ggml_flash_attn_ext(self._context, queries, keys, values, self._inputs.mask, scale, 0.0, 0.0)
-        base.ggml_prec_set_acc(attended, PREC_F32)
-        return self._append(base.ggml_reshape_2d(self._context, attended, self._heads(q) * head_dim, n_tokens))
+        keys = self._store(to_keys, base.ggml_reshape_2d(self._context, k, width, n_tokens), width)
+        values = self._store(to_values, v, width)
+        result = 0
+        for heads, kv_heads in self._held.head_runs():
+            queries = base.ggml_permute(self._context, self._some_heads(self.heads(q, head_dim), heads), 0, 2, 1, 3)
+            mask, seen = self._inputs.mask, [self._see(*cache, kv_heads, head_dim) for cache in (keys, values)]
+            attended = base.ggml_flash_attn_ext(self._context, queries, *seen, mask, scale, 0.0, 0.0)
+            base.ggml_prec_set_acc(attended, PREC_F32)
+            rows = self._append(base.ggml_reshape_2d(self._context, attended, heads.size * head_dim, n_tokens))
+            result = self._append(base.ggml_concat(self._context, result, rows, 0)) if result else rows
+        return result
 
-    def _store(self, pointers: list[ctypes.c_void_p], rows: int, width: int, head_dim: int) -> int:
-        """Writes ``rows`` to their cells; returns the cache seen as [head_dim, n_kv, n_kv_heads]."""
-        base, n_kv, kind = self._base, self._shape.n_kv, self._settings.kv_type
-        cache = new_tensor(self._context, kind.id, (width, self._settings.n_cells), _PLACEHOLDER)
-        written = self._append(base.ggml_set_rows(self._context, cache, rows, self._inputs.cells))
+    def heads(self, x: int, head_dim: int) -> int:
+        """``x`` with the shape [head_dim, n_heads, n_tokens]."""
+        width, _, last, _ = Tensor.from_address(x).ne
+        if width == head_dim and last == self._shape.n_tokens:
+            return x
+        return int(self._base.ggml_reshape_3d(self._context, x, head_dim, width // head_dim, self._shape.n_tokens))
+
+    def _some_heads(self, x: int, heads: Span) -> int:
+        """Some of the heads of ``x``, which has the shape [head_dim, n_heads, n_tokens]."""
+        tensor = Tensor.from_address(x)
+        head_dim, n_heads, n_tokens = tensor.ne[:3]
+        if heads.size == n_heads:
+            return x
+        offset = heads.start * tensor.nb[1]
+        strides = tensor.nb[1], tensor.nb[2]
+        return int(self._base.ggml_view_3d(self._context, x, head_dim, heads.size, n_tokens, *strides, offset))
+
+    def _store(self, pointers: list[StatePointer], rows: int, width: int) -> tuple[int, list[StatePointer]]:
+        """Writes ``rows`` to their cells; returns the cache, and where addresses in it are written."""
+        cache = new_tensor(self._context, self._settings.kv_type.id, (width, self._settings.n_cells), _PLACEHOLDER)
+        written = self._append(self._base.ggml_set_rows(self._context, cache, rows, self._inputs.cells))
+        pointers.extend(StatePointer(data_pointer(tensor)) for tensor in (cache, written))
+        return cache, pointers
+
+    def _see(self, cache: int, pointers: list[StatePointer], heads: Span, head_dim: int) -> int:
+        """Some heads of the cache, seen as [head_dim, n_kv, n_heads]."""
+        kind, width = self._settings.kv_type, self._extent(cache)
         cell_bytes, head_bytes = kind.row_bytes(width), kind.row_bytes(head_dim)
-        seen = base.ggml_view_3d(self._context, cache, head_dim, n_kv, width // head_dim, cell_bytes, head_bytes, 0)
-        pointers.extend(data_pointer(tensor) for tensor in (cache, written, seen))
+        offset = heads.start * head_bytes
+        seen = self._base.ggml_view_3d(
+            self._context, cache, head_dim, self._shape.n_kv, heads.size, cell_bytes, head_bytes, offset
+        )
+        pointers.append(StatePointer(data_pointer(seen), offset))
         return int(seen)
+
+    def add(self, x: int, y: int) -> int:
+        return self._append(self._base.ggml_add(self._context, x, y))
+
+    def scale(self, x: int, factor: float) -> int:
+        return self._append(self._base.ggml_scale(self._context, x, factor))
 
     def swiglu(self, gate: int, up: int) -> int:
         return self._append(self._base.ggml_swiglu_split(self._context, gate, up))
 
     def _extent(self, tensor: int) -> int:
         return int(Tensor.from_address(tensor).ne[0])
-
-    def _heads(self, tensor: int) -> int:
-        return int(Tensor.from_address(tensor).ne[1])

@@ -7,20 +7,20 @@ would each in a graph of their own, bit for bit. Nothing here allocates weights,
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
 
 import numpy as np
 
-from tpi.model.blocks import Block
 from tpi.runtime.ggml.binding import ComputePlan, InitParams, Tensor, ggml
 from tpi.runtime.ggml.builder import (
     Addresses,
     BatchShape,
     Builder,
     GraphSettings,
+    HeldBlock,
     Inputs,
     graph_bytes,
     max_nodes,
@@ -28,18 +28,9 @@ from tpi.runtime.ggml.builder import (
 )
 from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.protocols import Float32Array
-from tpi.weights.layout import Piece
 
 StateAddresses = tuple[int, ...]
 """Where a block's state lies: its keys, its values."""
-
-
-@dataclass(frozen=True)
-class HeldBlock:
-    """A block, and the pieces that this rank has of it."""
-
-    block: Block
-    pieces: tuple[Piece, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class Graph:
                 if builders:
                     residual = self._base.ggml_add(self._context, result, residual)
                     self._base.ggml_build_forward_expand(self.graph, residual)
-                builder = Builder(held.block, held.pieces, shape, settings, self._context, self.graph, inputs, residual)
+                builder = Builder(held, shape, settings, self._context, self.graph, inputs, residual)
                 result = builder.build()
                 builders.append(builder)
             self._base.ggml_set_output(result)
@@ -128,9 +119,8 @@ class Graph:
 
     def point_state(self, states: Sequence[StateAddresses]) -> None:
         """Points the graph at the state of the blocks that run next, those of them that have some."""
-        for pointers, address in self._placed_states(states):
-            for pointer in pointers:
-                pointer.value = address
+        for pointer, address in self._placed_states(states):
+            pointer.value = address
 
     def point_parts(self, part_addresses: Sequence[int]) -> None:
         """Points the graph at the parts of all pieces, one piece's after the other's."""
@@ -166,21 +156,20 @@ class Graph:
         """Where C is to write which addresses before it runs all at once: of the parts, and of the states."""
         places = [ctypes.addressof(pointer) for pointer in self._part_pointers]
         values = list(part_addresses)
-        for pointers, address in self._placed_states(states):
-            places += [ctypes.addressof(pointer) for pointer in pointers]
-            values += [address] * len(pointers)
+        for pointer, address in self._placed_states(states):
+            places.append(ctypes.addressof(pointer))
+            values.append(address)
         return places, values
 
     def result(self) -> Float32Array:
         """What the last block gives, f32 [n_tokens, width]: a view of the intermediates' buffer."""
         return self._values
 
-    def _placed_states(self, states: Sequence[StateAddresses]) -> list[tuple[list[ctypes.c_void_p], int]]:
-        return [
-            pair
-            for places, addresses in zip(self._state_pointers, states, strict=True)
-            for pair in zip(places, addresses, strict=True)
-        ]
+    def _placed_states(self, states: Sequence[StateAddresses]) -> Iterator[tuple[ctypes.c_void_p, int]]:
+        for places, addresses in zip(self._state_pointers, states, strict=True):
+            for pointers, address in zip(places, addresses, strict=True):
+                for entry in pointers:
+                    yield entry.pointer, address + entry.offset
 
     def _cut(self, builders: Sequence[Builder]) -> list[_Step]:
         """Cuts the finished graph into one sub-graph per piece."""

@@ -7,7 +7,7 @@ from typing import NoReturn
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.architectures import blocks_of, check_spec
-from tpi.model.blocks import Slot, Span
+from tpi.model.blocks import Share, Slot, Span
 from tpi.model.spec import ModelSpec
 from tpi.weights.files import round_up
 from tpi.weights.layout import PART_ALIGNMENT, Part, Piece, slice_extent
@@ -88,14 +88,16 @@ class _Check:
         for block in blocks_of(header.spec):
             share = header.partition.shares[block.index][header.rank]
             waiting = iter(parts.pop(block.index, ()))
-            for slot in block.slots if share.size else ():
+            for slot in () if share.is_empty else block.slots:
                 self._slice(slot, share, waiting)
             self.require(next(waiting, None) is None, f"number of slices of block {block.index}")
         self.require(not parts, "number of blocks")
 
-    def _slice(self, slot: Slot, share: Span, parts: Iterator[Part]) -> None:
+    def _slice(self, slot: Slot, share: Share, parts: Iterator[Part]) -> None:
         tensor = slot.tensor
         rows, columns = slice_extent(slot, share)
+        if not rows.size or not columns.size:
+            return
         inside = 0 <= rows.start < rows.stop <= tensor.n_rows and 0 <= columns.start < columns.stop <= tensor.n_columns
         aligned = columns.start % tensor.type.block_elements == 0 and columns.stop % tensor.type.block_elements == 0
         self.require(inside and aligned, f"share of {tensor.name}")

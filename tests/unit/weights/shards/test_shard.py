@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.weights.helpers import Model, cut_shard, flip, make_model
 from tpi.errors import ChecksumError, ModelFileError, TpiError
-from tpi.model.blocks import Span
+from tpi.model.blocks import Share, Span
 from tpi.model.partition import Partition
 from tpi.model.spec import ModelSpec, TensorSpec
 from tpi.weights.layout import Part, Piece
@@ -31,7 +31,7 @@ GOLDEN_BODY = (
     b"\x85\xa4spec\x8a\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
     b"\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa7entries\x83\xa1a\x01\xa1b\xcb?\xe0\0\0\0\0\0\0"
     b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
-    b"\xa6shares\x91\x91\x92\0\x03\xa4rank\0"
+    b"\xa6shares\x91\x91\x91\x91\x92\0\x03\xa4rank\0"
     b"\xa7records\x91\x93\x94\0\0\x08\x91\x97\xa4norm\xa1n\0\0\x92\0\x01\x92\0\x02\0\0\xc4\x04\0\0\0\0\xa7packing\xa0"
 )
 
@@ -50,7 +50,7 @@ def test_golden_header() -> None:
         entries={"a": 1, "b": 0.5, "c": (True,)},
         tensors={"n": norm},
     )
-    partition = Partition(1, ((Span(0, 3),),))
+    partition = Partition(1, ((Share((Span(0, 3),)),),))
     piece = Piece(0, 0, 8, (Part("norm", "n", 0, 0, Span(0, 1), Span(0, 2), 0),))
     data = encode_header(blank_header(spec, partition, 0, (piece,)))
     assert len(data) == 4096
