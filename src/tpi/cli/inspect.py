@@ -14,6 +14,7 @@ from tpi.cli.display import open_display
 from tpi.cli.environment import find_folders
 from tpi.cli.figures import part, size
 from tpi.cli.memorytable import MemoryQuestion, RankOfModel, memory_facts, memory_lines
+from tpi.cli.models import find_model
 from tpi.config import MAX_RANKS, parse_shares
 from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
 from tpi.gguf.reader import read_gguf
@@ -31,8 +32,9 @@ Facts = dict[str, Any]
 
 
 def command(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A GGUF file (the first of a split one) or a shard file.")
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A GGUF file (the first of a split one), a shard file, or `demo`."),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Compare a shard's data with its checksums.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -56,6 +58,7 @@ def command(
     With --memory, shows instead what the rank of a shard, or rank --rank of --ranks that share a GGUF model, will use
     its memory for, and the least that would do. Fails if that is more than --memory.
     """
+    file = find_model(name)
     is_shard = _starts_like_shard(file)
     if memory is not None:
         resources = options.read_resources(memory, window, threads, repack=not no_repack)

@@ -14,6 +14,7 @@ import typer
 from tpi.cli import options
 from tpi.cli.display import PlainDisplay
 from tpi.cli.environment import JOIN_KEY, find_folders, join_key
+from tpi.cli.models import find_model
 from tpi.cli.terminal import MAX_LINE_BYTES, read_first_line
 from tpi.cluster.worker import run_worker
 from tpi.config import Folders, WorkerSettings
@@ -36,7 +37,7 @@ def command(
     threads: options.Threads = None,
     shard: Annotated[Path | None, typer.Option(metavar="FILE", help="Use this shard, made by `tpi shard`.")] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Cut the slices from this copy of the model.")
+        str | None, typer.Option(metavar="FILE", help="Cut the slices from this copy of the model, or from `demo`.")
     ] = None,
     no_repack: options.NoRepack = False,
     name: options.Name = None,
@@ -60,7 +61,7 @@ def command(
         resources=options.read_resources(memory, window, threads, repack=not no_repack),
         master=master,
         shard=shard,
-        model=model,
+        model=None if model is None else find_model(model),
         name=options.device_name(name),
         port=port,
     )

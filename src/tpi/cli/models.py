@@ -11,7 +11,7 @@ DEMO = "demo"
 
 
 def find_model(name: str) -> Path:
-    """The path of the model called ``name``: a GGUF file, or the word ``demo`` for the one in this package.
+    """The path of the file called ``name``, or of the model in this package for the word ``demo``.
 
     Raises:
         ModelFileError: there is none.
@@ -25,7 +25,7 @@ def find_model(name: str) -> Path:
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder: name the GGUF file in it")
     if not path.exists():
-        raise ModelFileError(f"there is no model {path}: name a GGUF file, or `{DEMO}` for the model that comes along")
+        raise ModelFileError(f"there is no file {path}: name a GGUF file, or `{DEMO}` for the model that comes along")
     return path
 
 

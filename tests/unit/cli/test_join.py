@@ -53,6 +53,16 @@ def test_the_key_as_an_argument(joined: Joined, tmp_path: Path) -> None:
     assert settings.folders.state == tmp_path / "state"
 
 
+def test_the_demo_as_the_copy_of_the_model(
+    joined: Joined, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["join", SECRET, "--model", "demo"]) == 0
+    assert joined.settings is not None and joined.settings.model is not None and joined.settings.model.is_file()
+    assert main(["join", SECRET, "--model", "gone.gguf"]) == 1
+    assert "there is no file gone.gguf" in capsys.readouterr().err
+
+
 def test_the_key_in_a_file(joined: Joined, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{SECRET}\n")

@@ -83,6 +83,18 @@ def test_inspect_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "ffn 4 of 256 columns" in lines and "no checksums" in lines
 
 
+def test_inspect_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", "demo", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["kind"], facts["name"]) == ("GGUF model", "tpi demo storyteller")
+    assert main(["inspect", "demo", "--memory", "300MiB"]) == 0
+    assert "memory of rank 0 of 1" in capsys.readouterr().out
+    write_random_model(tmp_path / "demo")  # a file of that name comes first
+    assert main(["inspect", "demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == ["demo"]
+
+
 def test_inspect_a_shard(shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(shards[2]), "--json", "--verify"]) == 0
     facts = json.loads(capsys.readouterr().out)
