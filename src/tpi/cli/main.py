@@ -41,6 +41,7 @@ VERBS = {
     "join": Verb("join", "Be a worker of a cluster."),
     "status": Verb("status", "Show the devices of the cluster that runs here, and what each holds, reads and sends."),
     "shard": Verb("shard", "Cut a model into the devices' slices beforehand."),
+    "shards": Verb("shards", "List what is kept of models on this disk, and make room."),
     "inspect": Verb("inspect", "Show what a model or shard file holds, and whether it is intact."),
     "devices": Verb("devices", "List the devices that may take part in this master's cluster."),
     "remove": Verb("remove", "Take a device's right to take part away."),

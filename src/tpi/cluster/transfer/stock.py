@@ -17,6 +17,7 @@ from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.workspace import RankModel
 from tpi.weights.files import round_up
 from tpi.weights.shards.assemble import write_shard
+from tpi.weights.shards.inventory import remove_outdated
 from tpi.weights.shards.packing import packed_share, write_packed
 from tpi.weights.shards.shard import ByteProgress, Shard
 from tpi.weights.shards.shard_format import blank_header
@@ -125,7 +126,7 @@ def rearranged(
     own: Stock,
     progress: ByteProgress,
 ) -> Stock:
-    """The rearranged copy, made from ``own`` if there is none.
+    """The rearranged copy, made from ``own`` if there is none; what other kernels left in its place is removed then.
 
     Raises:
         DiskSpaceError: there is no room for a copy.
@@ -136,4 +137,5 @@ def rearranged(
         path = store.path_for(model.spec.digest, model.rank, model.pieces, repacker.name)
         header = blank_header(model.spec, model.partition, model.rank, model.pieces, repacker.name)
         shard = write_packed(path, header, own.stored, repacker, progress)
+        remove_outdated(store.folder, shard)
     return stock_of(shard, True)

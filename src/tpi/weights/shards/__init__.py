@@ -1,1 +1,1 @@
-"""Shard files: format, writing, checking, the folder that holds them, rearranged copies."""
+"""Shard files: format, writing, checking, the folder that holds them, who uses them, rearranged copies."""

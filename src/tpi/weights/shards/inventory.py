@@ -1,0 +1,111 @@
+"""What a folder of shards holds, finished or not, and removing it. Opens headers, never data; any thread, no state."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpi.errors import TpiError
+from tpi.weights.shards.locks import try_claimed
+from tpi.weights.shards.shard import Shard, open_shard
+from tpi.weights.shards.store import SUFFIX
+from tpi.weights.streaming.readways import NOTE_SUFFIX
+
+_PART, _JOURNAL = ".part", ".journal"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A shard on disk: its files, the bytes that they take there, and when it was written, in seconds since 1970.
+
+    ``path`` is its name, which an unfinished one does not have yet. ``shard`` None: it is unfinished, or its header
+    cannot be read. ``lock``: the file that who uses it has locked.
+    """
+
+    path: Path
+    is_finished: bool
+    shard: Shard | None
+    files: tuple[Path, ...]
+    lock: Path
+    n_bytes: int
+    written_s: float
+
+    @property
+    def model_key(self) -> str:
+        """Equal for all shards of a model."""
+        return self.path.name.partition("-")[0]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a rank reads it now, or somebody writes it."""
+        with try_claimed(self.lock) as is_free:
+            return not is_free
+
+    def suits(self, packing: str) -> bool:
+        """Whether kernels whose order is ``packing`` can read it, as far as that is known."""
+        return self.shard is None or self.shard.header.packing in ("", packing)
+
+
+def list_entries(folder: Path) -> list[Entry]:
+    """All shards in the folder of one device, by name; none if there is no such folder.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    finished = sorted(folder.glob(f"*{SUFFIX}"))
+    begun = sorted({path.with_suffix("") for end in (_PART, _JOURNAL) for path in folder.glob(f"*{SUFFIX}{end}")})
+    entries = [_entry(path, True, path, _beside(path, "", NOTE_SUFFIX)) for path in finished]
+    entries += [_entry(path, False, _beside(path, _JOURNAL)[0], _beside(path, _PART, _JOURNAL)) for path in begun]
+    return [entry for entry in entries if entry is not None]
+
+
+def try_remove(entry: Entry) -> bool:
+    """Removes it, unless it is in use; returns whether it is gone.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    with try_claimed(entry.lock) as is_free:
+        if is_free:
+            for file in entry.files:
+                file.unlink(missing_ok=True)
+        return is_free
+
+
+def remove_outdated(folder: Path, keep: Shard) -> int:
+    """Removes the rearranged copies of the model and rank of ``keep``, which is one itself, that other kernels left in
+    this folder and that nobody uses; what cannot be removed stays. Returns the bytes set free."""
+    header = keep.header
+    freed = 0
+    for entry in list_entries(folder):
+        if entry.shard is None or entry.suits(header.packing):
+            continue
+        other = entry.shard.header
+        if (other.spec.digest, other.rank) == (header.spec.digest, header.rank):
+            with suppress(OSError, TpiError):
+                freed += entry.n_bytes if try_remove(entry) else 0
+    return freed
+
+
+def _beside(path: Path, *ends: str) -> tuple[Path, ...]:
+    return tuple(path.with_name(path.name + end) for end in ends)
+
+
+def _entry(path: Path, is_finished: bool, lock: Path, files: Sequence[Path]) -> Entry | None:
+    """None: it is gone meanwhile, or has another name now."""
+    states = []
+    for file in files:
+        try:
+            states.append(file.stat())
+        except FileNotFoundError:
+            continue
+    if not states:
+        return None
+    shard = None
+    if is_finished:
+        try:
+            shard = open_shard(path)
+        except TpiError:
+            shard = None
+    n_bytes = sum(state.st_blocks * 512 if hasattr(state, "st_blocks") else state.st_size for state in states)
+    return Entry(path, is_finished, shard, tuple(files), lock, n_bytes, states[0].st_mtime)
