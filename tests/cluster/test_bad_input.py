@@ -1,9 +1,11 @@
 """Bad input to real commands: one line that says what and what to do, no traceback, nothing left behind."""
 
+import contextlib
 import dataclasses
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,19 @@ def serve(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Run
     """A master that waits for a worker which never comes."""
     with Home(tmp_path_factory.mktemp("serve") / "home", cache).start(*SERVE, "--port", "0") as serve:
         yield serve
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 20 MB at ``folder``."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root may mount a small disk, and not everywhere")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 def check(ended: Ended, *said: str) -> None:
@@ -106,6 +121,27 @@ def test_no_space_on_the_masters_disk(home: Home) -> None:
     ended = home.run("run", "demo", "hi", "--local-devices", "2", prefix=["ulimit -f 600"])
     check(ended, "no room for the shard")
     assert home.left_behind(may_resume=True) == []
+
+
+def test_no_space_for_a_rearranged_copy(home: Home, tmp_path: Path) -> None:
+    model = str(write_random_model(tmp_path / "model.gguf", types="Q4_0"))
+    arguments = ("run", model, "w1 w2", "--threads", "1", "--max-tokens", "4", "--seed", "1")
+    ended = home.run(*arguments, prefix=["ulimit -f 600"])
+    assert ended.code == 0 and ended.out == home.run(*arguments, "--no-repack").out, ended.err
+    (said,) = (line for line in ended.err.splitlines() if "no room for a rearranged copy of the weights" in line)
+    assert "computing goes on without it" in said and "prune" in said
+    assert list(home.folder.glob("shards/**/*.tpishard*")) == []
+
+
+def test_no_space_for_rearranged_copies_of_several_ranks(home: Home, tmp_path: Path) -> None:
+    model = str(write_random_model(tmp_path / "model.gguf", types="Q4_0"))
+    with small_disk(home.folder / "shards"):
+        arguments = ("--threads", "1", "--max-tokens", "4", "--local-devices", "2")
+        ended = home.run("run", model, "w1 w2", *arguments)
+        assert ended.code == 0, ended.err
+        said = [line for line in ended.err.splitlines() if "no room for a rearranged copy of the weights" in line]
+        assert len(said) == 2 and sum(line.startswith("local-1 (rank 1): ") for line in said) == 1, ended.err
+        assert len(list(home.folder.glob("shards/*/*.tpishard"))) == 2
 
 
 def test_too_little_memory_names_the_minimum(home: Home) -> None:

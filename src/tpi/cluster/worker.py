@@ -29,6 +29,7 @@ from tpi.cluster.control.messages import (
     Plan,
     Prepared,
     Progress,
+    Remarked,
     Revoked,
     RunChunk,
     StatusReply,
@@ -54,7 +55,7 @@ from tpi.cluster.pairing.connect import OpenedLink, enter_cluster
 from tpi.cluster.pairing.gate import WorkerGate
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
-from tpi.cluster.reports import Ready, Report, Transfer
+from tpi.cluster.reports import Event, Ready, Remark, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
 from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, TpiError
@@ -299,7 +300,7 @@ class _Worker:
             self._settings.folders.cache,
             lambda model: self._holdings.stock(model, self._open_source, progress),
             progress,
-            self._report,
+            self._show,
         )
 
     def _open_source(self) -> LinkSource:
@@ -316,6 +317,12 @@ class _Worker:
             self._told = step
             self._report(Transfer(rank, self._identity.name, n_done, n_bytes, how))
             self._control.send(Progress(n_done, n_bytes, how))
+
+    def _show(self, event: Event) -> None:
+        """Here, and what is to be remarked to the master as well: nobody may look at this device."""
+        self._report(event)
+        if isinstance(event, Remark):
+            self._control.send(Remarked(one_line(event.text)))
 
     # The control link's thread.
 

@@ -24,6 +24,7 @@ from tpi.cluster.control.messages import (
     Plan,
     Prepared,
     Progress,
+    Remarked,
 )
 from tpi.cluster.epoch import linking
 from tpi.cluster.epoch.planning import FIRST_EPOCH
@@ -164,6 +165,14 @@ def test_nonsense_after_the_plan(forming: Forming, messages: list[AnyMessage], s
     assert reason(worker).startswith("the master ended the session: worker ")
     with pytest.raises(LinkError):
         worker.receive(WAIT_S)
+
+
+def test_what_a_worker_remarks_is_noted(forming: Forming) -> None:
+    worker = forming.planned("worker")
+    worker.send(Remarked("the disk is\x1b[2J full"))
+    worker.send(Prepared(FIRST_EPOCH))
+    wait_for(worker, OpenLinks)
+    assert forming.master.membership.notes.latest() == ("worker (rank 1): the disk is [2J full",)
 
 
 def test_a_worker_that_opens_no_link_is_gone(forming: Forming) -> None:

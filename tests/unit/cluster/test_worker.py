@@ -13,9 +13,10 @@ from tests.unit.cluster.pairing.masters import WAIT_S, running_master
 from tests.unit.runtime.rigs import make_model
 from tpi.cli.signals import Terminated
 from tpi.cluster.control.link import ControlLink
-from tpi.cluster.control.messages import AnyMessage, Failed, Measure, Offer, Plan
+from tpi.cluster.control.messages import AnyMessage, Failed, Measure, Offer, Plan, Remarked
 from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.preparing import Provision
+from tpi.cluster.reports import Remark
 from tpi.cluster.worker import MAX_INBOX, run_worker
 from tpi.config import Folders, WorkerSettings
 from tpi.errors import DiskSpaceError, LinkError
@@ -35,14 +36,14 @@ class Session:
 
 
 @contextmanager
-def working(folder: Path, prepare: Callable[[], None]) -> Iterator[Session]:
+def working(folder: Path, prepare: Callable[[Provision], None]) -> Iterator[Session]:
     """A worker that has made its offer; for a plan it calls ``prepare``, which does not return a host."""
     _, model = make_model(folder / "model.gguf", weights=(1, 1), rank=1)
     plan = Plan(1, 1, model.spec, model.partition, 64, 8, 8, "f32", "F16")
     errors: list[BaseException] = []
 
     def make_host(plan: Plan, device: HostDevice, provision: Provision, before: RankHost | None) -> RankHost:
-        prepare()
+        prepare(provision)
         raise AssertionError("nothing is to be computed here")
 
     with ExitStack() as stack:
@@ -89,7 +90,7 @@ def last_words(link: ControlLink) -> AnyMessage:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_the_master_hears_why_a_worker_ends(tmp_path: Path, error: BaseException, reason: str) -> None:
-    def fail() -> None:
+    def fail(provision: Provision) -> None:
         raise error
 
     with working(tmp_path, fail) as session:
@@ -98,10 +99,21 @@ def test_the_master_hears_why_a_worker_ends(tmp_path: Path, error: BaseException
         assert session.end() is error, "and whoever started it, too"
 
 
+def test_the_master_hears_what_a_worker_remarks(tmp_path: Path) -> None:
+    def remark(provision: Provision) -> None:
+        provision.report(Remark("the disk\n" + 600 * "!"))
+        raise LinkError("enough")
+
+    with working(tmp_path, remark) as session:
+        session.link.send(session.plan)
+        assert session.link.receive(WAIT_S) == Remarked("the disk " + 491 * "!")
+        assert last_words(session.link) == Failed("enough")
+
+
 def test_a_worker_that_hangs_takes_no_more_than_so_many_messages(tmp_path: Path) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def hang() -> None:
+    def hang(provision: Provision) -> None:
         begun.set()
         assert go_on.wait(WAIT_S)
         raise LinkError("what it was doing is of no use any more")

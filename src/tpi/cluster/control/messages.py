@@ -121,6 +121,12 @@ class Progress(Message, frozen=True, tag="progress"):
     how: Annotated[str, msgspec.Meta(max_length=16)]
 
 
+class Remarked(Message, frozen=True, tag="remarked"):
+    """Worker to master, while it prepares: something that the user should know and that stops nothing, in one line."""
+
+    text: Text
+
+
 class Prepared(Message, frozen=True, tag="prepared"):
     """Worker to master: shard, window and graphs for this epoch are there; only the mesh is missing."""
 
@@ -274,6 +280,7 @@ AnyMessage: TypeAlias = (
     | FetchRun
     | RunChunk
     | Progress
+    | Remarked
     | Prepared
     | OpenLinks
     | LinksOpened

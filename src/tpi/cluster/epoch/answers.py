@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from tpi.cluster.control.messages import AnyMessage, LinksOpened, Measured, Prepared, Progress, one_line
+from tpi.cluster.control.messages import AnyMessage, LinksOpened, Measured, Prepared, Progress, Remarked, one_line
 from tpi.cluster.membership.member import Member
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import Loading, Report, Transfer
@@ -81,6 +81,8 @@ class Answers:
         match message:
             case Progress():
                 self._report(Transfer(member.rank, member.name, message.n_done, message.n_bytes, one_line(message.how)))
+            case Remarked():
+                self._membership.notes.add(f"{member.title}: {one_line(message.text)}")
             case Prepared() | LinksOpened() | Measured() if message.epoch == self._epoch:
                 if member.rank in self._answers:
                     raise ProtocolError(f"{member.name} answered twice")

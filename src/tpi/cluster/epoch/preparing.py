@@ -10,7 +10,7 @@ from pathlib import Path
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model, rank_settings
 from tpi.cluster.reports import Loading, Report
-from tpi.cluster.transfer.stock import Stock, check_kernels, open_repacker, rearranged
+from tpi.cluster.transfer.stock import Stock, check_kernels, open_repacker, try_rearranged
 from tpi.runtime.workspace import RankModel
 from tpi.weights.shards.shard import ByteProgress
 from tpi.weights.shards.store import ShardStore
@@ -36,7 +36,8 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
     Raises:
         MemoryBudgetError: the device allows less memory than its part needs.
         KernelError: the kernels cannot compute this model.
-        DiskSpaceError, ModelFileError, LinkError, ChecksumError: its weights cannot be brought here.
+        DiskSpaceError, ModelFileError, LinkError, ChecksumError: its weights cannot be brought here. Without room for
+            a rearranged copy it goes on without one, and reports that.
     """
     model = rank_model(plan)
     if before is not None and before.suits(model, rank_settings(plan, device.resources.n_threads)):
@@ -51,7 +52,14 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
         host = host_of(plan, model, device, provision.whole, repacker)
         stock = provision.stock(model)
         if repacker is not None:
-            stock = rearranged(provision.store, model, repacker, stock, provision.progress("rearranged"))
+            progress = provision.progress("rearranged")
+            copy = try_rearranged(provision.store, model, repacker, stock, progress, provision.report)
+            if copy is None:  # the host, and what was bequeathed, were for the other order
+                host.close()
+                if legacy is not None:
+                    legacy.close()
+                host, legacy = host_of(plan, model, device, provision.whole), None
+            stock = copy or stock
         provision.report(Loading(plan.rank, device.name))
         host.load(stock, legacy)
     except BaseException:

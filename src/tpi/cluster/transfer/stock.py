@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tpi.cluster.reports import Remark, Report
 from tpi.config import Resources
-from tpi.errors import KernelError
+from tpi.errors import DiskSpaceError, KernelError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.probe import probe_kernels
@@ -20,7 +20,7 @@ from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.inventory import remove_outdated
 from tpi.weights.shards.packing import packed_share, write_packed
 from tpi.weights.shards.shard import ByteProgress, Shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import blank_header, data_bytes
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import SliceSource
@@ -110,32 +110,39 @@ def _has_room(store: ShardStore, model: RankModel, repacker: Repacker, report: R
     free = store.free_bytes()
     if free > needed + _SPARE_BYTES:
         return True
-    report(
-        Remark(
-            f"the disk of {store.folder} has {free:,} bytes free, a rearranged copy of the weights would need "
-            f"{needed + _SPARE_BYTES:,}: computing goes on without one, more slowly (--no-repack does not try)"
-        )
-    )
+    report(_goes_on(f"the disk of {store.folder} has {free:,} bytes free, {needed + _SPARE_BYTES:,} are needed"))
     return False
 
 
-def rearranged(
+def try_rearranged(
     store: ShardStore,
     model: RankModel,
     repacker: Repacker,
     own: Stock,
     progress: ByteProgress,
-) -> Stock:
+    report: Report,
+) -> Stock | None:
     """The rearranged copy, made from ``own`` if there is none; what other kernels left in its place is removed then.
+    None, and a remark, where the disk has no room for it.
 
     Raises:
-        DiskSpaceError: there is no room for a copy.
-        ModelFileError: the weights cannot be read.
+        ModelFileError: the weights cannot be read, or the copy cannot be written for another reason.
     """
     shard = store.try_find(model.spec.digest, model.pieces, repacker.name)
     if shard is None:
         path = store.path_for(model.spec.digest, model.rank, model.pieces, repacker.name)
         header = blank_header(model.spec, model.partition, model.rank, model.pieces, repacker.name)
-        shard = write_packed(path, header, own.stored, repacker, progress)
+        try:
+            shard = write_packed(path, header, own.stored, repacker, progress)
+        except DiskSpaceError:
+            report(_goes_on(f"the disk of {store.folder} is full, {data_bytes(header):,} bytes are needed"))
+            return None
         remove_outdated(store.folder, shard)
     return stock_of(shard, True)
+
+
+def _goes_on(why: str) -> Remark:
+    return Remark(
+        f"no room for a rearranged copy of the weights ({why}): computing goes on without it, more slowly; "
+        "`tpi shards prune` may make room, --no-repack does not try"
+    )

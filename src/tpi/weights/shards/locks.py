@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tpi.errors import ModelFileError
 from tpi.weights.files import open_for_reading
 
 if sys.platform != "win32":
@@ -35,15 +36,13 @@ def used(path: Path) -> Iterator[None]:
 
 @contextmanager
 def try_claimed(path: Path) -> Iterator[bool]:
-    """Whether nobody else uses the file at ``path``, if there is one, and so until the end. Does not block.
-
-    Raises:
-        ModelFileError: it cannot be opened.
-    """
-    if sys.platform == "win32" or not path.exists():
+    """Whether nobody else uses the file at ``path``, if it is there and can be read, and so until the end. Does not
+    block."""
+    try:
+        descriptor = open_for_reading(path)
+    except ModelFileError:
         yield True
         return
-    descriptor = open_for_reading(path)
     try:
         yield _try_lock(descriptor)
     finally:
@@ -51,6 +50,8 @@ def try_claimed(path: Path) -> Iterator[bool]:
 
 
 def _try_lock(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,6 +20,7 @@ from tpi.cluster.control.messages import (
     Offer,
     OpenLinks,
     Peer,
+    Remarked,
     SumTrial,
     decode_length,
     decode_message,
@@ -37,6 +38,7 @@ PEER = Peer(3, "attic", "2a", ("10.0.0.5", "::1"), 7600, b"fedcba9876543210")
     [
         (Heartbeat(), b"\x10\x00\x00\x00\x81\xa4type\xa9heartbeat"),
         (Goodbye("bye"), b"\x19\x00\x00\x00\x82\xa4type\xa7goodbye\xa6reason\xa3bye"),
+        (Remarked("full"), b"\x19\x00\x00\x00\x82\xa4type\xa8remarked\xa4text\xa4full"),
         (
             OpenLinks(7, b"0123456789abcdef", expect=(PEER,)),
             b"\x96\x00\x00\x00\x86\xa4type\xaaopen_links\xa5epoch\x07\xa6master\xc4\x100123456789abcdef"
@@ -76,6 +78,7 @@ latencies = st.lists(st.floats(0, 1e3), max_size=5).map(tuple)
 @given(
     st.one_of(
         st.builds(Goodbye, st.text(max_size=1000)),
+        st.builds(Remarked, st.text(max_size=1000)),
         st.builds(OpenLinks, epochs, st.none() | tokens, st.lists(peers, max_size=3).map(tuple)),
         st.builds(LinksOpened, epochs, st.lists(failures, max_size=3).map(tuple)),
         st.builds(Measured, epochs, latencies, st.integers(0, 1 << 40), st.floats(0, 1e3), latencies, latencies),

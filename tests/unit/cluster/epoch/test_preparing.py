@@ -1,8 +1,12 @@
-"""A rank gets its weights in the order of the kernels: what becomes of copies for other kernels."""
+"""A rank gets its weights in the order of the kernels: copies for other kernels, and disks without room for one."""
 
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -117,3 +121,49 @@ def test_a_copy_that_a_rank_reads_is_in_use(alone: Alone, tmp_path: Path) -> Non
         assert entry.is_used and not try_remove(entry)
         assert np.isfinite(alone.logits(host)).all()
     assert not entry.is_used and try_remove(entry)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 80 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("only root may mount a small disk, and not everywhere")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leaves no byte free."""
+    with suppress(OSError), (folder / "filler").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 16))
+
+
+def test_a_disk_that_is_full_before_the_copy_is_finished(alone: Alone, small_disk: Path, tmp_path: Path) -> None:
+    with alone.prepare(ShardStore(tmp_path / "elsewhere"), repack=False) as host:
+        expected = alone.logits(host)
+    store = ShardStore(small_disk / "shards")
+    with alone.prepare(store, copied=lambda: fill(small_disk)) as host:
+        (small_disk / "filler").unlink()
+        assert list_entries(store.folder) == [], "what was begun is gone"
+        assert np.array_equal(alone.logits(host), expected)
+        (remark,) = alone.remarks
+        assert "no room" in remark and str(store.folder) in remark and "computing goes on without" in remark
+        assert "\n" not in remark
+        assert alone.prepare(store, before=host) is host, "the next epoch has the same weights"
+    assert len(alone.remarks) == 1
+
+
+def test_a_disk_that_has_filled_up_between_two_epochs(alone: Alone, small_disk: Path) -> None:
+    store = ShardStore(small_disk / "shards")
+    with alone.prepare(store) as host:
+        alone.logits(host)
+        (entry,) = list_entries(store.folder)
+        entry.path.unlink()
+        alone.plan = msgspec.structs.replace(alone.plan, max_tokens=16)
+        with alone.prepare(store, copied=lambda: fill(small_disk), before=host) as after:
+            assert after is not host and np.isfinite(alone.logits(after)).all()
+    assert len(alone.remarks) == 1
