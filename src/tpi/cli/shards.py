@@ -59,8 +59,9 @@ def command(
     with; other kernels cannot read it. "written" is when the file was written: when it was read last is not known, as
     every start looks into all of them.
 
-    prune removes unfinished shards that nobody writes, and rearranged copies for other kernels; with --all everything.
-    What is in use stays. What is missing later is made or fetched again.
+    prune removes unfinished shards that nobody writes, those that this version of tpi cannot read, and rearranged
+    copies for other kernels; with --all everything. What is in use stays. What is missing later is made or fetched
+    again.
     """
     folder = find_folders().shards
     stored = _find(folder)
@@ -98,7 +99,7 @@ def _prune(stored: Sequence[_Stored], everything: bool, dry_run: bool) -> None:
 
 
 def _is_useless(one: _Stored) -> bool:
-    return not one.entry.is_finished or one.facts.is_for_these_kernels is False
+    return one.facts.state != "finished" or one.facts.is_for_these_kernels is False
 
 
 def _find(folder: Path) -> list[_Stored]:
