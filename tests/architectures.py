@@ -74,31 +74,40 @@ def qwen3(is_tied: bool = False, n_layers: int = 28) -> Made:
     return made
 
 
-def command_r(n_layers: int) -> Made:
+def llama(n_layers: int = 22, is_tied: bool = False) -> Made:
+    """Of TinyLlama (22 layers) and Llama 3.2 1B (16, tied)."""
+    made = _dense("llama", n_layers, 256, 8, 2, 32, 512)
+    if not is_tied:
+        made.add("output", N_VOCAB, 256)
+    return made
+
+
+def command_r(n_layers: int, has_norms: bool) -> Made:
     """Of 35B (40 layers) and R+ (64 layers, whose heads are normed)."""
     n_embd, n_heads, n_kv_heads, dim = 256, 8, 2, 32
     made = _dense("command-r", n_layers, n_embd, n_heads, n_kv_heads, dim, 512, logit_scale=0.0625)
     made.entries["attention.layer_norm_epsilon"] = made.entries.pop("attention.layer_norm_rms_epsilon")
     for layer in range(n_layers):
         del made.shapes[f"blk.{layer}.ffn_norm.weight"]
-        if n_layers >= 64:
+        if has_norms:
             made.add(f"blk.{layer}.attn_q_norm", n_heads, dim)
             made.add(f"blk.{layer}.attn_k_norm", n_kv_heads, dim)
     return made
 
 
 VARIANTS: Mapping[str, Callable[[], Made]] = {
-    "command-r 35B": lambda: command_r(40),
-    "command-r 104B": lambda: command_r(64),
+    "command-r 35B": lambda: command_r(40, has_norms=False),
+    "command-r 104B": lambda: command_r(64, has_norms=True),
+    "llama 1.1B": llama,
+    "llama 3.2 1B": lambda: llama(16, is_tied=True),
     "qwen3 0.6B": lambda: qwen3(is_tied=True),
     "qwen3 8B": lambda: qwen3(n_layers=36),
 }
 
 
-def write_variant(path: Path, variant: str, kind: str = "F16", seed: int = 0) -> Path:
-    """Writes one of ``VARIANTS`` with its matrices in the type ``kind``."""
-    made, random = VARIANTS[variant](), np.random.default_rng(seed)
-    tensors = []
+def write_made(path: Path, made: Made, kind: str = "F16", seed: int = 0) -> Path:
+    """Writes a model with its matrices in the type ``kind``."""
+    random, tensors = np.random.default_rng(seed), []
     for name, shape in made.shapes.items():
         if _is_norm(name, shape):
             values = random.uniform(0.8, 1.2, shape)
@@ -107,7 +116,7 @@ def write_variant(path: Path, variant: str, kind: str = "F16", seed: int = 0) ->
         tensors.append((name, values.astype(np.float32)))
 
     def add_metadata(writer: gguf.GGUFWriter) -> None:
-        writer.add_name(f"random {variant}")
+        writer.add_name(f"random {made.architecture}")
         for key, value in made.entries.items():
             _add_entry(writer, f"{made.architecture}.{key}", value)
         add_tokenizer(writer, N_VOCAB)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_variant
+from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.cluster.unrounded import write_unrounded
 from tests.parity.rig import cluster_logits, range_difference, reference_logits
 from tpi.cluster.allreduce.algorithm import Scale
@@ -29,7 +29,7 @@ F32_BOUND = 1e-3
 @pytest.mark.parametrize("types", ["F16", "Q4_0"])
 @pytest.mark.parametrize("is_resident", [False, True], ids=["pieces", "resident"])
 def test_logits_equal_llama_cpp(tmp_path: Path, variant: str, types: str, is_resident: bool) -> None:
-    path = write_variant(tmp_path / "model.gguf", variant, types)
+    path = write_made(tmp_path / "model.gguf", VARIANTS[variant](), types)
     ours = cluster_logits(path, CHUNKS, [Sums(None, None)], is_resident=is_resident, piece_bytes=110_000)[0]
     reference, bound = reference_logits(path, CHUNKS), OTHER_ORDER.get(variant.split()[0], BOUND)
     if bound > BOUND and types != "F16":
@@ -42,7 +42,7 @@ def test_logits_equal_llama_cpp(tmp_path: Path, variant: str, types: str, is_res
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("shares", SHARES, ids=str)
 def test_ranks_equal_one(tmp_path: Path, variant: str, shares: tuple[float, ...]) -> None:
-    path = write_variant(tmp_path / "model.gguf", variant, "F32")
+    path = write_made(tmp_path / "model.gguf", VARIANTS[variant](), "F32")
     chunks = [TOKENS[:70], TOKENS[70:80], *([token] for token in TOKENS[80:84])]
     one = cluster_logits(path, chunks, [Sums(None, None)], n_threads=1)[0]
     with open_sums(len(shares), ALGORITHMS["one-shot"], Scale(PayloadFormat.F32, 70 * 512)) as shared:
