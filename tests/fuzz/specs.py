@@ -63,7 +63,8 @@ def mutations(gguf: Gguf, chooser: random.Random) -> list[Change]:
             kind = chooser.choice([tensor.type.name, "F32", "F16", "Q4_0", "Q4_K"])
             columns, rows = (_integer(value, chooser) for value in (tensor.n_columns, tensor.n_rows))
             shape = chooser.choice([(tensor.n_columns, rows), (columns, tensor.n_rows), (tensor.n_rows, columns)])
-            n_bytes = TYPES_BY_NAME[kind].row_bytes(shape[0]) * shape[1]
+            elements = TYPES_BY_NAME[kind].block_elements
+            n_bytes = TYPES_BY_NAME[kind].row_bytes(-(-shape[0] // elements) * elements) * shape[1]
             if chooser.random() < 0.1:
                 changes.append(("tensor", tensor.name, None))
             elif n_bytes <= tensor.n_bytes:  # more is not in the file, which ``read_gguf`` sees
