@@ -5,7 +5,7 @@ import mmap
 import sys
 from collections.abc import Sequence
 
-from tpi.errors import Cancelled, KernelError
+from tpi.errors import Cancelled, KernelError, MemoryBudgetError
 from tpi.runtime.ggml.binding import STATUS_ABORTED, STATUS_SUCCESS, ComputePlan, ThreadpoolParams, ggml
 
 
@@ -81,10 +81,14 @@ class Compute:
             raise KernelError(f"a graph needs {after} bytes of intermediates, {before} were reserved")
 
     def plan(self, graph: int) -> ComputePlan:
-        """How ``graph`` is run; grows the work buffer where needed (64-byte aligned, as kernels demand)."""
+        """How ``graph`` is run; grows the work buffer where needed (64-byte aligned, as kernels demand).
+
+        Raises:
+            MemoryBudgetError: the system does not give the memory for it.
+        """
         plan: ComputePlan = self._lib.cpu.ggml_graph_plan(graph, self.n_threads, self._threadpool)
         if plan.work_size > self._work_bytes:
-            self._work = mmap.mmap(-1, plan.work_size)
+            self._work = _allocate(plan.work_size)
             self._work_address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
             self._work_bytes = plan.work_size
         plan.abort_callback, plan.abort_callback_data = self._abort.callback, self._abort.data
@@ -113,6 +117,16 @@ class Compute:
             raise Cancelled("the computation was stopped")
         if status != STATUS_SUCCESS:
             raise KernelError(f"the kernels failed with status {status}")
+
+
+def _allocate(n_bytes: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, n_bytes)
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"no room for {n_bytes:,} bytes that the kernels work in ({error.strerror}): use a smaller --context, "
+            "or end other programs"
+        ) from error
 
 
 class AbortFlag:

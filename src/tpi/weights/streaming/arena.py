@@ -9,6 +9,7 @@ import mmap
 import sys
 from dataclasses import dataclass
 
+from tpi.errors import MemoryBudgetError
 from tpi.weights.files import round_up
 from tpi.weights.stored import StoredPiece
 from tpi.weights.streaming.disk import PendingRead
@@ -44,10 +45,14 @@ class Slot:
 
 
 class Arena:
-    """``n_bytes`` of memory, at least a page. ``close`` is idempotent; nothing may refer to the memory then."""
+    """``n_bytes`` of memory, at least a page. ``close`` is idempotent; nothing may refer to the memory then.
+
+    Raises:
+        MemoryBudgetError: the system does not give so much memory.
+    """
 
     def __init__(self, n_bytes: int) -> None:
-        self._mapping = _allocate(round_up(max(1, n_bytes), mmap.PAGESIZE))
+        self._mapping = allocate(round_up(max(1, n_bytes), mmap.PAGESIZE), "of weights")
         self._memory = memoryview(self._mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
@@ -80,10 +85,20 @@ class Arena:
         self._mapping.close()
 
 
-def _allocate(n_bytes: int) -> mmap.mmap:
-    if sys.platform == "win32":
-        return mmap.mmap(-1, n_bytes)
-    memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def allocate(n_bytes: int, purpose: str) -> mmap.mmap:
+    """Memory that becomes resident as it is written; the caller's.
+
+    Raises:
+        MemoryBudgetError: the system does not give so much memory.
+    """
+    try:
+        if sys.platform == "win32":
+            return mmap.mmap(-1, n_bytes)
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"no room for {n_bytes:,} bytes {purpose} ({error.strerror}): use a smaller --memory, or end other programs"
+        ) from error
     if n_bytes >= _HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -17,7 +17,7 @@ from typing import Self
 
 import msgspec
 
-from tpi.errors import Cancelled, ModelFileError
+from tpi.errors import Cancelled, MemoryBudgetError, ModelFileError
 from tpi.weights.files import PAGE_BYTES, cannot_read, ends_early, forget_cached, open_for_reading, read_some, round_up
 from tpi.weights.stored import StoredPiece, StoredWeights
 
@@ -60,6 +60,7 @@ class PieceReader:
 
     Raises:
         ModelFileError: a file cannot be opened or is shorter than its pieces.
+        MemoryBudgetError: the system does not give the memory for its threads.
     """
 
     def __init__(self, stored: StoredWeights, way: ReadWay | None = None, *, direct: bool = True) -> None:
@@ -75,13 +76,10 @@ class PieceReader:
         try:
             self._open()
             self._check_sizes(stored)
+            self._start_threads()
         except BaseException:
             self.close()
             raise
-        for number in range(self.way.n_readers):
-            thread = threading.Thread(target=self._work, name=f"tpi-disk-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +156,18 @@ class PieceReader:
                 end = extent.file_offset + extent.n_bytes
                 if end > sizes[extent.file]:
                     raise ends_early(self._paths[extent.file], self._descriptors[extent.file], end)
+
+    def _start_threads(self) -> None:
+        for number in range(self.way.n_readers):
+            thread = threading.Thread(target=self._work, name=f"tpi-disk-{number}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # all that Python says of a refused stack
+                raise MemoryBudgetError(
+                    f"no room for {self.way.n_readers} threads that read the disk ({error}): "
+                    "use a smaller --memory, or end other programs"
+                ) from error
+            self._threads.append(thread)
 
     def _work(self) -> None:
         while (chunk := self._chunks.get()) is not None:

@@ -5,7 +5,6 @@ these files with direct I/O; takes the memory of one piece and well under a seco
 """
 
 import contextlib
-import mmap
 import os
 import queue
 import statistics
@@ -18,6 +17,7 @@ import msgspec
 from tpi.errors import ModelFileError
 from tpi.weights.files import PAGE_BYTES
 from tpi.weights.stored import Extent, StoredPiece, StoredWeights
+from tpi.weights.streaming.arena import allocate
 from tpi.weights.streaming.disk import PieceReader, ReadWay
 
 NOTE_SUFFIX = ".disk"
@@ -46,6 +46,7 @@ def find_way(stored: StoredWeights, budget_bytes: int, note: Path | None) -> Rea
 
     Raises:
         ModelFileError: a file cannot be read.
+        MemoryBudgetError: the system does not give the memory for a trial.
     """
     if budget_bytes >= stored.arena_bytes or stored.arena_bytes < _FEW_BYTES:
         return ReadWay()
@@ -77,13 +78,14 @@ def try_ways(stored: StoredWeights, memory_bytes: int) -> ReadWay:
 
     Raises:
         ModelFileError: a file cannot be read.
+        MemoryBudgetError: the system does not give so much memory.
     """
     rates: dict[ReadWay, list[float]] = {}
     with contextlib.ExitStack() as stack:
         readers = [stack.enter_context(PieceReader(stored, way)) for way in _WAYS]
         if not readers[0].is_direct:
             return ReadWay()
-        memory = stack.enter_context(memoryview(stack.enter_context(mmap.mmap(-1, memory_bytes))))
+        memory = stack.enter_context(memoryview(stack.enter_context(allocate(memory_bytes, "to try the disk with"))))
         places = _places(stored, memory_bytes)
         started = time.perf_counter()
         _run(readers[0], [next(places)], memory)  # memory and disk wake up

@@ -99,7 +99,7 @@ class Window:
     ``legacy`` is to be pinned here is copied instead of read, and given up there piece by piece.
 
     Raises:
-        MemoryBudgetError: the budget is less than :meth:`minimum_bytes`.
+        MemoryBudgetError: the budget is less than :meth:`minimum_bytes`, or the system does not give so much memory.
     """
 
     def __init__(
@@ -111,18 +111,18 @@ class Window:
         legacy: "Legacy | None" = None,
     ) -> None:
         self._sizes = [piece.arena_bytes for piece in stored.pieces]
+        self._extra_sizes = [round_up(size, mmap.PAGESIZE) for size in self._sizes]
         self._budget_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
         try:
             self._plan = plan_pins(self._sizes, self._budget_bytes)
+            self._extras = extra_pins(self._extra_sizes, self._plan, lent_bytes if CAN_FORGET else 0)
+            self._arena = Arena(round_up(self._plan.total_bytes, mmap.PAGESIZE) + self._extra_bytes())
         except BaseException:
             reader.close()
             raise
-        self._extra_sizes = [round_up(size, mmap.PAGESIZE) for size in self._sizes]
-        self._extras = extra_pins(self._extra_sizes, self._plan, lent_bytes if CAN_FORGET else 0)
         self._pieces = stored.pieces
         self._reader = reader
         self._changed = threading.Condition()
-        self._arena = Arena(round_up(self._plan.total_bytes, mmap.PAGESIZE) + self._extra_bytes())
         self._places = Places(self._pieces, self._arena, self._plan, self._extras)
         self._clock = PassClock(len(stored.pieces))
         self._is_measured = False

@@ -1,11 +1,14 @@
 """Ending a run from outside, between two nodes, and running again."""
 
+import re
+import sys
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.limits import said_by
 from tests.unit.runtime.rigs import make_model, make_pass, running
 from tpi.errors import Cancelled
 from tpi.runtime.ggml.compute import Compute
@@ -57,3 +60,34 @@ def test_aborting_after_the_end_and_closing_twice() -> None:
     compute.close()
     compute.abort()
     compute.allow()
+
+
+NO_MEMORY = """
+from tests.limits import give_no_more_than
+from tpi.errors import MemoryBudgetError
+from tpi.gguf.types import TYPES_BY_NAME
+from tpi.runtime.ggml.binding import TYPE_F32, InitParams, ggml
+from tpi.runtime.ggml.compute import Compute
+
+base = ggml().base
+context = base.ggml_init(InitParams(1 << 16, None, True))
+weights = base.ggml_new_tensor_2d(context, TYPES_BY_NAME["Q4_0"].id, 1 << 16, 1)
+inputs = base.ggml_new_tensor_2d(context, TYPE_F32, 1 << 16, 1024)
+graph = base.ggml_new_graph_custom(context, 8, False)
+base.ggml_build_forward_expand(graph, base.ggml_mul_mat(context, weights, inputs))
+with Compute(1) as compute:
+    give_no_more_than(16 << 20)
+    try:
+        compute.plan(graph)
+    except MemoryBudgetError as error:
+        print(error)
+    print(compute.scratch_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_work_buffer_beyond_memory_is_one_line() -> None:
+    """2^26 inputs of a product, in blocks of 32 that take 34 bytes."""
+    said = said_by(NO_MEMORY)
+    assert re.fullmatch(r"no room for 71,303,[0-9]{3} bytes .+ \(Cannot allocate memory\): .+", said[0])
+    assert said[1:] == ["0"], "nothing was noted that is not there"
