@@ -95,6 +95,31 @@ def test_short_reads_go_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> Non
     check_reading(model, stored_from_gguf(model.gguf, pieces), pieces, True)
 
 
+@pytest.mark.parametrize("most", (512, PAGE_BYTES + 1000))
+def test_short_direct_reads_that_end_within_a_page_go_on(
+    model: Model, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    def some(descriptor: int, offset: int, out: memoryview) -> int:
+        n_read = min(most, read_some(descriptor, offset, out))
+        out[n_read:] = bytes(len(out) - n_read)
+        return n_read
+
+    monkeypatch.setattr(disk, "read_some", some)
+    pieces = model.pieces(model.partition(1), 0)
+    check_reading(model, stored_from_gguf(model.gguf, pieces), pieces, True)
+
+
+def test_a_file_that_comes_to_end_within_a_page_is_truncated(model: Model) -> None:
+    stored = stored_from_gguf(model.gguf, model.pieces(model.partition(1), 0))
+    piece = stored.pieces[0]
+    path, end = stored.paths[piece.extents[0].file], piece.extents[0].file_offset + PAGE_BYTES + 1000
+    with PieceReader(stored) as reader, mmap.mmap(-1, stored.arena_bytes) as arena, memoryview(arena) as memory:
+        assert reader.is_direct
+        os.truncate(path, end)
+        with pytest.raises(ModelFileError, match=rf"is truncated: it ends at byte {end:,} but"):
+            reader.read(piece, memory)
+
+
 def test_a_disk_error_names_file_and_place(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int, offset: int, out: memoryview) -> int:
         raise OSError(errno.EIO, "Input/output error")

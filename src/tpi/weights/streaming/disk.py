@@ -67,6 +67,7 @@ class PieceReader:
         self.way = way or ReadWay()
         self._paths = stored.paths
         self._descriptors: list[int] = []
+        self._direct: list[int] = []
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._is_closed = False
@@ -129,25 +130,22 @@ class PieceReader:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        for descriptors in (self._descriptors, self._direct):
+            while descriptors:
+                os.close(descriptors.pop())
 
     def _open(self) -> None:
-        if self.is_direct:
-            try:
-                for path in self._paths:
-                    self._descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
-                    with mmap.mmap(-1, PAGE_BYTES) as page:
-                        os.preadv(self._descriptors[-1], [page], PAGE_BYTES)
-            except OSError as error:
-                if error.errno not in _REFUSALS:
-                    raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
-                self.is_direct = False
-                while self._descriptors:
-                    os.close(self._descriptors.pop())
-        if not self.is_direct:
-            for path in self._paths:
-                self._descriptors.append(open_for_reading(path))
+        for path in self._paths:
+            self._descriptors.append(open_for_reading(path))
+        try:
+            for path in self._paths if self.is_direct else ():
+                self._direct.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
+                with mmap.mmap(-1, PAGE_BYTES) as page:
+                    os.preadv(self._direct[-1], [page], PAGE_BYTES)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
+            self.is_direct = False
 
     def _check_sizes(self, stored: StoredWeights) -> None:
         sizes = [os.fstat(descriptor).st_size for descriptor in self._descriptors]
@@ -190,17 +188,19 @@ class PieceReader:
                 pending.on_done(pending.error)
 
     def _read(self, chunk: _Chunk) -> None:
-        descriptor, path = self._descriptors[chunk.file], self._paths[chunk.file]
-        done = 0
+        path, done, is_cached = self._paths[chunk.file], 0, False
         while done < chunk.needed:
+            # A direct read can only begin at a page; what follows a short one goes through the page cache.
+            is_direct = self.is_direct and done % PAGE_BYTES == 0
+            descriptor = (self._direct if is_direct else self._descriptors)[chunk.file]
+            is_cached |= not is_direct
             try:
                 with chunk.out[done:] as rest:
                     n_read = read_some(descriptor, chunk.offset + done, rest)
             except OSError as error:
                 raise cannot_read(path, chunk.offset + done, error) from error
-            done += n_read
-            # A direct read that is not a whole number of pages has met the end of the file.
-            if n_read == 0 or (self.is_direct and done % PAGE_BYTES and done < chunk.needed):
+            if n_read == 0:
                 raise ends_early(path, descriptor, chunk.offset + chunk.needed)
-        if not self.is_direct:
-            forget_cached(descriptor, chunk.offset, done)
+            done += n_read
+        if is_cached:
+            forget_cached(self._descriptors[chunk.file], chunk.offset, done)
