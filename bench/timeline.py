@@ -25,7 +25,7 @@ from bench.streaming import MadeUpSums
 from tpi.errors import TpiError
 from tpi.model.architectures import blocks_of
 from tpi.native.allocator import keep_allocator_small
-from tpi.observe import peak_resident_bytes
+from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
 from tpi.runtime.rank import Rank
 from tpi.runtime.workspace import RankModel, RankSettings, Workspace
@@ -91,7 +91,7 @@ def record(play: Play, popen: Callable[..., "subprocess.Popen[str]"] = subproces
         reader = threading.Thread(target=lambda: outputs.extend(process.communicate()))
         reader.start()
         while reader.is_alive():
-            if n_bytes := _resident_bytes(process.pid):
+            if n_bytes := resident_bytes(process.pid):
                 resident.append([time.monotonic() - started, n_bytes])
             reader.join(_RESIDENT_EVERY_S)
     if process.returncode:
@@ -100,13 +100,6 @@ def record(play: Play, popen: Callable[..., "subprocess.Popen[str]"] = subproces
     phases = [Phase("start", 0.0), *(Phase(phase.name, phase.at_s - started) for phase in played.phases)]
     uses = [[at - started, *use] for at, *use in played.uses]
     return Timeline(msgspec.structs.replace(played, phases=phases, uses=uses), resident)
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    except (OSError, IndexError):
-        return 0
 
 
 def run(play: Play) -> Played:

@@ -15,7 +15,14 @@ from tpi.errors import TpiError, UsageError
 SMALL = Shape("small", 4, 512, 8, 4, 2048, 2000, 512)
 
 
-def test_a_timeline_accounts_for_the_window(tmp_path: Path) -> None:
+def in_large_pages(path: Path) -> str:
+    """The text of a file; what the kernel counts in pages there, as if each had 64 KiB."""
+    text = path.open().read()
+    return " ".join(str(int(word) // 16) for word in text.split()) if path.name == "statm" else text
+
+
+def test_a_timeline_accounts_for_the_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", in_large_pages)
     shard = write_rank(RandomModel(SMALL, "q8_0"), 1, (1, 1), tmp_path / "shard")
     play = Play(str(shard.path), 4_000_000, n_cells=128, n_prefill=64, chunk_tokens=32, n_tokens=3, sum_s=0.005)
     timeline = record(play)
@@ -24,7 +31,8 @@ def test_a_timeline_accounts_for_the_window(tmp_path: Path) -> None:
     assert all(first.at_s < second.at_s for first, second in pairwise(played.phases))
     sums = {sum(use[1:]) for use in played.uses}
     assert len(sums) == 1 and 3_900_000 < sums.pop() <= 4_000_000
-    assert max(n_bytes for _, n_bytes in timeline.resident) <= played.peak_rss_bytes * 1.02
+    most = max(n_bytes for _, n_bytes in timeline.resident)
+    assert played.peak_rss_bytes * 0.8 < most <= played.peak_rss_bytes * 1.02
 
 
 def test_failures_are_told_in_one_line(tmp_path: Path) -> None:
