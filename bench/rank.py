@@ -201,5 +201,6 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     work: Path = (given.work or find_folders().cache / "bench").absolute()
     work.mkdir(parents=True, exist_ok=True)
     model = RandomModel(find_shape(given.shape), given.quant)
-    probe_kernels(work / "tpi").require({tensor.type.name for tensor in tensors_of(model.shape, model.quantisation)})
+    types = {tensor.type.name for tensor in tensors_of(model.shape, model.quantisation)}
+    probe_kernels(work / "tpi").require(types, given.kv_type)
     yield _report(model, ranks, conditions, measure(model, ranks, conditions, work))

@@ -43,7 +43,7 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
     if before is not None and before.suits(model, rank_settings(plan, device.resources.n_threads)):
         before.adopt(model)
         return before
-    check_kernels(plan.spec, provision.cache)
+    check_kernels(plan.spec, provision.cache, plan.kv_type)
     repacker = open_repacker(provision.store, model, device.resources, provision.cache, provision.report)
     packing = repacker.name if repacker is not None else ""
     legacy = before.bequeath(model, packing) if before is not None else None

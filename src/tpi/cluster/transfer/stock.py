@@ -63,13 +63,13 @@ def make_shard(store: ShardStore, model: RankModel, source: SliceSource, progres
     return shard
 
 
-def check_kernels(spec: ModelSpec, cache: Path) -> None:
-    """Tries the kernels that this model needs, once per library and CPU.
+def check_kernels(spec: ModelSpec, cache: Path, kv_type: str) -> None:
+    """Tries the kernels that this model needs with a KV cache of ``kv_type``, once per library and CPU.
 
     Raises:
         KernelError: one of them crashes or computes wrong results.
     """
-    probe_kernels(cache).require({tensor.type.name for tensor in spec.tensors.values()})
+    probe_kernels(cache).require({tensor.type.name for tensor in spec.tensors.values()}, kv_type)
 
 
 def open_repacker(

@@ -22,10 +22,13 @@ from tpi.gguf.types import TYPES_BY_NAME
 from tpi.native.libraries import library_path
 
 ATTENTION = "attention"
+CACHED = "attention:"
+"""Before a type's name: flash attention over a KV cache of that type."""
 REPACKED = "repacked:"
 """Before a type's name: its matrix product with rearranged weights."""
-CASES = (ATTENTION, *TYPES_BY_NAME, *(REPACKED + name for name in TYPES_BY_NAME))
-"""Everything that is tried: flash attention, the matrix product of every data type, and with rearranged weights."""
+CASES = (ATTENTION, CACHED + "Q8_0", *TYPES_BY_NAME, *(REPACKED + name for name in TYPES_BY_NAME))
+"""Everything that is tried: flash attention over a cache of 16-bit floats and over a quantised one, the matrix product
+of every data type, and with rearranged weights."""
 
 REMEDY = "compile the kernels again with 'make kernels'"
 _FORMAT = 2
@@ -51,16 +54,17 @@ class KernelReport:
 
     failures: Mapping[str, str]
 
-    def require(self, type_names: Iterable[str]) -> None:
-        """Checks that attention and the products of these data types can be used.
+    def require(self, type_names: Iterable[str], kv_type: str = "F16") -> None:
+        """Checks that attention over a KV cache of ``kv_type`` and the products of these data types can be used.
 
         Raises:
             KernelError: one of them crashes or computes wrong results.
         """
-        for case in (ATTENTION, *type_names):
+        cached = {} if kv_type == "F16" else {CACHED + kv_type: f"attention over a {kv_type} KV cache"}
+        needed = {ATTENTION: "attention", **cached, **{name: f"{name} weights" for name in type_names}}
+        for case, what in needed.items():
             if case in self.failures:
-                what = "for attention" if case == ATTENTION else f"for {case} weights"
-                raise KernelError(f"the kernel {what} {self.failures[case]} on this CPU: {REMEDY}")
+                raise KernelError(f"the kernel for {what} {self.failures[case]} on this CPU: {REMEDY}")
 
     def allows_repacked(self, type_names: Iterable[str]) -> bool:
         """Whether the products of all these types are right with rearranged weights, where they can be rearranged."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.errors import KernelError
-from tpi.gguf.types import TYPES_BY_NAME, TensorType
-from tpi.runtime.ggml.binding import PREC_F32, TYPE_F16, TYPE_F32, InitParams, Tensor, ggml
+from tpi.gguf.types import F16, TYPES_BY_NAME, TensorType
+from tpi.runtime.ggml.binding import PREC_F32, TYPE_F16, TYPE_F32, TYPE_I64, InitParams, Tensor, ggml
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.ggml.probe import ATTENTION, REPACKED
+from tpi.runtime.ggml.probe import ATTENTION, CACHED, REPACKED
 from tpi.runtime.ggml.repack import Repacker
 
 if sys.platform != "win32":
@@ -27,6 +27,12 @@ _CONTEXT_BYTES = 16 << 20
 _N_TOKENS = (1, 2, 8, 64)  # other kernels serve single rows, several, and 64 or more
 _TOLERANCE = 0.02
 """Of the sum of the magnitudes: kernels of quantised types round the activations to 8 bits."""
+
+_F16_ROUNDING, _F16_TINY = 2.0**-11, 2.0**-25
+"""Half a step of 16-bit floats: of the value, and where values are small."""
+_Q8_0_STEPS = 127
+_Q8_0_ROUNDING = 0.6
+"""Half a step of a block's 8-bit integers, and as much as 127 steps differ because the step is a 16-bit float."""
 
 _Array = npt.NDArray[np.float32]
 
@@ -58,10 +64,16 @@ class Example:
         ctypes.memmove(Tensor.from_address(tensor).data, values.tobytes(), values.nbytes)
         return tensor
 
-    def result(self, tensor: int) -> _Array:
-        """Computes ``tensor`` and returns a copy of its values, flat."""
+    def rows(self, tensor: int, row_bytes: int) -> npt.NDArray[np.uint8]:
+        """A copy of a matrix's bytes, [rows, row_bytes]."""
+        made = Tensor.from_address(tensor)
+        return np.frombuffer(ctypes.string_at(made.data, made.ne[1] * row_bytes), np.uint8).reshape(-1, row_bytes)
+
+    def result(self, tensor: int, *before: int) -> _Array:
+        """Computes ``tensor``, after other nodes, and returns a copy of its values, flat."""
         graph = self.call("ggml_new_graph_custom", 64, False)
-        self._base.ggml_build_forward_expand(graph, tensor)
+        for node in (*before, tensor):
+            self._base.ggml_build_forward_expand(graph, node)
         self._compute.run(graph, self._compute.plan(graph))
         made = Tensor.from_address(tensor)
         values = (ctypes.c_float * (made.ne[0] * made.ne[1] * made.ne[2])).from_address(made.data)
@@ -109,40 +121,72 @@ def dequantise(kind: TensorType, raw: npt.NDArray[np.uint8], columns: int) -> _A
     return values
 
 
-def try_attention(compute: Compute) -> bool:
-    """Whether flash attention is right: grouped heads, F16 cells, a causal mask, several numbers of tokens."""
-    return all(_attends(compute, dim, n_tokens) for dim in (64, 128) for n_tokens in _N_TOKENS)
+def try_attention(compute: Compute, kind: TensorType) -> bool:
+    """Whether flash attention over cells of this type is right, and what is written to them: grouped heads, a causal
+    mask, several numbers of tokens."""
+    return all(_attends(compute, kind, dim, n_tokens) for dim in (64, 128) for n_tokens in _N_TOKENS)
 
 
-def _attends(compute: Compute, dim: int, n_tokens: int) -> bool:
+def _attends(compute: Compute, kind: TensorType, dim: int, n_tokens: int) -> bool:
     n_heads, n_kv_heads, n_kv = 4, 2, 256
+    width, head_bytes = n_kv_heads * dim, kind.row_bytes(dim)
     random = np.random.default_rng(dim + n_tokens)
     queries = random.standard_normal((n_tokens, n_heads * dim), dtype=np.float32)
-    keys, values = (random.standard_normal((n_kv, n_kv_heads * dim)).astype(np.float16) for _ in range(2))
+    keys, values = (random.standard_normal((n_kv, width), dtype=np.float32) for _ in range(2))
+    order = random.permutation(n_kv)
     seen = np.arange(n_kv) <= np.arange(n_tokens)[:, None] + n_kv // 2
     mask = np.where(seen, 0.0, -np.inf).astype(np.float16)
     with Example(compute) as example:
-        q = example.call("ggml_reshape_3d", example.tensor(TYPE_F32, n_heads * dim, queries), dim, n_heads, n_tokens)
+        cells = example.tensor(TYPE_I64, n_kv, order[None].astype(np.int64))
+        caches = [example.call("ggml_new_tensor_2d", kind.id, width, n_kv) for _ in range(2)]
+        written = [
+            example.call("ggml_set_rows", cache, example.tensor(TYPE_F32, width, rows[order]), cells)
+            for cache, rows in zip(caches, (keys, values), strict=True)
+        ]
         k, v = (
-            example.call(
-                "ggml_view_3d", example.tensor(TYPE_F16, n_kv_heads * dim, cells),
-                dim, n_kv, n_kv_heads, 2 * n_kv_heads * dim, 2 * dim, 0,
-            )
-            for cells in (keys, values)
-        )  # fmt: skip
+            example.call("ggml_view_3d", cache, dim, n_kv, n_kv_heads, n_kv_heads * head_bytes, head_bytes, 0)
+            for cache in caches
+        )
+        q = example.call("ggml_reshape_3d", example.tensor(TYPE_F32, n_heads * dim, queries), dim, n_heads, n_tokens)
         q = example.call("ggml_permute", q, 0, 2, 1, 3)
-        mask_tensor = example.tensor(TYPE_F16, n_kv, mask)
-        attended = example.call("ggml_flash_attn_ext", q, k, v, mask_tensor, 1 / sqrt(dim), 0.0, 0.0)
-        ggml().base.ggml_prec_set_acc(attended, PREC_F32)
-        found = example.result(attended).reshape(n_tokens, n_heads, dim)
+        attention = example.call(
+            "ggml_flash_attn_ext", q, k, v, example.tensor(TYPE_F16, n_kv, mask), 1 / sqrt(dim), 0.0, 0.0
+        )
+        ggml().base.ggml_prec_set_acc(attention, PREC_F32)
+        found = example.result(attention, *written).reshape(n_tokens, n_heads, dim)
+        kept = [dequantise(kind, example.rows(cache, kind.row_bytes(width)), width) for cache in caches]
     heads = np.repeat(np.arange(n_kv_heads), n_heads // n_kv_heads)
-    k_seen, v_seen = (cells.astype(np.float32).reshape(n_kv, n_kv_heads, dim)[:, heads] for cells in (keys, values))
-    scores = np.einsum("thd,chd->thc", queries.reshape(n_tokens, n_heads, dim), k_seen) / sqrt(dim)
+    k_seen, v_seen = (rows.reshape(n_kv, n_kv_heads, dim)[:, heads] for rows in kept)
+    shares = attention_shares(queries.reshape(n_tokens, n_heads, dim), k_seen, seen)
+    return (
+        keeps(kind, kept[0], keys)
+        and keeps(kind, kept[1], values)
+        and agrees(found, attended(shares, v_seen), attended(shares, np.abs(v_seen)))
+    )
+
+
+def keeps(kind: TensorType, kept: _Array, values: _Array) -> bool:
+    """Whether ``kept``, read from a cache of this type, are ``values`` but for the rounding: f32 [cells, width]."""
+    if kind.id == TYPE_F16:
+        rounding = np.abs(values) * _F16_ROUNDING + _F16_TINY
+    else:
+        blocks = np.abs(values.reshape(len(values), -1, kind.block_elements))
+        rounding = np.repeat(blocks.max(axis=-1), kind.block_elements, axis=-1) / _Q8_0_STEPS * _Q8_0_ROUNDING
+    return bool((np.abs(kept - values) <= rounding).all())
+
+
+def attention_shares(queries: _Array, keys: _Array, seen: npt.NDArray[np.bool_]) -> _Array:
+    """What part each token takes of each cell that it sees: f32 [n_tokens, n_heads, n_kv]."""
+    scores = np.einsum("thd,chd->thc", queries, keys) / sqrt(queries.shape[-1])
     scores = np.where(seen[:, None], scores, -np.inf)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares = (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
-    expected = np.einsum("thc,chd->thd", shares, v_seen)
-    return agrees(found, expected, np.einsum("thc,chd->thd", shares, np.abs(v_seen)))
+    return (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+
+def attended(shares: _Array, values: _Array) -> _Array:
+    """The cells' values by their shares: f32 [n_tokens, n_heads, head_dim]."""
+    found: _Array = np.einsum("thc,chd->thd", shares, values)
+    return found
 
 
 def forbid_core_dumps() -> None:
@@ -164,7 +208,9 @@ def main() -> None:
 def try_case(compute: Compute, case: str) -> bool:
     """Whether one of ``probe.CASES`` gives right results."""
     if case == ATTENTION:
-        return try_attention(compute)
+        return try_attention(compute, F16)
+    if case.startswith(CACHED):
+        return try_attention(compute, TYPES_BY_NAME[case.removeprefix(CACHED)])
     if case.startswith(REPACKED):
         try:
             with Repacker() as repacker:

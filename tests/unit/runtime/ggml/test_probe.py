@@ -14,7 +14,7 @@ from tpi.errors import KernelError
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.runtime.ggml import probe, probe_child
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.ggml.probe import ATTENTION, CASES, ChildResult, KernelReport, probe_kernels
+from tpi.runtime.ggml.probe import ATTENTION, CACHED, CASES, ChildResult, KernelReport, probe_kernels
 
 
 class FakeChild:
@@ -39,7 +39,7 @@ class FakeChild:
 def test_the_kernels_of_this_machine_are_right(tmp_path: Path) -> None:
     report = probe_kernels(tmp_path)
     assert report.failures == {}
-    report.require(TYPES_BY_NAME)
+    report.require(TYPES_BY_NAME, "Q8_0")
 
 
 def test_the_report_is_kept(tmp_path: Path) -> None:
@@ -86,6 +86,19 @@ def test_only_what_a_model_needs_is_demanded() -> None:
     assert str(caught.value) == expected
     with pytest.raises(KernelError, match="the kernel for attention computes wrong results"):
         KernelReport({ATTENTION: "computes wrong results"}).require([])
+
+
+def test_only_who_wants_a_quantised_cache_demands_it() -> None:
+    report = KernelReport({CACHED + "Q8_0": "computes wrong results"})
+    report.require(["F32"])
+    report.require(["F32"], "F16")
+    with pytest.raises(KernelError) as caught:
+        report.require(["F32"], "Q8_0")
+    expected = (
+        "the kernel for attention over a Q8_0 KV cache computes wrong results on this CPU: "
+        "compile the kernels again with 'make kernels'"
+    )
+    assert str(caught.value) == expected
 
 
 def test_a_child_that_cannot_start_is_an_error(tmp_path: Path) -> None:
@@ -143,6 +156,28 @@ def test_wrong_values_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Compute(1) as compute:
         wrong = [name for name, kind in TYPES_BY_NAME.items() if not probe_child.try_product(compute, kind)]
     assert wrong == list(TYPES_BY_NAME)
+
+
+def test_what_a_cache_keeps_is_right_within_its_rounding() -> None:
+    values = np.random.default_rng(1).standard_normal((8, 64), dtype=np.float32)
+    steps = np.abs(values.reshape(8, 2, 32)).max(axis=-1, keepdims=True) / 127
+    kept = (np.round(values.reshape(8, 2, 32) / steps) * steps).reshape(8, 64)
+    q8_0 = TYPES_BY_NAME["Q8_0"]
+    assert probe_child.keeps(q8_0, kept, values)
+    assert not probe_child.keeps(q8_0, kept + steps.max(), values)
+    assert not probe_child.keeps(q8_0, np.roll(kept, 1, axis=0), values)
+    assert not probe_child.keeps(TYPES_BY_NAME["F16"], kept, values)
+    assert probe_child.keeps(TYPES_BY_NAME["F16"], values.astype(np.float16).astype(np.float32), values)
+
+
+@pytest.mark.parametrize("case", [ATTENTION, CACHED + "Q8_0"])
+@pytest.mark.parametrize("what", ["dequantise", "attended"])
+def test_wrong_cells_and_wrong_attention_are_noticed(monkeypatch: pytest.MonkeyPatch, case: str, what: str) -> None:
+    right: Callable[..., probe_child._Array] = getattr(probe_child, what)
+    with Compute(1) as compute:
+        assert probe_child.try_case(compute, case)
+        monkeypatch.setattr(probe_child, what, lambda *arguments: np.roll(right(*arguments), 1, axis=0))
+        assert not probe_child.try_case(compute, case)
 
 
 def test_values_that_are_not_finite_are_wrong() -> None:
