@@ -60,14 +60,17 @@ class KvCache:
         """Where keys and values of ``block`` lie, each [n_cells, width] in the cache's type."""
         return self._addresses[block]
 
-    def forget(self) -> None:
-        """Clears all cells, and gives their memory back where the system can take it."""
+    def forget(self, first_cell: int = 0) -> None:
+        """Clears the whole pages behind ``first_cell``, and gives their memory back where the system can take it."""
         for block, maps in self._maps.items():
+            start = round_up(first_cell * self._kind.row_bytes(self._widths[block]), mmap.PAGESIZE)
             for memory in maps:
+                if start >= len(memory):
+                    continue
                 if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
-                    memory.madvise(mmap.MADV_DONTNEED)  # private and anonymous: zero again when it is read
+                    memory.madvise(mmap.MADV_DONTNEED, start)  # private and anonymous: zero again when it is read
                 else:
-                    memory[:] = bytes(self.n_cells * self._kind.row_bytes(self._widths[block]))
+                    memory[start:] = bytes(len(memory) - start)
 
     def zero(self, first_cell: int, stop_cell: int) -> None:
         """Clears cells of an aborted pass: a NaN there would spread through masked attention."""

@@ -18,7 +18,8 @@ class Pass:
 
     ``embeddings`` f32 [n_tokens, n_embd], None on ranks at which the residual stream does not begin; ``positions`` i32
     and ``cells`` i64 [n_tokens]; ``visible`` bool [n_tokens, n_seen], true where a token may attend to a cell (its own
-    included); ``sampled`` i32 [n_sampled], rows whose logits are wanted, maybe none.
+    included); ``sampled`` i32 [n_sampled], rows whose logits are wanted, maybe none. What lies in cells from ``n_seen``
+    on is forgotten: no later pass sees it.
     """
 
     pass_id: int
@@ -33,3 +34,8 @@ class Pass:
     @property
     def n_tokens(self) -> int:
         return int(self.positions.shape[0])
+
+    @property
+    def n_seen(self) -> int:
+        """Cells that the mask covers, from cell 0."""
+        return int(self.visible.shape[1])

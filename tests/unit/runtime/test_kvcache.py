@@ -37,6 +37,22 @@ def test_everything_is_forgotten(kind: str, platform: str, monkeypatch: pytest.M
         assert [cache.addresses(layer) for layer in (0, 2)] == addresses, "graphs go on with the same memory"
 
 
+@pytest.mark.parametrize("platform", ["linux", "elsewhere"])
+def test_cells_before_the_first_that_is_forgotten_stay(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if platform == "elsewhere":
+        monkeypatch.setattr("tpi.runtime.kvcache.sys.platform", "plan9")
+    with KvCache({0: 64, 1: 96}, 200) as cache:
+        for first in (200, 1000, 100, 33):
+            fill(cache)
+            cache.forget(first)
+            for block, width in ((0, 64), (1, 96)):
+                stay = min(200, first) * 2 * width
+                for memory in cache._maps[block]:
+                    assert memory[:stay] == b"\xff" * stay
+                    start = -(-stay // mmap.PAGESIZE) * mmap.PAGESIZE
+                    assert not any(memory[start:]), "whole pages behind are empty"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other systems keep the memory")
 def test_what_is_forgotten_takes_no_memory() -> None:
     n_bytes = 20 << 20
@@ -44,6 +60,8 @@ def test_what_is_forgotten_takes_no_memory() -> None:
         before = resident_bytes()
         fill(cache)
         assert resident_bytes() - before > n_bytes - 2_000_000
+        cache.forget(cache.n_cells // 2)
+        assert abs(resident_bytes() - before - n_bytes // 2) < 2_000_000
         cache.forget()
         assert resident_bytes() - before < 2_000_000
 

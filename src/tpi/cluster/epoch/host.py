@@ -116,6 +116,7 @@ class RankHost:
     def forget(self) -> None:
         """All cells are empty again; what was begun and not ended leaves no trace."""
         self._workspace.cache.forget()
+        self._share_memory(0)
 
     def bequeath(self, model: RankModel, packing: str) -> Legacy | None:
         """Closes everything but the pieces in memory that ``model``, in the order of ``packing``, has as well."""
@@ -191,18 +192,24 @@ class RankHost:
             raise self._damage
         self._busy_until_s = float("inf")
         try:
-            self._make_room(int(work.cells.max()) + 1)
+            self._share_memory(max(work.n_seen, int(work.cells.max()) + 1))
             return self._rank.run(work)
         finally:
             self._busy_until_s = time.monotonic() + _QUIET_S
 
-    def _make_room(self, n_cells: int) -> None:
-        """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells."""
-        if n_cells > self._n_free_cells:
-            assert self._window is not None
-            n_free = round_up(n_cells, _LOAN_STEP_CELLS)
-            self._window.shrink(self.memory.window_bytes + self._lent_bytes(n_free))
-            self._n_free_cells = n_free
+    def _share_memory(self, n_cells: int) -> None:
+        """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells, and lends it that
+        of all others, which are forgotten."""
+        n_free = max(_LOAN_STEP_CELLS, round_up(n_cells, _LOAN_STEP_CELLS))
+        if n_free == self._n_free_cells or self._window is None:
+            return
+        n_bytes = self.memory.window_bytes + self._lent_bytes(n_free)
+        if n_free > self._n_free_cells:
+            self._window.shrink(n_bytes)
+        else:
+            self._workspace.cache.forget(n_free)
+            self._window.grow(n_bytes)
+        self._n_free_cells = n_free
 
     def _lent_bytes(self, n_cells: int) -> int:
         """What the window may use of the KV cache's memory while only ``n_cells`` cells were written."""

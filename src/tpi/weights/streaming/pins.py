@@ -8,8 +8,9 @@ through (``pacing``) for some candidates: pins spread evenly over all pieces tha
 only (the paper keeps one FFN in T); larger pieces all pinned, or not.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from tpi.errors import MemoryBudgetError
 from tpi.weights.streaming.pacing import PassTimes, wait_s
@@ -64,7 +65,11 @@ def plan_pins(sizes: Sequence[int], budget_bytes: int) -> PinPlan:
         )
     streamed = (total - budget_bytes) / total
     times = PassTimes(tuple(size * streamed for size in sizes), (0.0,) * len(sizes), 1.0)
-    return _best(sizes, times, list(_candidates(sizes, budget_bytes, even_only=True)))
+    return _best(
+        list(_candidates(sizes, budget_bytes, even_only=True)),
+        times,
+        lambda plan: wait_s(sizes, times, plan.pinned, plan.ring_bytes),
+    )
 
 
 def extra_pins(sizes: Sequence[int], plan: PinPlan, lent_bytes: int) -> list[int]:
@@ -76,22 +81,38 @@ def extra_pins(sizes: Sequence[int], plan: PinPlan, lent_bytes: int) -> list[int
     return [chosen[rank] for rank in sorted(range(len(chosen)), key=lambda rank: _reversed_bits(rank, n_bits))]
 
 
+def n_fitting(sizes: Sequence[int], extras: Sequence[int], lent_bytes: int) -> int:
+    """How many of ``extras``, from the first on, lent memory holds."""
+    return sum(total <= lent_bytes for total in accumulate(sizes[index] for index in extras))
+
+
 def _reversed_bits(number: int, n_bits: int) -> int:
     return int(f"{number:0{n_bits}b}"[::-1], 2)
 
 
-def plan_again(sizes: Sequence[int], times: PassTimes, plan: PinPlan) -> PinPlan | None:
+Lent = Callable[[PinPlan], Collection[int]]
+"""The pieces that a plan streams and lent memory holds now."""
+
+
+def plan_again(
+    sizes: Sequence[int], times: PassTimes, plan: PinPlan, lent: Lent = lambda _: frozenset()
+) -> PinPlan | None:
     """A plan with the memory of ``plan`` that makes passes of measured ``times`` faster, by enough to repay the reading
-    of its pins; None if there is none."""
-    best = _best(sizes, times, [plan, *_candidates(sizes, plan.total_bytes, even_only=False)])
-    now_s = wait_s(sizes, times, plan.pinned, plan.ring_bytes)
-    gain_s = now_s - wait_s(sizes, times, best.pinned, best.ring_bytes)
+    of all that it keeps; None if there is none."""
+
+    def waits_s(plan: PinPlan) -> float:
+        return wait_s(sizes, times, plan.pinned.union(lent(plan)), plan.ring_bytes)
+
+    best = _best([plan, *_candidates(sizes, plan.total_bytes, even_only=False)], times, waits_s)
+    now_s = waits_s(plan)
+    gain_s = now_s - waits_s(best)
     is_worth = gain_s > max(_WORTH_S, _WORTH * (times.work_s + now_s))
-    return best if is_worth and gain_s * _REPAID_PASSES > best.pinned_bytes / times.bytes_per_s else None
+    read_bytes = best.pinned_bytes + sum(sizes[index] for index in lent(best))
+    return best if is_worth and gain_s * _REPAID_PASSES > read_bytes / times.bytes_per_s else None
 
 
-def _best(sizes: Sequence[int], times: PassTimes, plans: Sequence[PinPlan]) -> PinPlan:
-    pass_s = [times.work_s + wait_s(sizes, times, plan.pinned, plan.ring_bytes) for plan in plans]
+def _best(plans: Sequence[PinPlan], times: PassTimes, waits_s: Callable[[PinPlan], float]) -> PinPlan:
+    pass_s = [times.work_s + waits_s(plan) for plan in plans]
     limit_s = min(pass_s) * (1 + _TIE)
     return max(
         (plan for plan, plan_s in zip(plans, pass_s, strict=True) if plan_s <= limit_s),

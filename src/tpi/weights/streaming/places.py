@@ -33,12 +33,14 @@ class WindowUse:
 
 
 class Places:
-    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read; ``extras``
-    are pinned behind them, for a while, each where a page of the system begins."""
+    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read; then those
+    for ``extras``, each where a page of the system begins, of which the first ``n_extras`` are pinned, too."""
 
-    def __init__(self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan, extras: Sequence[int]) -> None:
-        self._pieces, self._arena = pieces, arena
-        self.streamed = sorted(set(range(len(pieces))) - plan.pinned - set(extras))
+    def __init__(
+        self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan, extras: Sequence[int], n_extras: int
+    ) -> None:
+        self._pieces, self._arena, self._extras = pieces, arena, extras
+        self.streamed = sorted(set(range(len(pieces))) - plan.pinned)
         """Indexes of the pieces that pass through the ring."""
         self.queue: deque[Slot] = deque()
         """The places taken in the ring, in order; dropped ones among them that are still being read."""
@@ -49,13 +51,24 @@ class Places:
         for index in sorted(plan.pinned):
             self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
             offset += pieces[index].arena_bytes
-        for index in extras:
-            offset = round_up(offset, mmap.PAGESIZE)
-            self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
-            offset += pieces[index].arena_bytes
-        self.n_bytes = offset
-        """What ring, pins and extras take of the arena."""
         self._unread_pins = deque(sorted(self._pins))
+        self.n_extras = 0
+        """So many of the extras are pinned."""
+        self._extra_offsets = [round_up(offset, mmap.PAGESIZE)]
+        for index in extras:
+            end = self._extra_offsets[-1] + pieces[index].arena_bytes
+            self._extra_offsets.append(round_up(end, mmap.PAGESIZE))
+        self.pin_extras(n_extras)
+
+    @property
+    def extra_bytes(self) -> int:
+        """What pinned extras take of the arena."""
+        return self._extra_offsets[self.n_extras] - self._extra_offsets[0]
+
+    @property
+    def n_bytes(self) -> int:
+        """What ring, pins and pinned extras take of the arena."""
+        return self._extra_offsets[self.n_extras]
 
     def find(self, index: int) -> Slot | None:
         """The place of a piece, which may not be loaded yet."""
@@ -99,8 +112,28 @@ class Places:
                     return slot
         return self._pins[self._unread_pins.popleft()] if pin is not None else None
 
-    def unpin(self, index: int) -> Slot:
-        """From now on the piece streams; returns its former place, whose read, if there is one, stops soon."""
+    def pin_extras(self, n_extras: int) -> None:
+        """From now on so many extras are pinned, if they were fewer; between passes."""
+        for number in range(self.n_extras, n_extras):
+            index = self._extras[number]
+            self.drop([slot for slot in self.queue if slot.piece.index == index])
+            at = bisect_left(self.streamed, index)
+            del self.streamed[at]
+            self._next_stream -= at < self._next_stream
+            self._pins[index] = self._arena.slot(self._pieces[index], self._extra_offsets[number], is_pinned=True)
+            self._unread_pins.append(index)
+        self._next_stream %= max(1, len(self.streamed))
+        self._unread_pins = deque(sorted(self._unread_pins))
+        self.n_extras = max(self.n_extras, n_extras)
+
+    def unpin_extras(self, n_extras: int) -> list[Slot]:
+        """From now on only so many extras are pinned and the others stream; returns their former places, whose reads,
+        if there are some, stop soon."""
+        slots = [self._unpin(index) for index in self._extras[n_extras : self.n_extras]]
+        self.n_extras = min(self.n_extras, n_extras)
+        return slots
+
+    def _unpin(self, index: int) -> Slot:
         slot = self._pins.pop(index)
         slot.is_pinned = False
         if slot.pending is not None:

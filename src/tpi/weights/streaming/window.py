@@ -9,7 +9,7 @@ passes.
 import mmap
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,7 +21,7 @@ from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.arena import CAN_FORGET, Arena, HeldPiece, Slot
 from tpi.weights.streaming.disk import PieceReader, ReadWay
 from tpi.weights.streaming.pacing import PassClock
-from tpi.weights.streaming.pins import extra_pins, minimum_budget, plan_again, plan_pins
+from tpi.weights.streaming.pins import PinPlan, extra_pins, minimum_budget, n_fitting, plan_again, plan_pins
 from tpi.weights.streaming.places import Places, WindowUse
 
 _IN_FLIGHT_BYTES = 32 << 20
@@ -95,8 +95,9 @@ class Window:
     """Makes pieces of ``stored`` available in memory, never using more than ``budget_bytes`` for them.
 
     Reading begins at once and goes on, in order and around the corner into the next pass, whenever there is room. Takes
-    the reader over and closes it. ``lent_bytes`` more are used for pins until :meth:`shrink` wants them back. What of
-    ``legacy`` is to be pinned here is copied instead of read, and given up there piece by piece.
+    the reader over and closes it. ``lent_bytes`` more are used for pins until :meth:`shrink` wants them back, and again
+    when :meth:`grow` lends them anew. What of ``legacy`` is to be pinned here is copied instead of read, and given up
+    there piece by piece.
 
     Raises:
         MemoryBudgetError: the budget is less than :meth:`minimum_bytes`, or the system does not give so much memory.
@@ -115,15 +116,16 @@ class Window:
         self._budget_bytes = budget_bytes // PAGE_BYTES * PAGE_BYTES
         try:
             self._plan = plan_pins(self._sizes, self._budget_bytes)
-            self._extras = extra_pins(self._extra_sizes, self._plan, lent_bytes if CAN_FORGET else 0)
-            self._arena = Arena(round_up(self._plan.total_bytes, mmap.PAGESIZE) + self._extra_bytes())
+            self._most_lent_bytes = self._lent_bytes = min(lent_bytes, sum(self._extra_sizes)) if CAN_FORGET else 0
+            self._extras = extra_pins(self._extra_sizes, self._plan, self._most_lent_bytes)
+            self._arena = Arena(round_up(self._plan.total_bytes, mmap.PAGESIZE) + self._most_lent_bytes)
         except BaseException:
             reader.close()
             raise
         self._pieces = stored.pieces
         self._reader = reader
         self._changed = threading.Condition()
-        self._places = Places(self._pieces, self._arena, self._plan, self._extras)
+        self._places = Places(self._pieces, self._arena, self._plan, self._extras, len(self._extras))
         self._clock = PassClock(len(stored.pieces))
         self._is_measured = False
         self._position = 0
@@ -192,7 +194,7 @@ class Window:
         """All pieces, if every one is pinned for good and loaded; None otherwise. Valid until :meth:`close`. Does not
         wait."""
         with self._changed:
-            if self._places.streamed or self._extras or self._is_closed:
+            if self._places.streamed or self._places.n_extras or self._is_closed:
                 return None
             slots = [self._places.find(index) for index in range(len(self._pieces))]
             held = [slot.held for slot in slots if slot is not None and slot.is_loaded]
@@ -203,8 +205,8 @@ class Window:
         with self._changed:
             return WindowStats(
                 n_pieces=len(self._pieces),
-                pinned_pieces=len(self._plan.pinned) + len(self._extras),
-                pinned_bytes=self._plan.pinned_bytes + self._extra_bytes(),
+                pinned_pieces=len(self._plan.pinned) + self._places.n_extras,
+                pinned_bytes=self._plan.pinned_bytes + self._places.extra_bytes,
                 ring_bytes=self._plan.ring_bytes,
                 read_bytes=self._read_bytes,
                 streamed_bytes=self._streamed_bytes,
@@ -217,7 +219,7 @@ class Window:
     def use(self) -> WindowUse:
         """What the memory is used for now; takes time in proportion to the pieces. Any thread."""
         with self._changed:
-            return self._places.use(self._plan.total_bytes + self._extra_bytes(), self._holding)
+            return self._places.use(self._plan.total_bytes + self._places.extra_bytes, self._holding)
 
     def close(self) -> None:
         """Stops reading, waits until no piece is held, and frees the memory; may be called again. Any thread.
@@ -238,12 +240,20 @@ class Window:
         """Gives lent memory back until at most ``n_bytes`` or the budget are in use: pins stream from now on. Between
         passes; waits for reads that it stops."""
         with self._changed:
-            slots = []
-            while self._extras and n_bytes < self._budget_bytes + self._extra_bytes():
-                slots.append(self._places.unpin(self._extras.pop()))
+            self._lent_bytes = max(0, min(self._lent_bytes, n_bytes - self._budget_bytes))
+            slots = self._places.unpin_extras(self._n_fitting(self._extras))
             self._changed.wait_for(lambda: all(slot.pending is None for slot in slots))
             for slot in slots if not self._is_closed else ():
                 self._arena.forget(slot.offset, slot.piece.arena_bytes)
+
+    def grow(self, n_bytes: int) -> None:
+        """Lends memory again: up to ``n_bytes`` may be in use, but no more than at first. Between passes; does not
+        wait."""
+        with self._changed:
+            n_lent = min(n_bytes - self._budget_bytes, self._most_lent_bytes)
+            self._lent_bytes = max(self._lent_bytes, n_lent)
+            self._places.pin_extras(self._n_fitting(self._extras))
+            self._advance()
 
     def _wait_for(self, index: int) -> HeldPiece:
         begins_pass = self._clock.ask(index)
@@ -300,7 +310,7 @@ class Window:
         if not stats.reading_s:
             return
         times = self._clock.times(stats.read_bytes / stats.reading_s)
-        plan = plan_again(self._sizes, times, self._plan)
+        plan = plan_again(self._sizes, times, self._plan, self._lent_pins)
         if plan is None:
             return
         with self._changed:
@@ -310,9 +320,14 @@ class Window:
             self._is_paused = False
             if self._is_closed:
                 return
-            self._plan, self._extras = plan, extra_pins(self._extra_sizes, plan, self._extra_bytes())
-            self._places = Places(self._pieces, self._arena, plan, self._extras)
+            self._plan, self._extras = plan, extra_pins(self._extra_sizes, plan, self._most_lent_bytes)
+            self._places = Places(self._pieces, self._arena, plan, self._extras, self._n_fitting(self._extras))
             self._arena.forget_from(self._places.n_bytes)
+
+    def _lent_pins(self, plan: PinPlan) -> Sequence[int]:
+        """The pieces that lent memory would hold beside a plan's."""
+        extras = extra_pins(self._extra_sizes, plan, self._most_lent_bytes)
+        return extras[: self._n_fitting(extras)]
 
     def _inherit(self, legacy: "Legacy") -> None:
         """Copies what a predecessor has of this window's pins; never more than one piece is in memory twice."""
@@ -340,8 +355,8 @@ class Window:
 
     # Any thread, with the lock.
 
-    def _extra_bytes(self) -> int:
-        return sum(self._extra_sizes[index] for index in self._extras)
+    def _n_fitting(self, extras: Sequence[int]) -> int:
+        return n_fitting(self._extra_sizes, extras, self._lent_bytes)
 
     def _advance(self) -> None:
         """Starts as many reads as there is room for."""

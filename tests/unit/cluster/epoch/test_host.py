@@ -43,6 +43,48 @@ def test_shares_of_everything_and_of_nothing(tmp_path: Path, rank: int) -> None:
     host.close()
 
 
+def lending_host(folder: Path, gguf: Gguf, model: RankModel) -> RankHost:
+    """A host of 2,048 cells, with memory for a part of the weights, and for more as long as cells are empty."""
+    plan = Plan(1, model.rank, model.spec, model.partition, 2048, 512, 8, "f32", "F16")
+    with GgufSource(gguf) as source:
+        stock = stock_of(make_shard(ShardStore(folder / "shards"), model, source, lambda *_: None), True)
+    process_bytes = 50_000_000
+    with host_of(plan, model, HostDevice("me", Resources(n_threads=1), process_bytes)) as ample:
+        limit = ample.memory.needs.fixed_bytes + stock.stored.arena_bytes // 2
+    host = host_of(plan, model, HostDevice("me", Resources(memory_bytes=limit, n_threads=1), process_bytes))
+    host.load(stock)
+    host.connect(Nobody(), lambda: (0, 0))
+    return host
+
+
+@pytest.mark.parametrize("how", ["another chat", "forget", "the same chat"])
+def test_cells_that_are_forgotten_are_lent_again(tmp_path: Path, how: str) -> None:
+    """A chat that grows takes memory of its cells back; one that begins anew, after the same first token, lends it."""
+    gguf, model = make_model(tmp_path / "model.gguf", n_ff=768, n_vocab=1024)
+    with lending_host(tmp_path, gguf, model) as host:
+        at_first = host.status().n_pinned
+        answers = []
+        for number in range(3):
+            if number and how == "forget":
+                host.forget()
+                assert host.status().n_pinned == at_first
+            for first in range(0, 2048, 512):
+                host.run(make_pass(model, first, 512, [511]))
+            assert host.status().n_pinned < at_first
+            if how == "the same chat":
+                host.run(make_pass(model, 2047, 1))
+                assert host.status().n_pinned < at_first
+                continue
+            if how == "forget":
+                host.forget()
+                host.run(make_pass(model, 0, 1))
+            logits = host.run(make_pass(model, 1, 8, [7]))
+            assert logits is not None
+            answers.append(logits.copy())
+            assert host.status().n_pinned == at_first
+        assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
 def test_too_little_memory_frees_what_was_taken(tmp_path: Path) -> None:
     gguf, model = make_model(tmp_path / "model.gguf")
     with pytest.raises(MemoryBudgetError, match="--memory 10MiB is too small"):

@@ -151,6 +151,17 @@ def test_another_plan_must_be_worth_reading_its_pins() -> None:
     assert plan_again(sizes, busy, plan_pins(sizes, 130_000)) is None, "nobody waits"
 
 
+def test_another_plan_is_judged_with_what_lent_memory_holds() -> None:
+    sizes = [8000, 16000, 4000] * 10
+    crowded = PinPlan(frozenset(range(6)), 56_000, 74_000)
+    times = PassTimes((0.3, 0.6, 0.1) * 10, (0.0,) * 30, 10_000.0)
+    assert plan_again(sizes, times, crowded, lambda _: range(6, 30)) is None, "nothing streams"
+    better = plan_again(sizes, times, crowded, lambda _: (9, 20))
+    assert better is not None
+    waits_s = [wait_s(sizes, times, plan.pinned | {9, 20}, plan.ring_bytes) for plan in (crowded, better)]
+    assert waits_s[1] < waits_s[0]
+
+
 @pytest.mark.parametrize("budget_pages", (100, 170))
 def test_the_arena_is_laid_out_anew_between_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget_pages: int
@@ -169,3 +180,27 @@ def test_the_arena_is_laid_out_anew_between_passes(
         after = window.stats()
     assert before.pinned_bytes + before.ring_bytes == after.pinned_bytes + after.ring_bytes
     assert after.pinned_pieces == 4
+
+
+@pytest.mark.parametrize("n_kept", (60, 20, 0))
+def test_memory_that_is_lent_stays_lent_when_the_arena_is_laid_out_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_kept: int
+) -> None:
+    """Pages of the loan in which the first plan had no piece, and those that were taken back before."""
+    sizes = [8, 16, 4] * 10
+    stored, contents = store(tmp_path / "w", sizes)
+    other = PinPlan(frozenset(), 0, 100 * PAGE_BYTES)
+    monkeypatch.setattr(window_module, "plan_again", lambda *_: other)
+    with Window(stored, PieceReader(stored), 100 * PAGE_BYTES, 67 * PAGE_BYTES) as window:
+        before = window.stats()
+        window.shrink((100 + n_kept) * PAGE_BYTES)
+        for _ in range(6):
+            run_pass(window, contents)
+        assert window._plan is other
+        for n_lent in (n_kept, 67):
+            window.grow((100 + n_lent) * PAGE_BYTES)
+            pinned_bytes = window.stats().pinned_bytes
+            assert n_lent * PAGE_BYTES - 16 * PAGE_BYTES < pinned_bytes <= n_lent * PAGE_BYTES
+            run_pass(window, contents)
+            run_pass(window, contents)
+    assert before.pinned_bytes > 67 * PAGE_BYTES, "the first plan had pins of its own"

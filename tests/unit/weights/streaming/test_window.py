@@ -119,12 +119,15 @@ def test_lent_memory_is_given_back(sizes: list[int], budget: float, lent: float,
         budget_bytes = int(least + budget * (stored.arena_bytes - least))
         lent_bytes = int(lent * stored.arena_bytes)
         with Window(stored, SlowReader(stored, lambda: dice.random() * 0.0005), budget_bytes, lent_bytes) as window:
-            for step in [1.0, *sorted(steps, reverse=True), 0.0]:
+            most = window.stats()
+            for step in [1.0, *sorted(steps, reverse=True), 0.0, *steps, 1.0]:
                 window.shrink(budget_bytes + int(step * lent_bytes))
+                window.grow(budget_bytes + int(step * lent_bytes))
                 stats = window.stats()
                 assert stats.pinned_bytes + stats.ring_bytes <= budget_bytes + int(step * lent_bytes)
                 for stop in (len(contents), dice.randrange(len(contents) + 1), len(contents)):
                     run_pass(window, contents[:stop])
+            assert (stats.pinned_pieces, stats.pinned_bytes) == (most.pinned_pieces, most.pinned_bytes)
 
 
 @pytest.fixture
@@ -301,6 +304,24 @@ def test_weights_that_fit_only_with_lent_memory_stream_later(weights: tuple[Stor
         assert sum(reader.started.count(i) == 1 for i in range(len(contents))) == window.stats().pinned_pieces
 
 
+def test_memory_that_is_lent_again_holds_the_same_pieces(weights: tuple[StoredWeights, list[bytes]]) -> None:
+    stored, contents = weights
+    reader = SlowReader(stored, lambda: 0)
+    with Window(stored, reader, 20 * PAGE_BYTES, 40 * PAGE_BYTES) as window:
+        for _ in range(3):
+            run_pass(window, contents)
+            window.shrink(20 * PAGE_BYTES)
+            run_pass(window, contents)
+            window.grow(60 * PAGE_BYTES)
+            assert window.stats().pinned_pieces == len(contents)
+            run_pass(window, contents)
+            n_started = len(reader.started)
+            run_pass(window, contents)
+            assert len(reader.started) == n_started, "everything is there"
+        window.grow(99 * PAGE_BYTES)
+        assert window.stats().pinned_bytes + window.stats().ring_bytes <= 60 * PAGE_BYTES, "no more than at first"
+
+
 MEASURE = """
 import sys, pathlib
 from tests.unit.weights.streaming.test_window import Window, PieceReader, StoredWeights, StoredPiece, Extent
@@ -311,8 +332,9 @@ stored = StoredWeights((path,), pieces)
 before = observe.resident_bytes()
 observe.reset_peak()
 with Window(stored, PieceReader(stored), budget, lent) as window:
-    for used in (lent, lent // 2, 0, 0):
+    for used in (lent, lent // 2, 0, lent, 0, 0):
         window.shrink(budget + used)
+        window.grow(budget + used)
         for i in range(n):
             with window.hold(i):
                 pass
