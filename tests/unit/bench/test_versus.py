@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.contender import Setup
+from bench.contender import Setup, Took
 from bench.contest import Contender
 from bench.measurements import NAMES
 from bench.models import RandomModel, write_gguf
@@ -27,9 +27,24 @@ def test_sides_take_the_same_tasks_in_turns(tmp_path: Path) -> None:
     for ours, *theirs in rounds:
         assert ours.compute_s is not None and 0 < ours.compute_s < ours.decode_s
         assert all(took.compute_s is None and took.decode_s > 0 for took in theirs)
+
+
+def test_rates_are_medians_and_ratios_medians_of_rounds() -> None:
+    """Three rounds: ours, llama.cpp, and that without repacking. Above 1 is faster than it."""
+    seconds = [(2.0, 3.0, 8.0), (4.0, 4.0, 2.0), (1.0, 1.25, 5.0)]
+    rounds = [
+        [Took(2 * took, took, 0.75 * took if side == 0 else None, None, 100 + side) for side, took in enumerate(row)]
+        for row in seconds
+    ]
     figures = json.loads(_add_rates(Report("decode"), "decode", rounds, 4).json())
-    assert figures["rate_ratio"] > 0 and 0 < figures["outside_kernels_share"] < 1
-    assert figures["llama_plain_tokens_per_s"] > 0
+    assert (figures["rate_ratio"], figures["plain_rate_ratio"]) == (1.25, 4.0)
+    rates = [figures[f"{kind.replace('-', '_')}_tokens_per_s"] for kind in KINDS]
+    assert rates == pytest.approx([2.0, 4 / 3, 0.8], rel=1e-5)
+    assert figures["outside_kernels_share"] == 0.25 and figures["peak_rss_ratio"] == pytest.approx(100 / 101, rel=1e-5)
+    figures = json.loads(_add_rates(Report("prefill"), "prefill", rounds, 4).json())
+    assert (
+        figures["rate_ratio"] == 1.25 and figures["tpi_tokens_per_s"] == 1.0 and "outside_kernels_share" not in figures
+    )
 
 
 def test_a_side_that_ends_is_said(tmp_path: Path) -> None:

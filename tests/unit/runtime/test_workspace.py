@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
-from tpi.errors import MemoryBudgetError
+from tpi.errors import KernelError, MemoryBudgetError
 from tpi.runtime import workspace
 from tpi.runtime.ggml.builder import BatchShape
 from tpi.runtime.kvcache import KvCache
@@ -104,14 +104,27 @@ def test_closing_twice(tmp_path: Path) -> None:
     space.close()
 
 
+def mapped_bytes() -> int:
+    """The address space of this process; 0 where the kernel does not say."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[0]) * mmap.PAGESIZE if path.exists() else 0
+
+
 def test_threads_and_memory_are_freed_when_the_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even while the error, and with it the workspace, is still there."""
     _, model = make_model(tmp_path / "model.gguf")
-    closed = []
-    monkeypatch.setattr(Workspace, "_reserve", lambda self: 1 / 0)
-    monkeypatch.setattr(Workspace, "close", lambda self: closed.append(True))
-    with pytest.raises(ZeroDivisionError):
-        Workspace(model, RankSettings(4, 64, 1))
-    assert closed
+    failed: list[Workspace] = []
+
+    def fail(space: Workspace) -> None:
+        failed.append(space)
+        raise KernelError("out of memory")
+
+    monkeypatch.setattr(Workspace, "_reserve", fail)
+    before = mapped_bytes()
+    with pytest.raises(KernelError):
+        Workspace(model, RankSettings(4, 1 << 20, 1))
+    assert not failed[0].compute._threadpool and not failed[0].compute._allocators
+    assert mapped_bytes() - before < 100_000_000 < KvCache.bytes_for(model.kv_widths(), 1 << 20)
 
 
 def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
