@@ -180,7 +180,8 @@ def attention_shares(queries: _Array, keys: _Array, seen: npt.NDArray[np.bool_])
     scores = np.einsum("thd,chd->thc", queries, keys) / sqrt(queries.shape[-1])
     scores = np.where(seen[:, None], scores, -np.inf)
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return (shares / shares.sum(axis=-1, keepdims=True)).astype(np.float32)
+    shares /= shares.sum(axis=-1, keepdims=True)
+    return np.asarray(shares, np.float32)
 
 
 def attended(shares: _Array, values: _Array) -> _Array:

@@ -115,4 +115,4 @@ def test_passes_give_the_bits_of_weights_that_were_rearranged_in_memory(stocked:
             rank.close()
             assert all(rows is not None for rows in found)
             logits.append([rows.copy() for rows in found if rows is not None][-1])
-    assert np.array_equal(*logits)
+    assert np.array_equal(logits[0], logits[1])
