@@ -40,6 +40,7 @@ from tpi.errors import UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.observe import peak_resident_bytes
 from tpi.runtime.ggml.probe import probe_kernels
+from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import Shard
 from tpi.weights.shards.store import ShardStore
 
@@ -125,10 +126,11 @@ class ClusterFolder:
     def shard(self, rank: int) -> Path:
         return self._path / f"rank-{rank}.tpishard"
 
-    def write_shards(self, model: RandomModel, n_ranks: int, *, only_master: bool = False) -> None:
-        """Puts every rank's shard where its process finds it."""
+    def write_shards(self, model: RandomModel, path: Path, n_ranks: int, *, only_master: bool = False) -> None:
+        """Puts every rank's shard where its process finds it; they go with the file at ``path``."""
+        digest = model_digest(read_gguf(path), self._cache / "tpi")
         for rank in range(1 if only_master else n_ranks if n_ranks > 1 else 0):
-            shard = write_rank(model, rank, (1.0,) * n_ranks, self.shard(rank))
+            shard = write_rank(model, rank, (1.0,) * n_ranks, self.shard(rank), digest)
             if rank == 0:
                 shutil.move(shard.path, self.stored_path(shard))
 
@@ -157,7 +159,7 @@ def measure(model: RandomModel, path: Path, n_devices: int, conditions: Conditio
     """One cluster of ``n_devices``; the model lies at ``path``, and may be hollow if there are several devices."""
     is_cut = conditions.layout is None and conditions.arrangement == "tensor"
     if is_cut:
-        folder.write_shards(model, n_devices, only_master=conditions.stand_ins)
+        folder.write_shards(model, path, n_devices, only_master=conditions.stand_ins)
     report = Report("cluster").add(shape=model.shape.name, quantisation=model.quantisation, devices=n_devices)
     report.add(arrangement=conditions.layout or conditions.arrangement, wire=conditions.wire)
     with Testbed(

@@ -2,15 +2,15 @@
 
     python -m bench models --shape llama-2-70b --quant q4_0 --rank 3/8 --out rank3.tpishard
 
-Holds some tens of MB, writes as fast as the disk takes it. All forms of one model have the same digest: a shard that
-was written alone goes with a whole or hollow GGUF on the master. A hollow file has header, embeddings and vectors, and
-holes elsewhere (weights of zero): enough for a master whose own rank need not compute anything sensible.
+Holds some tens of MB, writes as fast as the disk takes it. A hollow file has header, embeddings and vectors, and holes
+elsewhere (weights of zero): enough for a master whose own rank need not compute anything sensible. A shard that was
+written alone goes with a hollow GGUF on the master: it has that file's digest, unless another is given.
 """
 
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -27,7 +27,7 @@ from tpi.errors import DiskSpaceError, UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import divide
-from tpi.weights.identity import SAMPLE_BYTES, model_digest
+from tpi.weights.identity import model_digest
 from tpi.weights.layout import lay_out
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import Shard
@@ -62,11 +62,23 @@ def write_gguf(model: RandomModel, path: Path, *, hollow: bool = False) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not hollow:
         _require_room(path.parent, sum(tensor.n_bytes for tensor in model.tensors))
-    return _write(model, path, lambda tensor: not hollow or tensor.name == _EMBEDDING)
+    weights = model.weights()
+    _write_header(model, path)
+    with path.open("r+b", buffering=0) as file:
+        place = _aligned(file.seek(0, os.SEEK_END))
+        for tensor in model.tensors:
+            if not hollow or tensor.n_rows == 0 or tensor.name == _EMBEDDING:
+                file.seek(place)
+                for run in weights.runs(tensor):
+                    _write_all(file, run)
+            place = _aligned(place + tensor.n_bytes)
+        file.truncate(place)
+    return path
 
 
-def write_rank(model: RandomModel, rank: int, shares: Sequence[float], path: Path) -> Shard:
-    """Writes the shard of ``rank`` when the model is divided by ``shares``, without writing the model.
+def write_rank(model: RandomModel, rank: int, shares: Sequence[float], path: Path, digest: str | None = None) -> Shard:
+    """Writes the shard of ``rank`` when the model is divided by ``shares``, without writing the model. ``digest`` is
+    that of the GGUF file that it goes with, None: of a hollow one.
 
     Raises:
         UsageError: there is no such rank.
@@ -76,31 +88,13 @@ def write_rank(model: RandomModel, rank: int, shares: Sequence[float], path: Pat
         raise UsageError(f"--rank {rank}/{len(shares)}: ranks go from 0 to {len(shares) - 1}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".hollow-") as folder:
-        whole = read_gguf(_write(model, Path(folder) / "model.gguf", lambda tensor: False))
-        spec = read_spec(whole, model_digest(whole))
+        hollow = read_gguf(write_gguf(model, Path(folder) / "model.gguf", hollow=True))
+        spec = read_spec(hollow, digest or model_digest(hollow))
     blocks = blocks_of(spec)
     partition = divide(blocks, shares)
     header = blank_header(spec, partition, rank, lay_out(blocks, partition, rank))
     path.unlink(missing_ok=True)
     return write_shard(path, header, model.weights()).shard
-
-
-def _write(model: RandomModel, path: Path, is_whole: Callable[[TensorShape], bool]) -> Path:
-    """Writes vectors and the matrices that ``is_whole`` says; of the others only what the model's digest looks at."""
-    weights = model.weights()
-    _write_header(model, path)
-    with path.open("r+b", buffering=0) as file:
-        place = _aligned(file.seek(0, os.SEEK_END))
-        for tensor in model.tensors:
-            if tensor.n_rows == 0 or is_whole(tensor):
-                file.seek(place)
-                for run in weights.runs(tensor):
-                    _write_all(file, run)
-            else:
-                _write_samples(file, weights, tensor, place)
-            place = _aligned(place + tensor.n_bytes)
-        file.truncate(place)
-    return path
 
 
 def _write_header(model: RandomModel, path: Path) -> None:
@@ -125,14 +119,6 @@ def _write_header(model: RandomModel, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-
-
-def _write_samples(file: BinaryIO, weights: RandomWeights, tensor: TensorShape, place: int) -> None:
-    sample = memoryview(bytearray(min(SAMPLE_BYTES, tensor.n_bytes)))
-    for offset in (0, (tensor.n_bytes - len(sample)) // 2, tensor.n_bytes - len(sample)):
-        weights.fill(tensor, offset, sample)
-        file.seek(place + offset)
-        _write_all(file, sample)
 
 
 def _write_all(file: BinaryIO, data: memoryview) -> None:

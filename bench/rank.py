@@ -27,8 +27,10 @@ from bench.window import find_rank, rank_path
 from tpi.cli.environment import find_folders
 from tpi.cluster.epoch.plancheck import KV_TYPES
 from tpi.errors import DiskSpaceError, UsageError
+from tpi.gguf.reader import read_gguf
 from tpi.observe import peak_resident_bytes
 from tpi.runtime.ggml.probe import probe_kernels
+from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import open_shard
 
 _ANSWER_CELLS = 8
@@ -64,8 +66,9 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
         LinkError: the cluster failed; its last words.
     """
     _require_room(model, ranks, work)
-    shards = {rank: find_rank(model, f"{rank}/{ranks.n_devices}", work) for rank in ranks.real}
     path = find_model(model, work, hollow=True)
+    digest = model_digest(read_gguf(path), work / "tpi")
+    shards = {rank: find_rank(model, f"{rank}/{ranks.n_devices}", work, digest) for rank in ranks.real}
     devices = [conditions.device] * ranks.n_devices
     with (
         tempfile.TemporaryDirectory(dir=work, prefix="rank-") as name,

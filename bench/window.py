@@ -34,8 +34,9 @@ def rank_path(model: RandomModel, rank: int, count: int, work: Path) -> Path:
     return work / f"{model.shape.name}-{model.quantisation}-{model.seed}-{rank}of{count}.tpishard"
 
 
-def find_rank(model: RandomModel, rank_text: str, work: Path) -> Path:
-    """The shard of one rank of equal parts in ``work``, written if it is not there or of another format.
+def find_rank(model: RandomModel, rank_text: str, work: Path, digest: str | None = None) -> Path:
+    """The shard of one rank of equal parts in ``work``, written if it is not there, of another format, or does not go
+    with the file that has the ``digest``.
 
     Raises:
         DiskSpaceError: it is not there, and there is no room for it.
@@ -43,9 +44,11 @@ def find_rank(model: RandomModel, rank_text: str, work: Path) -> Path:
     rank, count = read_rank(rank_text)
     path = rank_path(model, rank, count, work)
     try:
-        open_shard(path)
+        fits = digest in (None, open_shard(path).header.spec.digest)
     except ModelFileError:
-        write_rank(model, rank, (1.0,) * count, path)
+        fits = False
+    if not fits:
+        write_rank(model, rank, (1.0,) * count, path, digest)
     return path
 
 

@@ -21,15 +21,16 @@ def session(
     shares: tuple[float, ...] | None,
     options: Sequence[str] = (),
     started: Started = lambda workers: None,
+    model: Path = DEMO,
 ) -> Iterator[tuple[Cluster, list[Running]]]:
-    """A cluster for the demo model of a master, whose folders are in ``folder``, and a worker on each of ``homes``,
+    """A cluster for ``model`` of a master, whose folders are in ``folder``, and a worker on each of ``homes``,
     named w1, w2 ... and started with ``options``.
 
     ``started`` is told of the workers before the cluster is formed.
     """
     folders = Folders(folder / "state", folder / "shards", folder / "cache")
     settings = MasterSettings(
-        DEMO,
+        model,
         folders,
         Resources(window_bytes=1 << 20),
         n_workers=len(homes),

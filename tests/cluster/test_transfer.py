@@ -85,6 +85,24 @@ def test_once_and_then_only_what_is_new(
     assert len(kept) == 1 and kept[0].read_bytes() == (tmp_path / "expected.tpishard").read_bytes()
 
 
+def test_a_repaired_model_is_fetched_anew(
+    tmp_path: Path, away: Home, requests: Requests, cut_for: CutFor, check_answers: CheckAnswers
+) -> None:
+    """The slices of the damaged one have sums that fit."""
+    model, tensor = tmp_path / "model.gguf", read_gguf(DEMO).tensors["blk.1.ffn_up.weight"]
+    place = tensor.offset + tensor.n_bytes * 3 // 4  # of rank 1
+    sound = DEMO.read_bytes()
+    model.write_bytes(sound[:place] + bytes(byte ^ 1 for byte in sound[place : place + 64]) + sound[place + 64 :])
+    with session(tmp_path / "master", [away], (1, 1), model=model):
+        pass
+    n_bytes = shard_bytes(cut_for(DEMO, (1, 1)), 1)
+    assert requests.take_bytes() == n_bytes
+    model.write_bytes(sound)
+    with session(tmp_path / "master", [away], (1, 1), model=model) as (cluster, _):
+        check_answers(cluster)
+    assert requests.take_bytes() == n_bytes
+
+
 @pytest.mark.parametrize("killed_at", [1, 7, 23])
 def test_a_broken_transfer_goes_on(
     tmp_path: Path,

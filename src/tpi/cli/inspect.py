@@ -14,7 +14,7 @@ from tpi.cli.display import open_display
 from tpi.cli.environment import find_folders
 from tpi.cli.figures import part, size
 from tpi.cli.memorytable import MemoryQuestion, RankOfModel, memory_facts, memory_lines
-from tpi.cli.models import find_model
+from tpi.cli.models import find_digest, find_model
 from tpi.config import MAX_RANKS, parse_shares
 from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
 from tpi.gguf.reader import read_gguf
@@ -23,7 +23,6 @@ from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.blocks import Block
 from tpi.model.partition import divide
 from tpi.model.spec import ModelSpec
-from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.shards.shard import verify as verify_shard
 from tpi.weights.shards.shard_format import MAGIC
@@ -85,7 +84,7 @@ def _rank_of_shard(file: Path, ranks: int | None, rank: int | None, shares: str 
 
 def _rank_of_model(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
     gguf = read_gguf(file)
-    spec = read_spec(gguf, model_digest(gguf))
+    spec = read_spec(gguf, digest="")
     n_ranks = ranks or (len(parse_shares(shares)) if shares else 1)
     weights = options.read_shares(shares, n_ranks) or (1.0,) * n_ranks
     if (rank or 0) >= n_ranks:
@@ -133,12 +132,14 @@ def _model_facts(file: Path) -> Facts:
         "types": dict(types.most_common()),
     }
     try:
-        spec = read_spec(gguf, model_digest(gguf))
+        spec = read_spec(gguf, digest="")
+        digest = find_digest(gguf, find_folders().cache, open_display())
     except TpiError as error:
         # Still worth a look: what is it, then?
         return {**facts, "architecture": gguf.metadata.get("general.architecture"), "cannot be computed": str(error)}
     blocks = blocks_of(spec)
-    return {**facts, **_spec_facts(spec), "blocks": len(blocks), "units": _units(blocks)}
+    named = msgspec.structs.replace(spec, digest=digest)
+    return {**facts, **_spec_facts(named), "blocks": len(blocks), "units": _units(blocks)}
 
 
 def _spec_facts(spec: ModelSpec) -> Facts:

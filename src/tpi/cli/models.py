@@ -1,13 +1,18 @@
-"""Finding the model that an argument names, and trying its kernels. Reads headers only."""
+"""Finding the model that an argument names, trying its kernels, naming its bytes."""
 
+import time
 from importlib.resources import files
 from pathlib import Path
 
+from tpi.cli.display import Display
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.runtime.ggml.probe import probe_kernels
+from tpi.weights.identity import model_digest
 
 DEMO = "demo"
+_SHORT_S = 1.0
+"""What takes less is not worth a line."""
 
 
 def find_model(name: str) -> Path:
@@ -39,3 +44,21 @@ def open_model(path: Path, cache: Path) -> Gguf:
     gguf = read_gguf(path)
     probe_kernels(cache).require(sorted({tensor.type.name for tensor in gguf.tensors.values()}))
     return gguf
+
+
+def find_digest(gguf: Gguf, cache: Path, display: Display) -> str:
+    """The model's digest, kept in the folder ``cache``; reading all of a large model takes a minute, and is shown.
+
+    Raises:
+        ModelFileError: see ``model_digest``.
+    """
+    started_s = time.monotonic()
+
+    def progress(n_done: int, n_bytes: int) -> None:
+        if time.monotonic() - started_s > _SHORT_S:
+            display.progress(f"reading {gguf.paths[0].name}", n_done, n_bytes)
+
+    try:
+        return model_digest(gguf, cache, progress)
+    finally:
+        display.settle()

@@ -5,19 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from tpi.cli import options
 from tpi.cli.display import Display, open_display
+from tpi.cli.environment import find_folders
 from tpi.cli.figures import part, size
-from tpi.cli.models import find_model
+from tpi.cli.models import find_digest, find_model
 from tpi.config import MAX_RANKS
 from tpi.errors import DiskSpaceError, UsageError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import Partition, divide
 from tpi.model.spec import ModelSpec
-from tpi.weights.identity import model_digest
 from tpi.weights.layout import Piece, lay_out
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard_format import blank_header
@@ -40,7 +41,7 @@ def command(
     weights = options.read_shares(shares, ranks) or (1.0,) * ranks
     path = find_model(model)
     gguf = read_gguf(path)
-    spec = read_spec(gguf, model_digest(gguf))
+    spec = read_spec(gguf, digest="")
     blocks = blocks_of(spec)
     partition = divide(blocks, weights)
     layouts = [lay_out(blocks, partition, rank) for rank in range(ranks)]
@@ -48,6 +49,7 @@ def command(
     targets = [out / f"{path.stem}-rank{rank}-of-{ranks}.tpishard" for rank in range(ranks)]
     _check_space(out, layouts, targets)
     display = open_display()
+    spec = msgspec.structs.replace(spec, digest=find_digest(gguf, find_folders().cache, display))
     try:
         for rank, (target, pieces) in enumerate(zip(targets, layouts, strict=True)):
             _write(gguf, spec, partition, rank, pieces, target, display)

@@ -27,7 +27,7 @@ class Holdings:
         """
         self.store = ShardStore(settings.folders.shards / settings.name)
         self.given = open_shard(settings.shard) if settings.shard else None
-        self._model = settings.model
+        self._model, self._cache = settings.model, settings.folders.cache
 
     def offer(self, resources: Resources, cache: Path, hosts: tuple[str, ...], port: int) -> Offer:
         """With what this device can do, measured now; other workers can call it at ``hosts`` and ``port``."""
@@ -73,7 +73,7 @@ class Holdings:
         if self._model is None:
             return make_shard(self.store, model, open_source(), progress("received"))
         gguf = read_gguf(self._model)
-        if model_digest(gguf) != model.spec.digest:
+        if model_digest(gguf, self._cache, progress("reads its model")) != model.spec.digest:
             raise ModelFileError(f"{self._model} is not the model that the master serves")
         with GgufSource(gguf) as source:
             return make_shard(self.store, model, source, progress("cut"))

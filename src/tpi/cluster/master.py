@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
+import msgspec
+
 from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.cluster import Cluster, reason_of
 from tpi.cluster.control.messages import EpochEnded, Offer
@@ -16,7 +18,7 @@ from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
 from tpi.cluster.epoch.opening import Opening
 from tpi.cluster.epoch.planning import FIRST_EPOCH, Device, assign_ranks, check_offer, check_settings, make_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
-from tpi.cluster.membership.member import Member
+from tpi.cluster.membership.member import Member, News
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import Ready, Report, Transfer, Waiting
 from tpi.cluster.tracing.tracing import Tracing
@@ -26,7 +28,7 @@ from tpi.errors import LinkError, LinkTimeoutError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import read_spec
 from tpi.runtime.workspace import RankModel
-from tpi.weights.identity import model_digest
+from tpi.weights.identity import Digesting
 from tpi.weights.shards.shard import ByteProgress
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
@@ -48,7 +50,8 @@ class Master:
         """
         self._settings = settings
         self.gguf = read_gguf(settings.model)
-        self.spec = read_spec(self.gguf, model_digest(self.gguf))
+        self.spec = read_spec(self.gguf, digest="")
+        """Without its digest until ``form`` has read the whole model."""
         check_settings(settings, self.spec)
         self._store = ShardStore(settings.folders.shards / settings.name)
         self._device: HostDevice | None = None
@@ -77,7 +80,8 @@ class Master:
         self._close_trace()
 
     def form(self, report: Report, check: Callable[[], None] = lambda: None) -> Cluster:
-        """Waits for the workers, plans, lets every rank prepare, opens the first epoch; blocks.
+        """Waits for the workers, plans, lets every rank prepare, opens the first epoch; blocks. Meanwhile reads the
+        whole model for its digest, unless an earlier session has done that.
 
         ``check`` is called about every 0.2 s and may raise.
 
@@ -88,7 +92,8 @@ class Master:
         self._report, self._check = report, check
         membership = self.membership
         try:
-            self._wait_for_workers()
+            with Digesting(self.gguf, self._settings.folders.cache) as digesting:
+                self._wait_for_workers(digesting)
             membership.close_door()
             offers = [(member.name, _offer_of(member)) for member in membership.members]
             for member, rank in zip(membership.members, assign_ranks(offers, self.spec), strict=True):
@@ -181,21 +186,40 @@ class Master:
 
         return tell
 
-    def _wait_for_workers(self) -> None:
+    def _wait_for_workers(self, digesting: Digesting) -> None:
         wanted, wait_s, members = self._settings.n_workers, self._settings.wait_s, self.membership.members
         started = time.monotonic()
         self._report(Waiting(0, wanted, None))
-        while sum(member.offer is not None for member in members) < wanted:
-            if wait_s is not None and time.monotonic() - started > wait_s:
+        early: list[tuple[Member, News]] = []  # offers of shards, until it is known of which model they must be
+        while (n_joined := self._n_joined()) < wanted or not self.spec.digest:
+            if n_joined < wanted and not early and wait_s is not None and time.monotonic() - started > wait_s:
                 raise LinkError(
                     f"{len(members)} of {wanted} devices joined within {wait_s:g} s: start `tpi join` on the others"
                 )
             self._check()
+            self._take_digest(digesting, _POLL_S if n_joined == wanted else 0)
             self.membership.admit(wanted)
-            for member, news in self.membership.take(_POLL_S):
-                self.membership.take_offer(member, news, self._check_offer)
-                n_joined = sum(member.offer is not None for member in members)
-                self._report(Waiting(n_joined, wanted, member.name))
+            news = [*early, *self.membership.take(_POLL_S if n_joined < wanted else 0)]
+            early.clear()
+            for member, message in news:
+                if member not in members:
+                    continue
+                if not self.spec.digest and isinstance(message, Offer) and message.locked is not None:
+                    early.append((member, message))
+                else:
+                    self.membership.take_offer(member, message, self._check_offer)
+                    self._report(Waiting(self._n_joined(), wanted, member.name))
+
+    def _n_joined(self) -> int:
+        return sum(member.offer is not None for member in self.membership.members)
+
+    def _take_digest(self, digesting: Digesting, wait_s: float) -> None:
+        """Completes the spec, or tells how far the reading is."""
+        digest = digesting.try_wait(wait_s)
+        if digest is not None:
+            self.spec = msgspec.structs.replace(self.spec, digest=digest)
+        elif digesting.n_done:
+            self._report(Transfer(0, self._settings.name, digesting.n_done, digesting.n_bytes, "reads its model"))
 
     def _check_offer(self, member: Member, offer: Offer) -> None:
         others = [other.offer for other in self.membership.members if other is not member and other.offer is not None]

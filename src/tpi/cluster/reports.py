@@ -96,7 +96,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Transfer:
-    """A rank's shard is being put together: ``n_done`` of ``n_bytes``; ``how`` is cut, received or rearranged."""
+    """A rank's shard is being put together: ``n_done`` of ``n_bytes``; ``how`` is cut, received or rearranged, or reads
+    its model before that."""
 
     rank: int
     name: str

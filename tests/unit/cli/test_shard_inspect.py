@@ -9,6 +9,8 @@ import pytest
 
 from tests.models import Q4_K_M, write_random_model
 from tpi.cli.main import main
+from tpi.gguf.reader import read_gguf
+from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import open_shard, verify
 
 
@@ -146,3 +148,18 @@ def test_no_file_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["inspect", str(tmp_path / "missing")]) == 1
     assert main(["inspect", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_model_is_read_once_for_its_digest(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not at all where the digest is of no use."""
+    monkeypatch.setenv("TPI_HOME", str(tmp_path / "home"))
+    kept = tmp_path / "home" / "cache" / "digests.json"
+    assert main(["inspect", str(model), "--memory", "1GiB", "--no-repack"]) == 0
+    assert not kept.exists()
+    assert main(["inspect", str(model), "--json"]) == 0
+    digest, inode = model_digest(read_gguf(model)), kept.stat().st_ino
+    assert f'"digest": "{digest}"' in capsys.readouterr().out
+    assert main(["shard", str(model), "--ranks", "1", "--out", str(tmp_path / "out")]) == 0
+    assert kept.stat().st_ino == inode

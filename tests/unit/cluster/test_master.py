@@ -1,8 +1,9 @@
 """The master while workers join: one that sends nonsense, or goes away, does not keep the others out."""
 
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,14 @@ from tpi.cluster.master import Master
 from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
+from tpi.cluster.reports import Event, Transfer
 from tpi.config import Folders, MasterSettings, Resources
-from tpi.errors import LinkError, LinkTimeoutError, TpiError, UsageError
+from tpi.errors import LinkError, LinkTimeoutError, ModelFileError, TpiError, UsageError
 from tpi.model.architectures import blocks_of
 from tpi.model.partition import Partition, divide
+from tpi.weights import identity
+from tpi.weights.files import read_exactly
+from tpi.weights.identity import model_digest
 
 WAIT_S = 20.0
 
@@ -116,6 +121,13 @@ def wait_for(link: ControlLink, kind: type[AnyMessage]) -> AnyMessage:
     message = link.receive(WAIT_S)
     assert isinstance(message, kind), message
     return message
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
 
 
 def reason(link: ControlLink) -> str:
@@ -212,10 +224,11 @@ def test_a_worker_that_lives_and_opens_no_link_is_given_up(tmp_path: Path, monke
 
 def test_a_shard_cut_for_an_impossible_partition_keeps_nobody_out(forming: Forming) -> None:
     spec = forming.master.spec
+    digest = model_digest(forming.master.gguf)
     right = divide(blocks_of(spec), [1, 1])
     for number, wrong in enumerate([Partition(2, right.shares[:-1]), Partition(2, ())]):
         worker = forming.worker(f"worker{number}")
-        worker.send(offer(spec.digest, wrong))
+        worker.send(offer(digest, wrong))
         assert "cut for other shares" in reason(worker)
     notes = forming.master.membership.notes.latest()
     assert len(notes) == 2 and notes[0].startswith("turned away worker0: the shard that it brings was cut for other")
@@ -228,6 +241,99 @@ def test_who_comes_while_the_cluster_is_formed_is_told_that_it_is_full(forming: 
     assert reason(late) == "the cluster has all its workers: stop it to let others join"
 
 
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The model is not read before the event is set; then it is."""
+    go_on = threading.Event()
+
+    def read_later(descriptor: int, path: Path, offset: int, out: memoryview) -> None:
+        assert go_on.wait(WAIT_S)
+        read_exactly(descriptor, path, offset, out)
+
+    monkeypatch.setattr(identity, "read_exactly", read_later)
+    yield go_on
+    go_on.set()
+
+
+def test_devices_join_while_the_model_is_read(tmp_path: Path, slow_disk: threading.Event) -> None:
+    with open_forming(tmp_path, n_workers=2) as forming:
+        spec = forming.master.spec
+        workers = {name: forming.worker(name) for name in ("bad", "right", "free")}
+        wrong = Partition(3, ())
+        workers["bad"].send(offer("another", wrong))
+        workers["right"].send(offer("", None))
+        wait_until(lambda: sum(member.offer is not None for member in forming.master.membership.members) == 1)
+        with pytest.raises(LinkTimeoutError):
+            workers["bad"].receive(0.5)
+        slow_disk.set()
+        assert "the shard that it brings cannot be used" in reason(workers["bad"])
+        workers["free"].close()
+        late = forming.worker("late")
+        late.send(offer(model_digest(forming.master.gguf), divide(blocks_of(spec), [1, 1, 1])))
+        plan = wait_for(late, Plan)
+        assert isinstance(plan, Plan) and plan.rank == 1
+        assert plan.spec.digest == model_digest(forming.master.gguf) == forming.master.spec.digest
+
+
+def test_a_device_whose_shard_waits_to_be_compared_may_go(tmp_path: Path, slow_disk: threading.Event) -> None:
+    with open_forming(tmp_path) as forming:
+        gone = forming.worker("gone")
+        gone.send(offer("another", Partition(2, ())))
+        wait_until(lambda: len(forming.master.membership.members) == 1)
+        gone.close()
+        wait_until(lambda: not forming.master.membership.members)
+        slow_disk.set()
+        forming.planned("good")
+
+
+def test_no_device_is_late_while_the_model_is_read(tmp_path: Path, slow_disk: threading.Event) -> None:
+    with open_forming(tmp_path, wait_s=2.0) as forming:
+        worker = forming.worker("early")
+        worker.send(offer())
+        with pytest.raises(LinkTimeoutError):
+            worker.receive(2.2)
+        slow_disk.set()
+        wait_for(worker, Plan)
+
+
+def test_reading_the_model_ends_with_the_wait(tmp_path: Path, slow_disk: threading.Event) -> None:
+    """As when the user presses Ctrl-C: the few MB that are being read are the last."""
+    with open_forming(tmp_path) as forming:
+        worker = forming.worker("early")
+        wait_until(lambda: bool(forming.master.membership.members))
+        forming.stop.set()
+        slow_disk.set()
+        assert reason(worker) == "the master was stopped"
+        forming.thread.join(WAIT_S)
+        assert isinstance(forming.error, KeyboardInterrupt)
+        assert "tpi-digest" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_model_that_cannot_be_read_ends_the_wait(tmp_path: Path) -> None:
+    with Master(make_settings(tmp_path)) as master:
+        os.truncate(tmp_path / "model.gguf", 9_000)
+        with pytest.raises(ModelFileError, match="is truncated: it ends at byte 9,000"):
+            master.form(lambda event: None)
+
+
+def test_a_long_reading_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Event] = []
+
+    def read_slowly(descriptor: int, path: Path, offset: int, out: memoryview) -> None:
+        time.sleep(0.3)
+        read_exactly(descriptor, path, offset, out)
+
+    monkeypatch.setattr(identity, "read_exactly", read_slowly)
+    settings = make_settings(tmp_path, n_workers=0)
+    write_random_model(settings.model, types="F16", n_layers=3, n_ff=1536)
+    size = settings.model.stat().st_size
+    for _ in range(2):
+        with Master(settings) as master, master.form(told.append):
+            pass
+    steps = [(event.n_done, event.n_bytes) for event in told if isinstance(event, Transfer) and "reads" in event.how]
+    assert steps and steps == sorted(steps) and steps[0] == (4 << 20, size), "once; the second start knows it"
+
+
 def test_nobody_comes(tmp_path: Path) -> None:
     with open_forming(tmp_path, wait_s=0.3) as forming:
         assert "0 of 1 devices joined within 0.3 s: start `tpi join` on the others" in forming.end()
@@ -236,10 +342,7 @@ def test_nobody_comes(tmp_path: Path) -> None:
 def test_a_check_that_raises_ends_the_wait_and_the_workers_are_told(forming: Forming) -> None:
     """As when the user presses Ctrl-C."""
     worker = forming.worker("early")
-    deadline_s = time.monotonic() + WAIT_S
-    while not forming.master.membership.members:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
+    wait_until(lambda: bool(forming.master.membership.members))
     forming.stop.set()
     assert reason(worker) == "the master was stopped"
     forming.thread.join(WAIT_S)

@@ -9,9 +9,7 @@ import pytest
 
 from tests.unit.weights.helpers import Model, make_model
 from tpi.errors import ModelFileError
-from tpi.gguf.reader import read_gguf
 from tpi.weights.files import PAGE_BYTES, read_some
-from tpi.weights.identity import model_digest
 from tpi.weights.layout import Piece
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.slices import GgufSource
@@ -147,18 +145,3 @@ def test_a_truncated_file_is_refused_at_once(model: Model) -> None:
     path.unlink()
     with pytest.raises(ModelFileError, match="cannot read"):
         PieceReader(stored)
-
-
-def test_the_digest_names_the_bytes(tmp_path: Path) -> None:
-    first = make_model(tmp_path / "a").gguf
-    digest = model_digest(first)
-    assert len(digest) == 64 and digest == model_digest(make_model(tmp_path / "b").gguf), "a copy"
-    assert digest != model_digest(make_model(tmp_path / "c", seed=1).gguf), "other weights of the same shape"
-    assert digest != model_digest(make_model(tmp_path / "d", split=2).gguf)
-    path = first.paths[0]
-    with path.open("ab") as file:
-        file.write(b"\0")
-    assert digest != model_digest(read_gguf(path)), "another size"
-    os.truncate(path, 9_000)
-    with pytest.raises(ModelFileError, match="truncated"):
-        model_digest(first)

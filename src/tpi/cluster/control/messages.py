@@ -114,7 +114,7 @@ class RunChunk(Message, frozen=True, tag="run_chunk"):
 
 
 class Progress(Message, frozen=True, tag="progress"):
-    """Worker to master: so much of its shard is there; ``how`` is cut, received or reused."""
+    """Worker to master: so much of its shard is there; ``how``: see ``cluster.reports.Transfer``."""
 
     n_done: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
     n_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
