@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from tpi.cluster.control.messages import HeldShard, Offer
 from tpi.cluster.epoch.speeds import measure_speeds
@@ -18,7 +19,7 @@ from tpi.weights.slices import GgufSource, SliceSource
 
 
 class Holdings:
-    """The shards on this device: the one that the user names, or those in the store."""
+    """The shards on this device: the one that the user names, or those in the store. A context manager."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         """
@@ -28,6 +29,12 @@ class Holdings:
         self.store = ShardStore(settings.folders.shards / settings.name)
         self.given = open_shard(settings.shard) if settings.shard else None
         self._model, self._cache = settings.model, settings.folders.cache
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
 
     def offer(self, resources: Resources, cache: Path, hosts: tuple[str, ...], port: int) -> Offer:
         """With what this device can do, measured now; other workers can call it at ``hosts`` and ``port``."""

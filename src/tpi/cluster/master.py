@@ -77,6 +77,7 @@ class Master:
     def close(self) -> None:
         """Closes the port, and the links of those who came too late."""
         self.membership.close()
+        self._store.close()
         self._close_trace()
 
     def form(self, report: Report, check: Callable[[], None] = lambda: None) -> Cluster:

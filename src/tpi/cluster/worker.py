@@ -87,10 +87,10 @@ def run_worker(settings: WorkerSettings, report: Report, prepare: Prepare = prep
     key = JoinKey.decode(settings.key)
     if settings.master is not None:
         key = JoinKey((Address.parse(settings.master),), key.fingerprint, key.secret)
-    holdings = Holdings(settings)
-    opened, identity = enter_cluster(key, settings.name, IdentityStore(settings.folders.state / "identities"))
-    with _Worker(settings, holdings, opened, identity, report, prepare) as worker:
-        worker.run()
+    with Holdings(settings) as holdings:
+        opened, identity = enter_cluster(key, settings.name, IdentityStore(settings.folders.state / "identities"))
+        with _Worker(settings, holdings, opened, identity, report, prepare) as worker:
+            worker.run()
 
 
 class _Worker:

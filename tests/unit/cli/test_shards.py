@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.weights.helpers import Model, make_model
+from tests.unit.weights.helpers import Model, make_model, used
 from tests.unit.weights.shards.test_inventory import begin_shard, store_shard
 from tpi.cli.figures import size
 from tpi.cli.main import main
 from tpi.runtime.ggml.repack import Repacker
-from tpi.weights.shards.locks import used
 from tpi.weights.shards.shard import Shard
 
 

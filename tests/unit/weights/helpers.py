@@ -1,5 +1,7 @@
 """What tests of weights share: partitions of small models, and where each slice's bytes come from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from tpi.model.spec import ModelSpec
 from tpi.weights.identity import model_digest
 from tpi.weights.layout import Part, Piece, lay_out
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.shard import Shard
+from tpi.weights.shards.shard import Shard, open_shard
 from tpi.weights.shards.shard_format import ShardHeader, blank_header
+from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
 
 PIECE_BYTES = 40_000
@@ -115,3 +118,11 @@ def flip(path: Path, at: int) -> None:
         byte = file.read(1)[0]
         file.seek(at)
         file.write(bytes([byte ^ 4]))
+
+
+@contextmanager
+def used(path: Path) -> Iterator[None]:
+    """Somebody has the shard at ``path`` in use."""
+    with ShardStore(path.parent) as store:
+        assert store.hold(open_shard(path))
+        yield

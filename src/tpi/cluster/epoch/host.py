@@ -33,7 +33,6 @@ from tpi.runtime.workspace import RankModel, RankSettings, Workspace
 from tpi.trace import Trace
 from tpi.weights.files import round_up
 from tpi.weights.layout import lay_out
-from tpi.weights.shards.locks import used
 from tpi.weights.shards.patrol import Patrol
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.disk import PieceReader
@@ -146,7 +145,6 @@ class RankHost:
             if legacy is not None:
                 legacy.close()
         if stock.shard is not None:
-            self._stack.enter_context(used(stock.shard.path))
             remove = stock.shard.path if stock.is_stored_here else None
             self._stack.enter_context(Patrol(stock.shard, self._is_idle, partial(self._on_damage, remove)))
 

@@ -3,13 +3,13 @@
 The same on master and workers; blocks its caller.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.cluster.reports import Remark, Report
 from tpi.config import Resources
-from tpi.errors import DiskSpaceError, KernelError
+from tpi.errors import DiskSpaceError, KernelError, ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.probe import probe_kernels
@@ -57,7 +57,10 @@ def make_shard(store: ShardStore, model: RankModel, source: SliceSource, progres
     path = store.path_for(model.spec.digest, model.rank, model.pieces)
     header = blank_header(model.spec, model.partition, model.rank, model.pieces)
     with ExitStack() as stack:
-        older = [stack.enter_context(ShardSource(shard)) for shard in store.shards(model.spec.digest)]
+        older = []
+        for shard in store.shards(model.spec.digest):
+            with suppress(ModelFileError):  # another process has removed it
+                older.append(stack.enter_context(ShardSource(shard)))
         shard = write_shard(path, header, source, older, progress).shard
     store.remove_older(shard)
     return shard
@@ -137,6 +140,7 @@ def try_rearranged(
         except DiskSpaceError:
             report(_goes_on(f"the disk of {store.folder} is full, {data_bytes(header):,} bytes are needed"))
             return None
+        store.hold(shard)
         remove_outdated(store.folder, shard)
     return stock_of(shard, True)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.errors import TpiError
-from tpi.weights.shards.locks import try_claimed
+from tpi.weights.shards.filelock import try_claimed
 from tpi.weights.shards.shard import Shard, open_shard
 from tpi.weights.shards.store import SUFFIX
 from tpi.weights.streaming.readways import NOTE_SUFFIX

@@ -1,21 +1,24 @@
 """Compares a shard in use with its checksums, in the background and only while nobody needs the disk.
 
-Owns one thread. Finds what ``weights.shards.shard.verify`` finds; what is done about it is the owner's affair.
+Owns one thread, and a descriptor of the shard: the file may be removed meanwhile. Finds what
+``weights.shards.shard.verify`` finds; what is done about it is the owner's affair.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tpi.errors import Cancelled, TpiError
+from tpi.errors import Cancelled, ModelFileError, TpiError
+from tpi.weights.files import open_for_reading
 from tpi.weights.shards.shard import Shard, verify
 
 _WAIT_S = 0.5
 
 
 class Patrol:
-    """One round over ``shard``, beginning at once. A context manager; ``close`` is idempotent."""
+    """One round over ``shard``, beginning at once, if the file is there. A context manager; ``close`` is idempotent."""
 
     def __init__(self, shard: Shard, is_idle: Callable[[], bool], on_damage: Callable[[TpiError], None]) -> None:
         """``is_idle`` is asked before every piece; ``on_damage`` gets the error. Both run in this thread."""
@@ -23,7 +26,11 @@ class Patrol:
         self._stop = threading.Event()
         self.is_done = False
         """Whether the round has ended and everything is as it was written."""
-        self._thread = threading.Thread(target=self._run, name="tpi-patrol", daemon=True)
+        try:
+            descriptor = open_for_reading(shard.path)
+        except ModelFileError:  # who reads the weights says so
+            descriptor = None
+        self._thread = threading.Thread(target=self._run, args=(descriptor,), name="tpi-patrol", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
@@ -37,15 +44,19 @@ class Patrol:
         self._stop.set()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, descriptor: int | None) -> None:
+        if descriptor is None:
+            return
         try:
             self._wait_for_quiet()
-            verify(self._shard, lambda *_: self._wait_for_quiet())
+            verify(self._shard, lambda *_: self._wait_for_quiet(), descriptor)
             self.is_done = True
         except Cancelled:
             return
         except TpiError as error:
             self._on_damage(error)
+        finally:
+            os.close(descriptor)
 
     def _wait_for_quiet(self) -> None:
         while not self._is_idle() and not self._stop.wait(_WAIT_S):

@@ -93,14 +93,15 @@ def open_shard(path: Path) -> Shard:
     return Shard(path, header, data_start, size)
 
 
-def verify(shard: Shard, progress: ByteProgress | None = None) -> None:
-    """Reads all of the shard's data and compares it with its sums, blocking; holds 256 KiB.
+def verify(shard: Shard, progress: ByteProgress | None = None, descriptor: int | None = None) -> None:
+    """Reads all of the shard's data and compares it with its sums, blocking; holds 256 KiB. ``descriptor``: the file,
+    if the caller has it open.
 
     Raises:
         ChecksumError: something differs; names piece, block, tensors and bytes.
         ModelFileError: the file cannot be read.
     """
-    damages = list(find_damage(shard, progress))
+    damages = list(find_damage(shard, progress, descriptor))
     if damages:
         first, more = damages[0], f" and {len(damages) - 1} more places" if len(damages) > 1 else ""
         raise ChecksumError(
@@ -109,23 +110,26 @@ def verify(shard: Shard, progress: ByteProgress | None = None) -> None:
         )
 
 
-def find_damage(shard: Shard, progress: ByteProgress | None = None) -> Iterator[Damage]:
+def find_damage(shard: Shard, progress: ByteProgress | None = None, descriptor: int | None = None) -> Iterator[Damage]:
     """The runs of the file that differ from their sums; see :func:`verify`."""
-    descriptor = open_for_reading(shard.path)
+    if descriptor is None:
+        opened = open_for_reading(shard.path)
+        try:
+            yield from find_damage(shard, progress, opened)
+        finally:
+            os.close(opened)
+        return
     total, done = sum(piece.n_bytes for piece in shard.pieces), 0
-    try:
-        for record in shard.header.records:
-            piece, place = record.piece, shard.file_offset(record.piece.index)
-            for run in damaged_runs(descriptor, shard.path, place, record):
-                parts = (p for p in piece.parts if p.offset < run.stop and run.start < p.offset + p.n_bytes)
-                tensors = tuple(dict.fromkeys(part.tensor for part in parts))
-                yield Damage(piece.index, piece.block, tensors, place + run.start, place + run.stop)
-            forget_cached(descriptor, place, piece.n_bytes)
-            done += piece.n_bytes
-            if progress is not None:
-                progress(done, total)
-    finally:
-        os.close(descriptor)
+    for record in shard.header.records:
+        piece, place = record.piece, shard.file_offset(record.piece.index)
+        for run in damaged_runs(descriptor, shard.path, place, record):
+            parts = (p for p in piece.parts if p.offset < run.stop and run.start < p.offset + p.n_bytes)
+            tensors = tuple(dict.fromkeys(part.tensor for part in parts))
+            yield Damage(piece.index, piece.block, tensors, place + run.start, place + run.stop)
+        forget_cached(descriptor, place, piece.n_bytes)
+        done += piece.n_bytes
+        if progress is not None:
+            progress(done, total)
 
 
 def damaged_runs(descriptor: int, path: Path, place: int, record: PieceRecord) -> Iterator[Span]:

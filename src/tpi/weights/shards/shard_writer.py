@@ -3,13 +3,15 @@
 While it is written a shard is ``NAME.part``, with ``NAME.journal`` beside it: the sha256 of the header with zeros for
 sums, then for every finished piece its sums and their crc32. A writer for the same header goes on behind the finished
 pieces whose bytes on disk still have these sums: they are read again, because after a power cut the journal may be on
-disk without the data, and reading is much faster than fetching. One thread; a lock keeps other processes away.
+disk without the data, and reading is much faster than fetching. One thread; a lock on the journal keeps other
+processes away: who has it may write, rename and remove the shard and what belongs to it.
 """
 
 import errno
 import hashlib
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +21,7 @@ import msgspec
 
 from tpi.errors import DiskSpaceError, ModelFileError, TpiError
 from tpi.weights.files import forget_cached, round_up
+from tpi.weights.shards.filelock import is_at, try_lock
 from tpi.weights.shards.shard import Shard, damaged_runs, open_shard
 from tpi.weights.shards.shard_format import (
     SUM_BYTES,
@@ -30,12 +33,12 @@ from tpi.weights.shards.shard_format import (
     sum_runs,
 )
 
-if sys.platform != "win32":
-    import fcntl
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SYNC_BYTES = 64_000_000
 """Written bytes are flushed and forgotten this often, so that they do not crowd out the page cache."""
+_LOCK_LIMIT_S = 1.0
+"""Whoever removes files has them locked for a moment."""
+_LOCK_POLL_S = 0.05
 
 
 class ShardWriter:
@@ -97,13 +100,14 @@ class ShardWriter:
             self._files[0].truncate(self._data_start + data_bytes(self._header))
             self._write_at(0, memoryview(encode_header(msgspec.structs.replace(self._header, records=records))))
             self._sync()
-            self.close()
+            self._files[0].close()
             self._part.replace(self.path)
-            self._journal.unlink(missing_ok=True)
+            shard = open_shard(self.path)
+            self._remove(self._journal)
             _sync_folder(self.path.parent)
         except OSError as error:
             raise self._error(error) from error
-        return open_shard(self.path)
+        return shard
 
     def close(self) -> None:
         """Closes the files and keeps them; may be called again."""
@@ -111,32 +115,38 @@ class ShardWriter:
             self._files.pop().close()
 
     def _leave(self, error: BaseException | None) -> None:
+        if isinstance(error, DiskSpaceError) and self._files:
+            self._remove(self._part, self._journal)
         self.close()
-        if isinstance(error, DiskSpaceError):
-            self._part.unlink(missing_ok=True)
-            self._journal.unlink(missing_ok=True)
+
+    def _remove(self, *paths: Path) -> None:
+        """While they are locked, and at last closes them."""
+        if sys.platform == "win32":  # open files cannot be removed there
+            self.close()
+        for path in paths:
+            path.unlink(missing_ok=True)
+        self.close()
 
     def _open(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            for path in (self._part, self._journal):
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
-                self._files.append(os.fdopen(descriptor, "r+b", buffering=0))
-            self._lock()
+            self._files = [self._open_locked()]
+            self._files.insert(0, _open_file(self._part))
             self._resume()
             self._check_space()
         except OSError as error:
             raise self._error(error) from error
 
-    def _lock(self) -> None:
-        if sys.platform == "win32":
-            return
-        try:
-            fcntl.flock(self._files[1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ModelFileError(
-                f"another process is writing {self._part}: wait for it, or use another folder"
-            ) from error
+    def _open_locked(self) -> BinaryIO:
+        deadline_s = time.monotonic() + _LOCK_LIMIT_S
+        while True:
+            journal = _open_file(self._journal)
+            if try_lock(journal.fileno()) and is_at(journal.fileno(), self._journal):
+                return journal
+            journal.close()
+            if time.monotonic() > deadline_s:
+                raise ModelFileError(f"another process is writing {self._part}: wait for it, or use another folder")
+            time.sleep(_LOCK_POLL_S)
 
     def _resume(self) -> None:
         part, journal = self._files
@@ -200,6 +210,11 @@ class ShardWriter:
                 "free some, or choose another folder"
             )
         return ModelFileError(f"cannot write the shard {self.path}: {error.strerror}")
+
+
+def _open_file(path: Path) -> BinaryIO:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+    return os.fdopen(descriptor, "r+b", buffering=0)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,29 +1,50 @@
-"""The folder in which one device keeps its shards. Opens headers, never data; any thread, no state.
+"""The folder in which one device keeps its shards. Opens headers, never data. One thread.
 
-Ranks that share a machine use a folder each: a complete new shard removes the older ones of the same model.
+Ranks that share a machine use a folder each: a complete new shard removes the older ones of the same model. Sessions of
+one user share these folders. Who writes a shard has its journal locked, who uses one has a shared lock on the file, and
+only what nobody has locked is removed.
 """
 
+import contextlib
 import hashlib
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
-from tpi.errors import TpiError
+from tpi.errors import ModelFileError, TpiError
+from tpi.weights.files import open_for_reading
 from tpi.weights.layout import Piece
+from tpi.weights.shards.filelock import is_at, try_lock
 from tpi.weights.shards.shard import Shard, open_shard
 from tpi.weights.streaming.readways import NOTE_SUFFIX
 
 SUFFIX = ".tpishard"
-_REMOVED_WITH_IT = (SUFFIX, ".part", ".journal", NOTE_SUFFIX)
+_JOURNAL = ".journal"
 
 
 class ShardStore:
-    """The shards in ``folder``, which need not exist yet."""
+    """The shards in ``folder``, which need not exist yet. A context manager; ``close`` is idempotent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._held: dict[Path, int] = {}
+        """Descriptors with a shared lock."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others remove what was in use here."""
+        while self._held:
+            os.close(self._held.popitem()[1])
 
     def path_for(self, digest: str, rank: int, pieces: Sequence[Piece], packing: str = "") -> Path:
         """Where the shard of model ``digest`` with these pieces belongs: equal bytes, rank and layout, equal name."""
@@ -49,9 +70,26 @@ class ShardStore:
         return found
 
     def try_find(self, digest: str, pieces: Sequence[Piece], packing: str = "") -> Shard | None:
-        """A shard that holds exactly these pieces, whatever rank or partition it was made for."""
+        """A shard that holds exactly these pieces, whatever rank or partition it was made for; see ``hold``."""
         wanted = tuple(pieces)
-        return next((shard for shard in self.shards(digest, packing) if shard.pieces == wanted), None)
+        found = (shard for shard in self.shards(digest, packing) if shard.pieces == wanted)
+        return next((shard for shard in found if self.hold(shard)), None)
+
+    def hold(self, shard: Shard) -> bool:
+        """Keeps other processes from removing the shard, until this one makes another of the model, or closes the
+        store; False: one has removed it."""
+        if sys.platform == "win32":  # an open file could not be replaced there
+            return True
+        try:
+            descriptor = open_for_reading(shard.path)
+        except ModelFileError:
+            return False
+        if not (try_lock(descriptor, shared=True) and is_at(descriptor, shard.path)):
+            os.close(descriptor)
+            return False
+        self._let_go(shard.path)
+        self._held[shard.path] = descriptor
+        return True
 
     def free_bytes(self) -> int:
         """Room on the disk where the folder is, or will be."""
@@ -61,17 +99,54 @@ class ShardStore:
         return shutil.disk_usage(place).free
 
     def remove_older(self, keep: Shard) -> int:
-        """Removes all other shards of the model of ``keep``, unfinished ones and notes about disks too; returns the
-        bytes set free.
-
-        To be called when ``keep`` is complete. A file that is open elsewhere stays readable there.
+        """Holds ``keep``, which is complete, and removes all other shards of its model, unfinished ones and notes about
+        disks too, but what other processes write or hold; returns the bytes set free.
         """
+        self.hold(keep)
+        found = self.folder.glob(f"{_model_key(keep.header.spec.digest)}-*{SUFFIX}*")
+        others = {path.with_name(path.name.split(SUFFIX)[0] + SUFFIX) for path in found} - {keep.path}
         freed = 0
-        for path in self.folder.glob(f"{_model_key(keep.header.spec.digest)}-*"):
-            if path.name.endswith(_REMOVED_WITH_IT) and path.name.removesuffix(NOTE_SUFFIX) != keep.path.name:
-                freed += path.stat().st_blocks * 512 if hasattr(path.stat(), "st_blocks") else path.stat().st_size
-                path.unlink(missing_ok=True)
+        for path in others:
+            self._let_go(path)
+            freed += _remove_unused(path)
+        _remove(self.disk_note(keep.header.spec.digest))
         return freed
+
+    def _let_go(self, path: Path) -> None:
+        if path in self._held:
+            os.close(self._held.pop(path))
+
+
+def _remove_unused(shard: Path) -> int:
+    """Removes all files of the shard that nobody writes or holds; returns the bytes set free."""
+    journal = shard.with_name(shard.name + _JOURNAL)
+    with contextlib.ExitStack() as stack:
+        if not _try_own(journal, os.O_CREAT, stack):
+            return 0
+        is_unused = not shard.exists() or _try_own(shard, 0, stack)
+        endings = (".part", "", NOTE_SUFFIX, _JOURNAL) if is_unused else (".part", _JOURNAL)
+        return sum(_remove(shard.with_name(shard.name + ending)) for ending in endings)
+
+
+def _try_own(path: Path, flags: int, stack: contextlib.ExitStack) -> bool:
+    """Locks the file until ``stack`` ends; False: another process has it."""
+    if sys.platform == "win32":  # an open file could not be removed there
+        return True
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+    except OSError:
+        return False
+    stack.callback(os.close, descriptor)
+    return try_lock(descriptor) and is_at(descriptor, path)
+
+
+def _remove(path: Path) -> int:
+    try:
+        stat = path.stat()
+        path.unlink()
+    except OSError:
+        return 0
+    return stat.st_blocks * 512 if sys.platform != "win32" else stat.st_size
 
 
 def _model_key(digest: str) -> str:
@@ -80,4 +155,7 @@ def _model_key(digest: str) -> str:
 
 
 def _age(path: Path) -> float:
-    return path.stat().st_mtime
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it was removed meanwhile
+        return 0.0

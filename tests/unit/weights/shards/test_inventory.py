@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.weights.helpers import FakeSource, Model, make_model
+from tests.unit.weights.helpers import FakeSource, Model, make_model, used
 from tpi.errors import LinkError
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.inventory import Entry, list_entries, remove_outdated, try_remove
-from tpi.weights.shards.locks import used
 from tpi.weights.shards.shard import Shard
 from tpi.weights.shards.shard_format import blank_header
 from tpi.weights.shards.shard_writer import ShardWriter
@@ -69,7 +68,7 @@ def test_finished_unfinished_and_unreadable_ones(model: Model, tmp_path: Path) -
 def test_what_a_rank_of_another_process_reads_stays(model: Model, tmp_path: Path) -> None:
     shard = store_shard(model, tmp_path)
     (entry,) = list_entries(tmp_path)
-    program = "import sys; from pathlib import Path; from tpi.weights.shards.locks import used\n"
+    program = "import sys; from pathlib import Path; from tests.unit.weights.helpers import used\n"
     program += "with used(Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", program, str(shard.path)]

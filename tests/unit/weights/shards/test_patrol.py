@@ -31,10 +31,35 @@ def test_a_sound_shard_is_done(tmp_path: Path) -> None:
     shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 0)
     errors: list[TpiError] = []
     with Patrol(shard, lambda: True, errors.append) as patrol:
-        deadline = time.monotonic() + 10
-        while not patrol.is_done and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert patrol.is_done and not errors
+        wait_until_done(patrol)
+    assert not errors
+
+
+def wait_until_done(patrol: Patrol) -> None:
+    deadline_s = time.monotonic() + 10
+    while not patrol.is_done and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    assert patrol.is_done
+
+
+def test_a_file_that_was_removed_meanwhile_is_checked_all_the_same(tmp_path: Path) -> None:
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 0)
+    quiet, errors = threading.Event(), list[TpiError]()
+    with Patrol(shard, quiet.is_set, errors.append) as patrol:
+        shard.path.unlink()
+        quiet.set()
+        wait_until_done(patrol)
+    assert not errors
+
+
+def test_a_file_that_is_gone_before_is_nothing_to_check(tmp_path: Path) -> None:
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 0)
+    shard.path.unlink()
+    errors = list[TpiError]()
+    patrol = Patrol(shard, lambda: True, errors.append)
+    time.sleep(0.2)
+    patrol.close()
+    assert not patrol.is_done and not errors
 
 
 def test_closing_ends_a_round_that_waits(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Locks between processes that share a folder of shards: who writes a file or has it in use, and who may remove it.
+
+A lock belongs to an open descriptor and ends with it; nobody waits for one. Where there are none, as on Windows, every
+lock is granted. Any thread.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Locks the file that is open; False: someone else has it, or has it alone if ``shared``."""
+    if sys.platform == "win32":
+        return True
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at ``path``: who had the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+@contextmanager
+def try_claimed(path: Path) -> Iterator[bool]:
+    """Whether nobody has the file at ``path`` locked, if it is there and can be read; until the end nobody can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        yield True
+        return
+    try:
+        yield try_lock(descriptor)
+    finally:
+        os.close(descriptor)
