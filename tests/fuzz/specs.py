@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tests.architectures import command_r, llama, qwen3, write_made
+from tests.architectures import Made, command_r, llama, qwen3, write_made
 from tests.parity.rig import pass_of
 from tests.unit.runtime.rigs import Nobody
 from tpi.errors import TpiError
@@ -31,7 +31,7 @@ from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import lay_out
 
 N_CELLS = 256
-MODELS = {
+MODELS: dict[str, Callable[[], Made]] = {
     "llama": lambda: llama(2),
     "qwen3": lambda: qwen3(n_layers=2),
     "command-r": lambda: command_r(2, has_norms=False),

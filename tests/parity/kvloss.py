@@ -7,6 +7,7 @@ both, in nats a token of what the assistant says, and how far each is from its o
 import argparse
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ def losses(logits: Float32Array, tokens: list[int], own: list[bool]) -> Float32A
     highest = rows.max(axis=1, keepdims=True)
     normed = rows - highest - np.log(np.exp(rows - highest).sum(axis=1, keepdims=True))
     nats = -normed[np.arange(len(rows)), tokens[1:]]
-    return nats[np.array(own[1:])].astype(np.float32)
+    found: Float32Array = nats[np.array(own[1:])].astype(np.float32)
+    return found
 
 
 def ours(path: Path, tokens: list[int], kind: TensorType) -> Float32Array:
@@ -53,7 +55,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=40)
     given = parser.parse_args()
     path = find_model("demo")
-    ways = {
+    ways: dict[str, Callable[[list[int]], Float32Array]] = {
         "tpi, F16": lambda tokens: ours(path, tokens, F16),
         "tpi, Q8_0": lambda tokens: ours(path, tokens, Q8_0),
         "llama.cpp, F16": lambda tokens: theirs(path, tokens, F16, True),
