@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from tpi.cli import options
+from tpi.cli.cuts import cut_facts, cut_lines
 from tpi.cli.display import open_display
 from tpi.cli.environment import find_folders
 from tpi.cli.figures import part, size
@@ -54,6 +55,8 @@ def command(
     With --verify, reads a shard's data and fails if any of it differs from its checksum. GGUF files have none: their
     headers and sizes are checked always.
 
+    With --ranks or --shares, shows instead how a model is cut among so many ranks, and how much several of them hold.
+
     With --memory, shows instead what the rank of a shard, or rank --rank of --ranks that share a GGUF model, will use
     its memory for, and the least that would do. Fails if that is more than --memory.
     """
@@ -64,8 +67,11 @@ def command(
         chosen = _rank_of_shard(file, ranks, rank, shares) if is_shard else _rank_of_model(file, ranks, rank, shares)
         _show_memory(MemoryQuestion(chosen, resources, context, kv_type, find_folders().cache), json)
         return
-    if any(option is not None for option in (ranks, rank, shares, window, context, threads)):
-        raise UsageError("--ranks, --rank, --shares, --window, --context and --threads need --memory SIZE")
+    if any(option is not None for option in (rank, window, context, threads)):
+        raise UsageError("--rank, --window, --context and --threads need --memory SIZE")
+    if ranks is not None or shares is not None:
+        _show_cuts(file, is_shard, ranks, shares, json)
+        return
     facts = _shard_facts(file) if is_shard else _model_facts(file)
     if verify:
         facts["verified"] = _verify(file) if is_shard else "headers and sizes; GGUF files have no checksums"
@@ -100,6 +106,17 @@ def _show_memory(question: MemoryQuestion, json: bool) -> None:
         print("\n".join(memory_lines(facts)))
     if "refused" in facts:
         raise MemoryBudgetError(facts["refused"])
+
+
+def _show_cuts(file: Path, is_shard: bool, ranks: int | None, shares: str | None, json: bool) -> None:
+    if is_shard:
+        raise UsageError("--ranks and --shares are for GGUF files: a shard is of one rank")
+    chosen = _rank_of_model(file, ranks, None, shares)
+    facts = cut_facts(blocks_of(chosen.spec), chosen.partition)
+    if json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
+    else:
+        print("\n".join(cut_lines(facts)))
 
 
 def _starts_like_shard(file: Path) -> bool:

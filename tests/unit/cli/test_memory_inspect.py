@@ -73,7 +73,7 @@ def test_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ranks", "2"], "need --memory"),
+        (["--rank", "0"], "need --memory"),
         (["--memory", "1GiB", "--ranks", "2", "--rank", "2"], "--rank 2: 2 ranks go from 0 to 1"),
         (["--memory", "1GiB", "--ranks", "2", "--shares", "1,1,1"], "3 numbers for 2 devices"),
         (["--memory", "1GiB", "--context", "5000"], "was trained for"),

@@ -163,3 +163,25 @@ def test_a_model_is_read_once_for_its_digest(
     assert f'"digest": "{digest}"' in capsys.readouterr().out
     assert main(["shard", str(model), "--ranks", "1", "--out", str(tmp_path / "out")]) == 0
     assert kept.stat().st_ino == inode
+
+
+def test_inspect_how_a_model_is_cut(model: Path, shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model), "--shares", "2,1,1", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert [rank["bytes"] for rank in facts["ranks"]] == [
+        sum(p.n_bytes for piece in open_shard(shard).pieces for p in piece.parts) for shard in shards
+    ]
+    assert sum(rank["share"] for rank in facts["ranks"]) == pytest.approx(1)
+    n_vectors = {"attention": 2, "ffn": 2, "head": 1}
+    assert facts["copied"].keys() == n_vectors.keys()
+    assert facts["copied"]["ffn"] == 2 * 2 * 256 * 4, "two layers' norms, on two more ranks than one"
+    assert main(["inspect", str(model), "--shares", "1,0,3"]) == 0
+    first, second, _, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("rank 0  ") and "ffn columns 0 to 255; head rows 0 to " in first
+    assert second.endswith("nothing")
+    assert last.startswith("held more than once: attention ")
+
+
+def test_inspect_how_a_shard_is_cut(shards: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(shards[0]), "--ranks", "3"]) == 2
+    assert "a shard is of one rank" in capsys.readouterr().err
