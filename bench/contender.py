@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from tpi.observe import peak_resident_bytes
+from tpi.observe import anonymous_bytes, peak_resident_bytes
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -47,6 +47,8 @@ class Took(msgspec.Struct, frozen=True):
     compute_s: float | None
     streamed_bytes: int | None
     peak_rss_bytes: int
+    anonymous_bytes: int
+    """At the end; without the pages of files, which the system can drop."""
 
 
 class _Counters(msgspec.Struct, frozen=True):
@@ -76,8 +78,9 @@ def _open_tpi(setup: Setup) -> Iterator[_Side]:
     from tpi.runtime.embedding import EmbeddingTable  # noqa: PLC0415
     from tpi.runtime.logits import Wanted  # noqa: PLC0415
 
+    beside = Path(setup.model).parent  # on the same disk, which may be slowed
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tpi-bench-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tpi-bench-", dir=beside)))
         settings = MasterSettings(
             model=Path(setup.model),
             folders=Folders(folder, folder, Path(setup.cache)),
@@ -140,7 +143,7 @@ def _perform(side: _Side, task: Task) -> Took:
     for _ in range(task.n_tokens):
         token = side.predict([token])
     ended, after = time.perf_counter(), side.count()
-    took = Took(prefilled - started, ended - prefilled, None, None, peak_resident_bytes())
+    took = Took(prefilled - started, ended - prefilled, None, None, peak_resident_bytes(), anonymous_bytes())
     if before is None or after is None:
         return took
     compute_s, streamed = after.compute_s - before.compute_s, after.streamed_bytes - before.streamed_bytes

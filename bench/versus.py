@@ -79,6 +79,8 @@ def _add_rates(report: Report, what: str, rounds: Sequence[Sequence[Took]], coun
         peak_rss_bytes=max(row[0].peak_rss_bytes for row in rounds),
         llama_peak_rss_bytes=max(row[1].peak_rss_bytes for row in rounds),
         peak_rss_ratio=max(row[0].peak_rss_bytes for row in rounds) / max(row[1].peak_rss_bytes for row in rounds),
+        anonymous_bytes=max(row[0].anonymous_bytes for row in rounds),
+        llama_anonymous_bytes=max(row[1].anonymous_bytes for row in rounds),
     )
     shares = [1 - row[0].compute_s / row[0].decode_s for row in rounds if row[0].compute_s is not None]
     return report.add(outside_kernels_share=statistics.median(shares)) if what == "decode" else report

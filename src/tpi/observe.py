@@ -26,6 +26,12 @@ def peak_resident_bytes(pid: int | None = None) -> int:
     return _status_bytes(pid, "VmHWM")
 
 
+def anonymous_bytes() -> int:
+    """Memory of this process now that the system cannot drop and read again: without pages of files. 0 where the system
+    does not tell."""
+    return _status_bytes(None, "RssAnon") if sys.platform == "linux" else 0
+
+
 def reset_peak() -> bool:
     """Starts the measurement of this process's peak anew; False where the system cannot."""
     try:

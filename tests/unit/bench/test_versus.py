@@ -33,7 +33,10 @@ def test_rates_are_medians_and_ratios_medians_of_rounds() -> None:
     """Three rounds: ours, llama.cpp, and that without repacking. Above 1 is faster than it."""
     seconds = [(2.0, 3.0, 8.0), (4.0, 4.0, 2.0), (1.0, 1.25, 5.0)]
     rounds = [
-        [Took(2 * took, took, 0.75 * took if side == 0 else None, None, 100 + side) for side, took in enumerate(row)]
+        [
+            Took(2 * took, took, 0.75 * took if side == 0 else None, None, 100 + side, 90 + side)
+            for side, took in enumerate(row)
+        ]
         for row in seconds
     ]
     figures = json.loads(_add_rates(Report("decode"), "decode", rounds, 4).json())
@@ -41,6 +44,7 @@ def test_rates_are_medians_and_ratios_medians_of_rounds() -> None:
     rates = [figures[f"{kind.replace('-', '_')}_tokens_per_s"] for kind in KINDS]
     assert rates == pytest.approx([2.0, 4 / 3, 0.8], rel=1e-5)
     assert figures["outside_kernels_share"] == 0.25 and figures["peak_rss_ratio"] == pytest.approx(100 / 101, rel=1e-5)
+    assert (figures["anonymous_bytes"], figures["llama_anonymous_bytes"]) == (90, 91)
     figures = json.loads(_add_rates(Report("prefill"), "prefill", rounds, 4).json())
     assert (
         figures["rate_ratio"] == 1.25 and figures["tpi_tokens_per_s"] == 1.0 and "outside_kernels_share" not in figures
