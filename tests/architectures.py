@@ -82,9 +82,9 @@ def llama(n_layers: int = 22, is_tied: bool = False) -> Made:
     return made
 
 
-def command_r(n_layers: int, has_norms: bool) -> Made:
+def command_r(n_layers: int, has_norms: bool, n_heads: int = 8, n_kv_heads: int = 2) -> Made:
     """Of 35B (40 layers) and R+ (64 layers, whose heads are normed)."""
-    n_embd, n_heads, n_kv_heads, dim = 256, 8, 2, 32
+    n_embd, dim = 256, 32
     made = _dense("command-r", n_layers, n_embd, n_heads, n_kv_heads, dim, 512, logit_scale=0.0625)
     made.entries["attention.layer_norm_epsilon"] = made.entries.pop("attention.layer_norm_rms_epsilon")
     for layer in range(n_layers):

@@ -4,7 +4,7 @@ Owns membership and the model's description. One thread forms the cluster and ru
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Self
 
@@ -191,7 +191,7 @@ class Master:
         wanted, wait_s, members = self._settings.n_workers, self._settings.wait_s, self.membership.members
         started = time.monotonic()
         self._report(Waiting(0, wanted, None))
-        early: list[tuple[Member, News]] = []  # offers of shards, until it is known of which model they must be
+        early: dict[Member, News] = {}  # offers of shards, until it is known of which model they must be
         while (n_joined := self._n_joined()) < wanted or not self.spec.digest:
             if n_joined < wanted and not early and wait_s is not None and time.monotonic() - started > wait_s:
                 raise LinkError(
@@ -200,16 +200,23 @@ class Master:
             self._check()
             self._take_digest(digesting, _POLL_S if n_joined == wanted else 0)
             self.membership.admit(wanted)
-            news = [*early, *self.membership.take(_POLL_S if n_joined < wanted else 0)]
-            early.clear()
-            for member, message in news:
-                if member not in members:
-                    continue
+            if self.spec.digest:
+                self._take_offers(early.items())
+                early.clear()
+            for member, message in self.membership.take(_POLL_S if n_joined < wanted else 0):
+                if member in early:
+                    del early[member]
+                    message = message if isinstance(message, LinkError) else LinkError(f"{member.title} offers twice")
                 if not self.spec.digest and isinstance(message, Offer) and message.locked is not None:
-                    early.append((member, message))
+                    early[member] = message
                 else:
-                    self.membership.take_offer(member, message, self._check_offer)
-                    self._report(Waiting(self._n_joined(), wanted, member.name))
+                    self._take_offers([(member, message)])
+
+    def _take_offers(self, offers: Iterable[tuple[Member, News]]) -> None:
+        for member, message in offers:
+            if member in self.membership.members:
+                self.membership.take_offer(member, message, self._check_offer)
+                self._report(Waiting(self._n_joined(), self._settings.n_workers, member.name))
 
     def _n_joined(self) -> int:
         return sum(member.offer is not None for member in self.membership.members)

@@ -17,6 +17,9 @@ from tpi.model.tensors import EMBEDDING, Tensors
 _MAX_ENTRY = 1 << 10
 """Values of an array that a spec keeps; one for each layer, not one for each token."""
 
+_MAX_BYTES = 1 << 42
+"""Of a model that somebody else describes; more than any has."""
+
 
 class Architecture(Protocol):
     """What a file of an architecture offers (a module satisfies this)."""
@@ -72,6 +75,9 @@ def check_spec(spec: ModelSpec, file: Path) -> None:
         kind = TYPES_BY_ID.get(tensor.type_id)
         if kind is None or tensor.name != name or tensor.n_columns % kind.block_elements:
             raise ModelFileError(f"{file}: tensor {printable(name)} has an impossible type or size")
+    n_bytes = sum(tensor.type.row_bytes(tensor.n_columns) * tensor.n_rows for tensor in spec.tensors.values())
+    if spec.name != printable(spec.name) or not 0 <= n_bytes < _MAX_BYTES:
+        raise ModelFileError(f"{file}: a model of {n_bytes:,} bytes called {printable(spec.name)} cannot be")
     meta = Metadata(file, _find(spec.architecture).NAME, spec.entries)
     for name, value in msgspec.structs.asdict(_dimensions(meta, Tensors(meta, spec.tensors))).items():
         meta.require(getattr(spec, name) == value, name, getattr(spec, name))
@@ -104,7 +110,8 @@ def _spec_of(tensor: GgufTensor) -> TensorSpec:
 
 def _dimensions(meta: Metadata, tensors: Tensors) -> Dimensions:
     embedding, n_embd = tensors.find(EMBEDDING), meta.positive("embedding_length")
-    meta.require(embedding.n_columns == n_embd, embedding.name, (embedding.n_columns, embedding.n_rows))
+    shape = embedding.n_columns, embedding.n_rows
+    meta.require(shape[0] == n_embd and 0 < shape[1] < 1 << 31, embedding.name, shape)
     n_layers, n_context_train = meta.positive("block_count"), meta.positive("context_length")
     return Dimensions(n_layers, n_embd, embedding.n_rows, n_context_train, embedding)
 

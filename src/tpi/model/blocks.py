@@ -82,6 +82,8 @@ class Slot:
     step: int = 1
     group: int = 1
     measure: int = 0
+    is_whole: bool = False
+    """What a rank has of it lies in one piece, because it is not multiplied row by row."""
 
     def span(self, share: Share) -> Span:
         """The rows or columns of the whole tensor that a rank with ``share`` needs; for ``COPY`` all rows."""

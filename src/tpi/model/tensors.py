@@ -1,6 +1,7 @@
 """The tensors of a model while its blocks are made: each is looked up, checked, and counted as used."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from tpi.model.blocks import Axis, Slot
 from tpi.model.metadata import Metadata
@@ -39,7 +40,7 @@ class Tensors:
 
     def vectors(self, role: str, name: str, shape: tuple[int, int], group: int = 1) -> Slot:
         """Vectors that are cut between them; of 32 bits, too."""
-        return self._in_32_bits(self._slot(role, name, shape, Axis.ROWS, 1, group))
+        return self._in_32_bits(replace(self._slot(role, name, shape, Axis.ROWS, 1, group), is_whole=True))
 
     def rows(
         self, role: str, name: str, shape: tuple[int, int], step: int = 1, group: int = 1, measure: int = 0

@@ -91,7 +91,7 @@ def join(extracts: Sequence[Extract], wanted: Wanted) -> Row:
         named, here = np.asarray(wanted.ids, np.int64), ~np.isnan(asked)
         found = here.any(axis=0) & ~np.isin(named, ids)
         ids = np.concatenate([ids, named[found]])
-        values = np.concatenate([values, asked[:, found][here[:, found]]])
+        values = np.concatenate([values, asked[here.argmax(axis=0), np.arange(named.size)][found]])
         ids, order = np.unique(ids, return_index=True)
         values = values[order]
     return Row(values, ids, floor, log_sum_exp(sums))

@@ -97,11 +97,11 @@ def _lay_out_block(block: Block, share: Share, first_index: int, piece_bytes: in
         while row < rows.size:
             offset = -(-used // PART_ALIGNMENT) * PART_ALIGNMENT
             fitting, left = (piece_bytes - offset) // row_bytes, rows.size - row
-            count = left if fitting >= left else fitting // CUT_ROWS * CUT_ROWS
+            count = left if fitting >= left else 0 if slot.is_whole else fitting // CUT_ROWS * CUT_ROWS
             if count <= 0 and parts:
                 close()
                 continue
-            count = count if count > 0 else min(left, max(fitting, 1))
+            count = count if count > 0 else left if slot.is_whole else min(left, max(fitting, 1))
             part = Part(
                 slot.role,
                 slot.tensor.name,

@@ -161,7 +161,7 @@ def test_experts_are_not_supported(gguf: Gguf) -> None:
 
 @pytest.mark.parametrize("name", ["camel", "", 7])
 def test_other_architectures(gguf: Gguf, name: MetadataValue) -> None:
-    with pytest.raises(UnsupportedModelError, match="is not supported; supported: llama"):
+    with pytest.raises(UnsupportedModelError, match=r"is not supported; supported: .*llama"):
         read_spec(replace(gguf, metadata=gguf.metadata | {"general.architecture": name}), "")
 
 
@@ -228,6 +228,24 @@ def test_specs_from_elsewhere_are_checked_too(change: dict[str, float]) -> None:
 def test_dimensions_from_elsewhere_are_those_of_the_entries(change: dict[str, int]) -> None:
     with pytest.raises(ModelFileError, match="does not fit a llama model"):
         check_spec(msgspec.structs.replace(make_spec(), **change), PATH)
+
+
+@pytest.mark.parametrize("n_vocab", [0, 1 << 31, 1 << 40])
+def test_vocabularies_that_cannot_be(n_vocab: int) -> None:
+    spec = make_spec(n_vocab=n_vocab, n_embd=64)
+    with pytest.raises(ModelFileError):
+        check_spec(spec, PATH)
+
+
+def test_more_bytes_than_any_model_has() -> None:
+    with pytest.raises(ModelFileError, match=r"a model of .* bytes called made cannot be"):
+        check_spec(make_spec(n_ff=(1 << 31) - 32, n_embd=4096), PATH)
+
+
+def test_names_from_elsewhere_cannot_move_the_cursor() -> None:
+    with pytest.raises(ModelFileError, match="cannot be") as caught:
+        check_spec(msgspec.structs.replace(make_spec(), name="a\x1b[2Jb"), PATH)
+    assert str(caught.value).isprintable()
 
 
 def test_an_architecture_from_elsewhere_is_checked_too() -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.architectures import command_r, write_made
 from tests.unit.model.specs import make_spec
 from tpi.errors import UsageError
-from tpi.model.architectures import blocks_of, check_spec
+from tpi.gguf.reader import read_gguf
+from tpi.model.architectures import blocks_of, check_spec, read_spec
 from tpi.model.blocks import EMPTY, Axis, Share, Span
 from tpi.model.partition import Partition, apportion, divide, is_whole
 from tpi.model.spec import ModelSpec
@@ -175,6 +177,16 @@ def test_more_ranks_than_units() -> None:
     assert blocks_of(spec)[0].measures[0].unit == 4, "two KV heads, each with two heads"
     assert partition.contributors(0) == (0, 1)
     assert all(share == NOTHING for share in partition.shares[0][2:])
+
+
+def test_what_is_used_value_by_value_lies_in_one_piece(tmp_path: Path) -> None:
+    """96 heads with norms of their own; matrices are cut wherever a piece is full."""
+    path = write_made(tmp_path / "model.gguf", command_r(1, has_norms=True, n_heads=96, n_kv_heads=96))
+    blocks = blocks_of(read_spec(read_gguf(path), ""))
+    for piece_bytes in range(3_000, 40_000, 1_700):
+        pieces = lay_out(blocks, divide(blocks, [1]), 0, piece_bytes)
+        roles = [part.role for piece in pieces for part in piece.parts]
+        assert roles.count("q_norm") == roles.count("k_norm") == 1 and roles.count("q") > 1
 
 
 def test_a_rank_without_anything() -> None:

@@ -63,6 +63,12 @@ def test_the_highest_are_kept_and_of_equal_ones_the_first(logits: Logits, n_kept
     assert highest(logits, n_kept).tolist() == sorted(order[:n_kept])
 
 
+def test_tokens_may_be_named_in_any_order() -> None:
+    logits, wanted = np.array([-1, 0, 0, 5], np.float32), Wanted(1, (2, 0))
+    row = join([extract(logits[:2], 0, wanted), extract(logits[2:], 2, wanted)], wanted)
+    assert row.ids is not None and (row.ids.tolist(), row.values.tolist()) == ([0, 1, 2, 3], [-1, 0, 0, 5])
+
+
 def test_a_slice_tells_its_best_with_their_ids() -> None:
     part = extract(np.array([1, 5, 3, 5, 2], np.float32), 100, Wanted(3, (7, 104, 101)))
     assert (part.ids.tolist(), part.values.tolist(), part.is_whole) == ([101, 102, 103], [5, 3, 5], False)

@@ -3,13 +3,10 @@
 Owns window and workspace. The thread that makes it runs the passes; any thread may ask for its status.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Self
 
 from tpi.cluster.allreduce.payload import PayloadFormat
@@ -18,7 +15,7 @@ from tpi.cluster.epoch.footprint import needs_of
 from tpi.cluster.reports import RankStatus
 from tpi.cluster.transfer.stock import Stock
 from tpi.config import Resources
-from tpi.errors import ChecksumError, TpiError
+from tpi.errors import TpiError
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.model.architectures import blocks_of
 from tpi.native.allocator import give_back_freed
@@ -145,8 +142,8 @@ class RankHost:
             if legacy is not None:
                 legacy.close()
         if stock.shard is not None:
-            remove = stock.shard.path if stock.is_stored_here else None
-            self._stack.enter_context(Patrol(stock.shard, self._is_idle, partial(self._on_damage, remove)))
+            patrol = Patrol(stock.shard, self._is_idle, self._on_damage, stock.is_stored_here)
+            self._stack.enter_context(patrol)
 
     def trace_to(self, trace: Trace | None) -> None:
         """From now on ``trace`` is told what this rank does when."""
@@ -220,11 +217,7 @@ class RankHost:
     def _is_idle(self) -> bool:
         return time.monotonic() > self._busy_until_s
 
-    def _on_damage(self, remove: Path | None, error: TpiError) -> None:
-        if remove is not None and isinstance(error, ChecksumError):
-            with contextlib.suppress(OSError):
-                remove.unlink(missing_ok=True)
-            error = ChecksumError(f"{error} (it was removed: start again to get it anew)")
+    def _on_damage(self, error: TpiError) -> None:
         self._damage = error
 
     def _plan_memory(self) -> MemoryPlan:

@@ -13,6 +13,9 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
+LOCK_LIMIT_S, LOCK_POLL_S = 1.0, 0.05
+"""Whoever removes a file, or looks whether it is in use, has it locked for a moment: how long to try, how often."""
+
 
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Locks the file that is open; False: someone else has it, or has it alone if ``shared``."""
@@ -37,13 +40,13 @@ def is_at(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def try_claimed(path: Path) -> Iterator[bool]:
-    """Whether nobody has the file at ``path`` locked, if it is there and can be read; until the end nobody can."""
+    """Whether nobody has the file at ``path`` locked, if there is one; until the end nobody can lock it."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        yield True
+        descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))  # some systems lock no others
+    except OSError as error:
+        yield isinstance(error, FileNotFoundError)
         return
     try:
-        yield try_lock(descriptor)
+        yield try_lock(descriptor) and is_at(descriptor, path)
     finally:
         os.close(descriptor)

@@ -4,14 +4,16 @@ Owns one thread, and a descriptor of the shard: the file may be removed meanwhil
 ``weights.shards.shard.verify`` finds; what is done about it is the owner's affair.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from tpi.errors import Cancelled, ModelFileError, TpiError
+from tpi.errors import Cancelled, ChecksumError, ModelFileError, TpiError
 from tpi.weights.files import open_for_reading
+from tpi.weights.shards.filelock import is_at
 from tpi.weights.shards.shard import Shard, verify
 
 _WAIT_S = 0.5
@@ -20,9 +22,13 @@ _WAIT_S = 0.5
 class Patrol:
     """One round over ``shard``, beginning at once, if the file is there. A context manager; ``close`` is idempotent."""
 
-    def __init__(self, shard: Shard, is_idle: Callable[[], bool], on_damage: Callable[[TpiError], None]) -> None:
-        """``is_idle`` is asked before every piece; ``on_damage`` gets the error. Both run in this thread."""
-        self._shard, self._is_idle, self._on_damage = shard, is_idle, on_damage
+    def __init__(
+        self, shard: Shard, is_idle: Callable[[], bool], on_damage: Callable[[TpiError], None], removes: bool = False
+    ) -> None:
+        """``is_idle`` is asked before every piece; ``on_damage`` gets the error. Both run in this thread.
+
+        ``removes``: a damaged file goes, unless another has its name by now."""
+        self._shard, self._is_idle, self._on_damage, self._removes = shard, is_idle, on_damage, removes
         self._stop = threading.Event()
         self.is_done = False
         """Whether the round has ended and everything is as it was written."""
@@ -54,9 +60,17 @@ class Patrol:
         except Cancelled:
             return
         except TpiError as error:
-            self._on_damage(error)
+            self._on_damage(self._without_it(error, descriptor))
         finally:
             os.close(descriptor)
+
+    def _without_it(self, error: TpiError, descriptor: int) -> TpiError:
+        if not self._removes or not isinstance(error, ChecksumError):
+            return error
+        if is_at(descriptor, self._shard.path):
+            with contextlib.suppress(OSError):
+                self._shard.path.unlink(missing_ok=True)
+        return ChecksumError(f"{error} (it was removed: start again to get it anew)")
 
     def _wait_for_quiet(self) -> None:
         while not self._is_idle() and not self._stop.wait(_WAIT_S):

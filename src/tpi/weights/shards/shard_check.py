@@ -8,6 +8,7 @@ from tpi.errors import ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.architectures import blocks_of, check_spec
 from tpi.model.blocks import Share, Slot, Span
+from tpi.model.partition import is_whole
 from tpi.model.spec import ModelSpec
 from tpi.weights.files import round_up
 from tpi.weights.layout import PART_ALIGNMENT, Part, Piece, slice_extent
@@ -56,6 +57,7 @@ class _Check:
         self.require(0 <= header.rank < partition.n_ranks, f"rank {header.rank} of {partition.n_ranks}")
         self.require(len(partition.shares) == len(blocks_of(header.spec)), "number of blocks")
         self.require(all(len(shares) == partition.n_ranks for shares in partition.shares), "number of shares")
+        self.require(is_whole(blocks_of(header.spec), partition), "partition")
 
     def pieces(self, records: tuple[PieceRecord, ...], data_bytes: int) -> None:
         """Pieces stand one after the other and fill the file, their parts fill them."""

@@ -7,7 +7,7 @@ All numbers are little-endian; ``sum`` is zlib's crc32. A shard is complete unde
 offset  bytes   what
 ======  ======  =========================================================================================
 0       8       ``TPISHARD``
-8       4       version, 2
+8       4       version, 3
 12      4       n, length of the header, at most 64 MiB
 16      n       the header: msgpack of :class:`ShardHeader`
 16+n    4       sum of the bytes before

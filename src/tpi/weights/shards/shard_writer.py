@@ -21,7 +21,7 @@ import msgspec
 
 from tpi.errors import DiskSpaceError, ModelFileError, TpiError
 from tpi.weights.files import forget_cached, round_up
-from tpi.weights.shards.filelock import is_at, try_lock
+from tpi.weights.shards.filelock import LOCK_LIMIT_S, LOCK_POLL_S, is_at, try_lock
 from tpi.weights.shards.shard import Shard, damaged_runs, open_shard
 from tpi.weights.shards.shard_format import (
     SUM_BYTES,
@@ -36,9 +36,6 @@ from tpi.weights.shards.shard_format import (
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SYNC_BYTES = 64_000_000
 """Written bytes are flushed and forgotten this often, so that they do not crowd out the page cache."""
-_LOCK_LIMIT_S = 1.0
-"""Whoever removes files has them locked for a moment."""
-_LOCK_POLL_S = 0.05
 
 
 class ShardWriter:
@@ -138,7 +135,7 @@ class ShardWriter:
             raise self._error(error) from error
 
     def _open_locked(self) -> BinaryIO:
-        deadline_s = time.monotonic() + _LOCK_LIMIT_S
+        deadline_s = time.monotonic() + LOCK_LIMIT_S
         while True:
             journal = _open_file(self._journal)
             if try_lock(journal.fileno()) and is_at(journal.fileno(), self._journal):
@@ -146,7 +143,7 @@ class ShardWriter:
             journal.close()
             if time.monotonic() > deadline_s:
                 raise ModelFileError(f"another process is writing {self._part}: wait for it, or use another folder")
-            time.sleep(_LOCK_POLL_S)
+            time.sleep(LOCK_POLL_S)
 
     def _resume(self) -> None:
         part, journal = self._files

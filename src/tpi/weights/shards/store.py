@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -19,7 +20,7 @@ import msgspec
 from tpi.errors import ModelFileError, TpiError
 from tpi.weights.files import open_for_reading
 from tpi.weights.layout import Piece
-from tpi.weights.shards.filelock import is_at, try_lock
+from tpi.weights.shards.filelock import LOCK_LIMIT_S, LOCK_POLL_S, is_at, try_lock
 from tpi.weights.shards.shard import Shard, open_shard
 from tpi.weights.streaming.readways import NOTE_SUFFIX
 
@@ -80,13 +81,19 @@ class ShardStore:
         store; False: one has removed it."""
         if sys.platform == "win32":  # an open file could not be replaced there
             return True
-        try:
-            descriptor = open_for_reading(shard.path)
-        except ModelFileError:
-            return False
-        if not (try_lock(descriptor, shared=True) and is_at(descriptor, shard.path)):
+        deadline_s = time.monotonic() + LOCK_LIMIT_S
+        while True:
+            try:
+                descriptor = open_for_reading(shard.path)
+            except ModelFileError:
+                return False
+            is_locked = try_lock(descriptor, shared=True)
+            if is_locked and is_at(descriptor, shard.path):
+                break
             os.close(descriptor)
-            return False
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(LOCK_POLL_S)  # whoever looks whether it is in use has it locked for a moment
         self._let_go(shard.path)
         self._held[shard.path] = descriptor
         return True
@@ -101,8 +108,12 @@ class ShardStore:
     def remove_older(self, keep: Shard) -> int:
         """Holds ``keep``, which is complete, and removes all other shards of its model, unfinished ones and notes about
         disks too, but what other processes write or hold; returns the bytes set free.
+
+        Raises:
+            ModelFileError: another process has removed ``keep``.
         """
-        self.hold(keep)
+        if not self.hold(keep):
+            raise ModelFileError(f"another process has removed {keep.path}: start again")
         found = self.folder.glob(f"{_model_key(keep.header.spec.digest)}-*{SUFFIX}*")
         others = {path.with_name(path.name.split(SUFFIX)[0] + SUFFIX) for path in found} - {keep.path}
         freed = 0

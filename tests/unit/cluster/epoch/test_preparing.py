@@ -115,8 +115,7 @@ def test_a_new_copy_replaces_that_for_other_kernels(alone: Alone, tmp_path: Path
 
 
 def test_a_copy_that_a_rank_reads_is_in_use(alone: Alone, tmp_path: Path) -> None:
-    store = ShardStore(tmp_path / "shards")
-    with alone.prepare(store) as host:
+    with ShardStore(tmp_path / "shards") as store, alone.prepare(store) as host:
         (entry,) = list_entries(store.folder)
         assert entry.is_used and not try_remove(entry)
         assert np.isfinite(alone.logits(host)).all()
@@ -158,8 +157,7 @@ def test_a_disk_that_is_full_before_the_copy_is_finished(alone: Alone, small_dis
 
 
 def test_a_disk_that_has_filled_up_between_two_epochs(alone: Alone, small_disk: Path) -> None:
-    store = ShardStore(small_disk / "shards")
-    with alone.prepare(store) as host:
+    with ShardStore(small_disk / "shards") as store, alone.prepare(store) as host:
         alone.logits(host)
         (entry,) = list_entries(store.folder)
         entry.path.unlink()

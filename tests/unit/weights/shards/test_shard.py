@@ -18,6 +18,7 @@ from tpi.model.spec import ModelSpec, TensorSpec
 from tpi.weights.layout import Part, Piece
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import find_damage, open_shard, verify
+from tpi.weights.shards.shard_check import check_header
 from tpi.weights.shards.shard_format import MAGIC, SUM_RUN_BYTES, blank_header, encode_header, sum_runs
 from tpi.weights.slices import GgufSource
 
@@ -56,6 +57,18 @@ def test_golden_header() -> None:
     assert len(data) == 4096
     start = b"TPISHARD\x03\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + GOLDEN_BODY
     assert data == (start + zlib.crc32(start).to_bytes(4, "little")).ljust(4096, b"\0")
+
+
+@pytest.mark.parametrize("wrong", [Share(()), Share((Span(0, 1), Span(0, 1))), Share((Span(5, 5),))])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shares_that_do_not_make_a_model(model: Model, tmp_path: Path, wrong: Share, rank: int) -> None:
+    shard = cut_shard(model, tmp_path / "s", (1, 1), 1)
+    shares = [list(row) for row in shard.header.partition.shares]
+    shares[1][rank] = wrong
+    partition = Partition(2, tuple(tuple(row) for row in shares))
+    header = msgspec.structs.replace(shard.header, partition=partition)
+    with pytest.raises(ModelFileError, match="partition cannot be"):
+        check_header(shard.path, header, 0, shard.n_bytes)
 
 
 def test_a_flipped_byte_is_found_and_named(model: Model, tmp_path: Path) -> None:
