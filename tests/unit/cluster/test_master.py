@@ -286,6 +286,17 @@ def test_a_device_whose_shard_waits_to_be_compared_may_go(tmp_path: Path, slow_d
         forming.planned("good")
 
 
+def test_who_offers_twice_while_the_model_is_read_is_sent_away(tmp_path: Path, slow_disk: threading.Event) -> None:
+    with open_forming(tmp_path) as forming:
+        twice = forming.worker("twice")
+        twice.send(offer("another", Partition(2, ())))
+        wait_until(lambda: len(forming.master.membership.members) == 1)
+        twice.send(offer("another", Partition(2, ())))
+        wait_until(lambda: not forming.master.membership.members)
+        slow_disk.set()
+        forming.planned("good")
+
+
 def test_no_device_is_late_while_the_model_is_read(tmp_path: Path, slow_disk: threading.Event) -> None:
     with open_forming(tmp_path, wait_s=2.0) as forming:
         worker = forming.worker("early")

@@ -4,6 +4,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.unit.weights.helpers import cut_shard, flip, make_model
 from tpi.errors import ChecksumError, TpiError
 from tpi.weights.shards.patrol import Patrol
@@ -25,6 +27,28 @@ def test_finds_damage_once_it_is_quiet(tmp_path: Path) -> None:
         assert found.wait(10)
         assert not patrol.is_done
     assert isinstance(errors[0], ChecksumError) and "piece 2" in str(errors[0])
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_only_the_file_that_it_has_read_goes(tmp_path: Path, is_made_anew: bool) -> None:
+    """Another session may have found the same damage, and made the shard anew."""
+    shard = cut_shard(make_model(tmp_path), tmp_path / "s", (1, 1), 1)
+    sound = shard.path.read_bytes()
+    flip(shard.path, shard.file_offset(2) + 5)
+    quiet, found, errors = threading.Event(), threading.Event(), list[TpiError]()
+
+    def on_damage(error: TpiError) -> None:
+        errors.append(error)
+        found.set()
+
+    with Patrol(shard, quiet.is_set, on_damage, removes=True):
+        if is_made_anew:
+            (tmp_path / "anew").write_bytes(sound)
+            (tmp_path / "anew").replace(shard.path)
+        quiet.set()
+        assert found.wait(10)
+    assert "start again to get it anew" in str(errors[0])
+    assert shard.path.exists() == is_made_anew
 
 
 def test_a_sound_shard_is_done(tmp_path: Path) -> None:
