@@ -16,7 +16,7 @@ def cut_facts(blocks: Sequence[Block], partition: Partition) -> dict[str, Any]:
     by_rank = [sum(row[rank] for row in held) for rank in range(partition.n_ranks)]
     copied: dict[str, int] = {}
     for block, row in zip(blocks, held, strict=True):
-        whole = sum(slot.tensor.type.row_bytes(slot.tensor.n_columns) * slot.tensor.n_rows for slot in block.slots)
+        whole = sum(slot.tensor.n_bytes for slot in block.slots)
         copied[block.name] = copied.get(block.name, 0) + sum(row) - whole
     return {
         "ranks": [

@@ -203,7 +203,7 @@ def _shard_facts(file: Path) -> Facts:
     for p in parts:
         types[TYPES_BY_ID[p.type_id].name] += p.n_bytes
     weights = sum(piece.n_bytes for piece in shard.pieces)
-    whole = sum(slot.tensor.n_rows * slot.tensor.type.row_bytes(slot.tensor.n_columns) for slot in _slots(header.spec))
+    whole = sum(slot.tensor.n_bytes for slot in _slots(header.spec))
     held = {piece.block for piece in shard.pieces}
     return {
         "kind": "shard",

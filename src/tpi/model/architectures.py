@@ -75,7 +75,7 @@ def check_spec(spec: ModelSpec, file: Path) -> None:
         kind = TYPES_BY_ID.get(tensor.type_id)
         if kind is None or tensor.name != name or tensor.n_columns % kind.block_elements:
             raise ModelFileError(f"{file}: tensor {printable(name)} has an impossible type or size")
-    n_bytes = sum(tensor.type.row_bytes(tensor.n_columns) * tensor.n_rows for tensor in spec.tensors.values())
+    n_bytes = sum(tensor.n_bytes for tensor in spec.tensors.values())
     if spec.name != printable(spec.name) or not 0 <= n_bytes < _MAX_BYTES:
         raise ModelFileError(f"{file}: a model of {n_bytes:,} bytes called {printable(spec.name)} cannot be")
     meta = Metadata(file, _find(spec.architecture).NAME, spec.entries)

@@ -4,7 +4,7 @@ are summed as one block."""
 from dataclasses import dataclass
 from math import sqrt
 
-from tpi.model.blocks import Block, KvState, measure_of
+from tpi.model.blocks import Block, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, output_head
 from tpi.model.heads import read_heads
 from tpi.model.metadata import Metadata
@@ -15,8 +15,8 @@ from tpi.model.tensors import Tensors
 
 NAME = "command-r"
 
-_HEADS, _COLUMNS = 0, 1
-"""Numbers of a layer's measures."""
+_COLUMNS = 1
+"""Number of a layer's second measure; heads are the first."""
 
 
 def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
@@ -50,10 +50,10 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
             tensors.columns("down", at + "ffn_down.weight", (n_ff, n_embd), measure=_COLUMNS),
         )
         measures = (
-            measure_of("heads", heads.n, heads.group, slots, fine=1, number=_HEADS),
+            heads.measure(slots),
             measure_of("columns", n_ff, FFN_UNIT_COLUMNS, slots, number=_COLUMNS),
         )
-        found.append(Block(len(found), "layer", layer, measures, slots, graph, KvState(dim, heads.group)))
+        found.append(Block(len(found), "layer", layer, measures, slots, graph, heads.state))
     found.append(output_head(len(found), dimensions, tensors, Head(eps, meta.number("logit_scale", 1.0))))
     return found
 

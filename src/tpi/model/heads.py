@@ -1,7 +1,9 @@
 """Heads of attention as the metadata of most architectures describe them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tpi.model.blocks import KvState, Measure, Slot, measure_of
 from tpi.model.metadata import Metadata
 from tpi.model.spec import Dimensions
 
@@ -17,6 +19,16 @@ class Heads:
     @property
     def group(self) -> int:
         return self.n // self.n_kv
+
+    @property
+    def state(self) -> KvState:
+        """Keys and values of every KV head."""
+        return KvState(self.dim, self.group)
+
+    def measure(self, slots: Iterable[Slot]) -> Measure:
+        """How a block is cut by these heads: between groups or, among more ranks, within them. It is the first of the
+        block's measures."""
+        return measure_of("heads", self.n, self.group, slots, fine=1)
 
 
 def read_heads(meta: Metadata, dimensions: Dimensions) -> Heads:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from tpi.model.blocks import Block, KvState, measure_of
+from tpi.model.blocks import Block
 from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
 from tpi.model.heads import read_heads
 from tpi.model.metadata import Metadata
@@ -37,8 +37,7 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
             tensors.rows("v", at + "attn_v.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
             tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
         )
-        measure = measure_of("heads", heads.n, heads.group, slots, fine=1)
-        found.append(Block(len(found), "attention", layer, (measure,), slots, attention, KvState(dim, heads.group)))
+        found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
         found.append(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn))
     found.append(output_head(len(found), dimensions, tensors, Head(eps)))
     return found

@@ -24,6 +24,10 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     def type(self) -> TensorType:
         return TYPES_BY_ID[self.type_id]
 
+    @property
+    def n_bytes(self) -> int:
+        return self.n_rows * self.type.row_bytes(self.n_columns)
+
 
 class Dimensions(msgspec.Struct, frozen=True):
     """What every model has, whatever its architecture."""

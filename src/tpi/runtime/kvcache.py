@@ -56,6 +56,10 @@ class KvCache:
         rows = (self._kind.row_bytes(width) for width in self._widths.values())
         return sum(2 * round_up(stop_cell * row, mmap.PAGESIZE) for row in rows)
 
+    def __contains__(self, block: int) -> bool:
+        """Whether this rank keeps anything of the block."""
+        return block in self._addresses
+
     def addresses(self, block: int) -> tuple[int, int]:
         """Where keys and values of ``block`` lie, each [n_cells, width] in the cache's type."""
         return self._addresses[block]

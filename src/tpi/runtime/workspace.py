@@ -109,10 +109,13 @@ class Workspace:
         arrays = (self.residual, self._positions, self._cells, self._mask)
         self._addresses = Addresses(width, *(array.ctypes.data for array in arrays))
         self._graphs: OrderedDict[tuple[int, BatchShape, int], Graph] = OrderedDict()
+        shares = {index: model.partition.shares[index][model.rank] for index in self.pieces}
+        self._held = {
+            index: HeldBlock(model.blocks[index], shares[index], pieces) for index, pieces in self.pieces.items()
+        }
         numbers: dict[tuple[object, ...], int] = {}
         self._structures = {
-            index: numbers.setdefault(_structure(self._held(model.blocks[index])), len(numbers))
-            for index in self.pieces
+            index: numbers.setdefault(_structure(held), len(numbers)) for index, held in self._held.items()
         }
         self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
         self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
@@ -175,7 +178,7 @@ class Workspace:
 
     def states_of(self, blocks: Iterable[Block]) -> list[tuple[int, int]]:
         """Where the state of those of the blocks lies that have some."""
-        return [self.cache.addresses(block.index) for block in blocks if self._held(block).has_state]
+        return [self.cache.addresses(block.index) for block in blocks if block.index in self.cache]
 
     def structure_of(self, block: Block) -> int:
         """A number that blocks have in common which can share graphs; of a block that this rank holds."""
@@ -205,11 +208,7 @@ class Workspace:
             self._pass_graph = None
 
     def _build(self, blocks: Sequence[Block], shape: BatchShape) -> Graph:
-        return Graph([self._held(block) for block in blocks], shape, self._graph_settings, self._addresses)
-
-    def _held(self, block: Block) -> HeldBlock:
-        share = self.model.partition.shares[block.index][self.model.rank]
-        return HeldBlock(block, share, self.pieces[block.index])
+        return Graph([self._held[block.index] for block in blocks], shape, self._graph_settings, self._addresses)
 
     def _reserve(self) -> None:
         """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
