@@ -28,10 +28,9 @@ from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import divide
 from tpi.weights.identity import model_digest
-from tpi.weights.layout import lay_out
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import Shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 
 _EMBEDDING = "token_embd.weight"
 _ALIGNMENT = 32
@@ -90,9 +89,8 @@ def write_rank(model: RandomModel, rank: int, shares: Sequence[float], path: Pat
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".hollow-") as folder:
         hollow = read_gguf(write_gguf(model, Path(folder) / "model.gguf", hollow=True))
         spec = read_spec(hollow, digest or model_digest(hollow))
-    blocks = blocks_of(spec)
-    partition = divide(blocks, shares)
-    header = blank_header(spec, partition, rank, lay_out(blocks, partition, rank))
+    partition = divide(blocks_of(spec), shares)
+    header = ShardHeader(spec, partition, rank)
     path.unlink(missing_ok=True)
     return write_shard(path, header, model.weights()).shard
 

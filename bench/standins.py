@@ -27,12 +27,11 @@ from tpi.cluster.reports import RankStatus
 from tpi.cluster.worker import run_worker
 from tpi.config import Folders, Resources, WorkerSettings
 from tpi.errors import Cancelled
-from tpi.model.flow import flows_of
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Allreduce, Float32Array, SumStep
 from tpi.runtime.rank import parts_of
+from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.turns import Turn, first_per_row, turns_of
-from tpi.runtime.workspace import RankModel, RankSettings
 from tpi.trace import Trace
 
 _MEMORY_BYTES = 1 << 40
@@ -47,11 +46,11 @@ class StandIn(RankHost):
 
     def _allow(self, model: RankModel, settings: RankSettings) -> None:
         self._model, self._settings = model, settings
-        self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
+        self._turns = turns_of(model)
         self._first_per_row = first_per_row(model.blocks)
         self._n_head_rows = model.partition.shares[-1][model.rank].first.size
-        shape = settings.max_tokens, model.spec.n_embd
-        self._nothing, self._total = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        n_values = settings.max_tokens * model.max_sum_width
+        self._nothing, self._total = np.zeros(n_values, np.float32), np.zeros(n_values, np.float32)
         self._sums: Allreduce | None = None
         self._interrupted = threading.Event()
         self._n_passes = 0
@@ -92,7 +91,7 @@ class StandIn(RankHost):
             for part in parts:
                 self._finish(under_way, part.number)
                 self._compute(turn, part.stop - part.start)
-                if not turn.block.is_head:
+                if not (turn.block.is_head or turn.flow.is_own):
                     under_way[part.number] = self._start(work.pass_id, turn, part.number, part.rows)
         self._finish_all(under_way)
         self._n_passes += 1
@@ -114,7 +113,8 @@ class StandIn(RankHost):
     def _start(self, pass_id: int, turn: Turn, number: int, rows: slice) -> SumStep:
         assert self._sums is not None
         step = SumStep(pass_id, turn.flow, number)
-        partial, out = self._nothing[rows], self._total[rows]
+        part = slice(rows.start * turn.width, rows.stop * turn.width)
+        partial, out = (array[part].reshape(-1, turn.width) for array in (self._nothing, self._total))
         self._sums.start(step, partial if turn.is_held else None, out if turn.is_received else None)
         return step
 

@@ -19,7 +19,7 @@ import numpy as np
 import tpi.cluster.worker  # noqa: F401 - what a worker loads belongs to what is measured
 from bench.computing import Computed, Recording
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.architectures import blocks_of
+from tpi.model.architectures import model_of
 from tpi.model.blocks import Block
 from tpi.model.flow import Flow
 from tpi.native.allocator import keep_allocator_small
@@ -27,8 +27,9 @@ from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array, NativeSum, SumStep
 from tpi.runtime.rank import Rank
+from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.times import RankTimes
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.workspace import Workspace
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.stored import stored_from_shard
 from tpi.weights.streaming.disk import PieceReader
@@ -176,7 +177,8 @@ def measure(request: Request) -> Figures:
     base, started = resident_bytes(), time.perf_counter()
     shard = open_shard(Path(request.shard))
     header, stored = shard.header, stored_from_shard(shard)
-    model = RankModel(header.spec, blocks_of(header.spec), header.partition, header.rank, shard.pieces)
+    made = model_of(header.spec)
+    model = RankModel(header.spec, made.blocks, header.partition, header.rank, shard.pieces, made.inputs)
     settings = RankSettings(
         request.chunk_tokens,
         request.n_cells,
@@ -188,7 +190,7 @@ def measure(request: Request) -> Figures:
     with ExitStack() as stack:
         workspace = stack.enter_context(Workspace(model, settings))
         way = find_way(stored, size, Path(request.shard + NOTE_SUFFIX))
-        window = stack.enter_context(Window(stored, PieceReader(stored, way), size))
+        window = stack.enter_context(Window(stored, PieceReader(stored, way), size, least_slots=model.least_slots))
         times = RankTimes()
         recorder = _Recorder(times, model.blocks)
         sums = MadeUpSums(header.partition.n_ranks, request.sum_s, recorder.note)
@@ -204,7 +206,7 @@ def measure(request: Request) -> Figures:
         pairs = [(measured.token(), measured.bare()) for _ in range(request.n_pairs)]
         stats = window.stats()
         n_streamed = sum(piece.arena_bytes for piece in stored.pieces) - stats.pinned_bytes
-        kv_bytes = workspace.cache.bytes_for(model.kv_widths(), request.n_cells, settings.kv_type)
+        kv_bytes = workspace.kept_bytes
     tokens, bares = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return Figures(
         peak_rss_bytes=peak_resident_bytes(),

@@ -23,12 +23,13 @@ import tpi.cluster.worker  # noqa: F401 - what a worker loads belongs to what is
 from bench.children import last_words, module_variables
 from bench.streaming import MadeUpSums
 from tpi.errors import TpiError
-from tpi.model.architectures import blocks_of
+from tpi.model.architectures import model_of
 from tpi.native.allocator import keep_allocator_small
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.stored import stored_from_shard
 from tpi.weights.streaming.disk import PieceReader
@@ -108,11 +109,13 @@ def run(play: Play) -> Played:
     phases = [Phase("open", time.monotonic())]
     shard = open_shard(Path(play.shard))
     header, stored = shard.header, stored_from_shard(shard)
-    model = RankModel(header.spec, blocks_of(header.spec), header.partition, header.rank, shard.pieces)
+    made = model_of(header.spec)
+    model = RankModel(header.spec, made.blocks, header.partition, header.rank, shard.pieces, made.inputs)
     with ExitStack() as stack:
         settings = RankSettings(play.chunk_tokens, play.n_cells, play.n_threads)
         workspace = stack.enter_context(Workspace(model, settings))
-        window = stack.enter_context(Window(stored, PieceReader(stored), play.window_bytes))
+        reader = PieceReader(stored)
+        window = stack.enter_context(Window(stored, reader, play.window_bytes, least_slots=model.least_slots))
         sampler = stack.enter_context(_Sampler(window, play.sample_every_s))
         rank = Rank(workspace, window, MadeUpSums(header.partition.n_ranks, play.sum_s))
         phases.append(Phase("prefill", time.monotonic()))
@@ -122,7 +125,7 @@ def run(play: Play) -> Played:
             phases.append(Phase("decode" if number == 0 else "token", time.monotonic()))
             rank.run(_pass(play.n_prefill + number, 1, header.spec.n_embd))
         phases.append(Phase("end", time.monotonic()))
-        kv_bytes = workspace.cache.bytes_for(model.kv_widths(), play.n_cells)
+        kv_bytes = workspace.kept_bytes
         disk_mode = window.stats().disk_mode
     rows = np.frombuffer(sampler.values).reshape(-1, _N_FIELDS)
     return Played(phases, rows.tolist(), peak_resident_bytes(), kv_bytes, disk_mode)

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from bench.shapes import Shape, TensorShape, rope_divisors
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TensorType
-from tpi.model.blocks import Span
+from tpi.model.spans import Span
 from tpi.native.libraries import load_ggml
-from tpi.weights.layout import Part
+from tpi.weights.patches import Patch
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -37,24 +37,24 @@ class RandomWeights:
         self._tensors: Mapping[str, TensorShape] = {tensor.name: tensor for tensor in tensors}
         self._pools: dict[tuple[int, float], Bytes] = {}
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
+    def read(self, patch: Patch, out: memoryview) -> None:
         """See ``SliceSource``.
 
         Raises:
             ModelFileError: the model has no such tensor.
         """
-        tensor = self._tensors.get(part.tensor)
-        if tensor is None or tensor.type.id != part.type_id:
-            raise ModelFileError(f"{self._shape.name} has no {part.tensor} of the type that is asked for")
-        first_row, row_bytes = part.first_row + rows.start, tensor.type.row_bytes(tensor.n_columns)
-        strip_bytes = part.row_bytes
-        if strip_bytes == row_bytes:
-            self.fill(tensor, first_row * row_bytes, out)
+        tensor = self._tensors.get(patch.tensor)
+        if tensor is None or tensor.type.id != patch.type_id:
+            raise ModelFileError(f"{self._shape.name} has no {patch.tensor} of the type that is asked for")
+        row_bytes, at = tensor.type.row_bytes(tensor.n_columns), 0
+        if patch.row_bytes == row_bytes:
+            self.fill(tensor, patch.rows.start * row_bytes, out)
             return
-        first_byte = tensor.type.row_bytes(part.columns.start)
-        for number in range(rows.size):
-            place = (first_row + number) * row_bytes + first_byte
-            self.fill(tensor, place, out[number * strip_bytes : (number + 1) * strip_bytes])
+        runs = patch.runs_in((Span(0, tensor.n_columns),))
+        for row in range(patch.rows.start, patch.rows.stop):
+            for run in runs:
+                self.fill(tensor, row * row_bytes + run.start, out[at : at + run.size])
+                at += run.size
 
     def fill(self, tensor: TensorShape, offset: int, out: memoryview) -> None:
         """Fills ``out`` with the bytes of ``tensor`` from ``offset`` on."""

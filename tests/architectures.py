@@ -1,52 +1,23 @@
 """Small models with random weights of every architecture, as llama.cpp loads them. Called by tests only."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
+from tests.variants_deepseek2 import DEEPSEEK2
+from tests.variants_gemma4 import GEMMA4
+from tests.variants_gpt_oss import GPT_OSS
+from tests.variants_made import CONTEXT, N_VOCAB, Made, base_entries, write_made
+from tests.variants_qwen35moe import QWEN35MOE
 
-from tests.models import add_tokenizer, write_model
-
-N_VOCAB, CONTEXT = 517, 512
-Entries = dict[str, Any]
-
-
-@dataclass
-class Made:
-    """What a file has: entries under the architecture's name, and tensors by name, shapes as numpy's."""
-
-    architecture: str
-    entries: Entries
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-
-    def add(self, name: str, *shape: int) -> None:
-        """A tensor of so many rows and columns, or a vector of so many values."""
-        self.shapes[name if "." in name.split(".")[-1] else f"{name}.weight"] = shape
+__all__ = ["CONTEXT", "N_VOCAB", "VARIANTS", "Made", "command_r", "llama", "qwen3", "write_made"]
 
 
 def _dense(
     architecture: str, n_layers: int, n_embd: int, n_heads: int, n_kv_heads: int, head_dim: int, n_ff: int, **more: Any
 ) -> Made:
     """What nearly all models have: entries, embedding, and the matrices of attention and FFN."""
-    entries = {
-        "context_length": CONTEXT,
-        "embedding_length": n_embd,
-        "block_count": n_layers,
-        "feed_forward_length": n_ff,
-        "attention.head_count": n_heads,
-        "attention.head_count_kv": n_kv_heads,
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
-        "rope.dimension_count": head_dim,
-        "rope.freq_base": 10000.0,
-        "attention.layer_norm_rms_epsilon": 1e-5,
-        "vocab_size": N_VOCAB,
-        **more,
-    }
-    made = Made(architecture, entries)
+    entries = base_entries(n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, **more)
+    made = Made(architecture, {**entries, "rope.dimension_count": head_dim, "vocab_size": N_VOCAB})
     made.add("token_embd", N_VOCAB, n_embd)
     made.add("output_norm", n_embd)
     for layer in range(n_layers):
@@ -88,7 +59,7 @@ def command_r(n_layers: int, has_norms: bool, n_heads: int = 8, n_kv_heads: int 
     made = _dense("command-r", n_layers, n_embd, n_heads, n_kv_heads, dim, 512, logit_scale=0.0625)
     made.entries["attention.layer_norm_epsilon"] = made.entries.pop("attention.layer_norm_rms_epsilon")
     for layer in range(n_layers):
-        del made.shapes[f"blk.{layer}.ffn_norm.weight"]
+        del made.tensors[f"blk.{layer}.ffn_norm.weight"]
         if has_norms:
             made.add(f"blk.{layer}.attn_q_norm", n_heads, dim)
             made.add(f"blk.{layer}.attn_k_norm", n_kv_heads, dim)
@@ -102,43 +73,8 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "llama 3.2 1B": lambda: llama(16, is_tied=True),
     "qwen3 0.6B": lambda: qwen3(is_tied=True),
     "qwen3 8B": lambda: qwen3(n_layers=36),
+    **GPT_OSS,
+    **GEMMA4,
+    **DEEPSEEK2,
+    **QWEN35MOE,
 }
-
-
-def write_made(path: Path, made: Made, kind: str = "F16", seed: int = 0) -> Path:
-    """Writes a model with its matrices in the type ``kind``."""
-    random, tensors = np.random.default_rng(seed), []
-    for name, shape in made.shapes.items():
-        if _is_norm(name, shape):
-            values = random.uniform(0.8, 1.2, shape)
-        else:
-            values = random.standard_normal(shape) * (1.0 if name.startswith("token_embd") else shape[-1] ** -0.5)
-        tensors.append((name, values.astype(np.float32)))
-
-    def add_metadata(writer: gguf.GGUFWriter) -> None:
-        writer.add_name(f"random {made.architecture}")
-        for key, value in made.entries.items():
-            _add_entry(writer, f"{made.architecture}.{key}", value)
-        add_tokenizer(writer, N_VOCAB)
-
-    def type_of(name: str) -> str:
-        return "F32" if _is_norm(name, made.shapes[name]) else kind
-
-    return write_model(path, made.architecture, tensors, type_of, add_metadata)
-
-
-def _is_norm(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 1 or "norm" in name
-
-
-def _add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, list(value))

@@ -51,7 +51,7 @@ def parse_shares(text: str) -> tuple[float, ...]:
 @dataclass(frozen=True)
 class Resources:
     """What one rank may use. ``memory_bytes`` limits the whole process, ``window_bytes`` the resident weights alone;
-    ``repack`` allows a second, rearranged copy of the weights on disk where that computes faster."""
+    ``repack`` allows weights on disk in the kernels' own order where that computes faster."""
 
     memory_bytes: int | None = None
     window_bytes: int | None = None

@@ -28,12 +28,13 @@ from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 from tpi.testing.meshes import Connect, open_sums, socket_pair
 from tpi.weights.identity import model_digest
 from tpi.weights.layout import lay_out
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.slices import GgufSource
 from tpi.weights.stored import StoredWeights, stored_from_shard
 from tpi.weights.streaming.disk import PieceReader
@@ -91,7 +92,7 @@ def cut(model: Path, shares: Sequence[float] | str, folder: Path) -> Cut:
     with GgufSource(gguf) as source:
         for rank in range(partition.n_ranks):
             pieces = lay_out(blocks, partition, rank)
-            header = blank_header(spec, partition, rank, pieces)
+            header = ShardHeader(spec, partition, rank)
             models.append(RankModel(spec, blocks, partition, rank, pieces))
             stored.append(stored_from_shard(write_shard(folder / f"{rank}.tpishard", header, source).shard))
     return Cut(gguf, spec, blocks, partition, tuple(models), tuple(stored))

@@ -16,9 +16,10 @@ from tpi.cluster.transfer.slices import RunServer
 from tpi.errors import LinkError
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import TYPES_BY_ID
+from tpi.model.spans import total_size
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import open_shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.slices import GgufSource
 
@@ -38,7 +39,8 @@ class Requests:
         """The bytes of all requests since the last call."""
         tensors = read_gguf(DEMO).tensors
         n_bytes = sum(
-            run.rows.size * TYPES_BY_ID[tensors[run.tensor].type.id].row_bytes(run.columns.size) for run in self.runs
+            run.rows.size * TYPES_BY_ID[tensors[run.tensor].type.id].row_bytes(total_size(run.columns))
+            for run in self.runs
         )
         self.runs.clear()
         return n_bytes
@@ -74,7 +76,7 @@ def test_once_and_then_only_what_is_new(
         check_answers(cluster)
     assert requests.runs == []
 
-    header = blank_header(most.spec, most.partition, 1, most.models[1].pieces)
+    header = ShardHeader(most.spec, most.partition, 1)
     with GgufSource(most.gguf) as whole, ShardSource(open_shard(half.stored[1].paths[0])) as older:
         missing = write_shard(tmp_path / "expected.tpishard", header, whole, [older]).fetched_bytes
     with session(tmp_path / "master", [away], (1, 2)) as (cluster, _):

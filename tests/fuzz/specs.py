@@ -18,24 +18,41 @@ from typing import IO, Any
 
 from tests.architectures import Made, command_r, llama, qwen3, write_made
 from tests.parity.rig import pass_of
-from tests.unit.runtime.rigs import Nobody
+from tests.unit.runtime.rigs import Alike
+from tests.variants_deepseek2 import Shape as deepseek_shape
+from tests.variants_deepseek2 import deepseek2
+from tests.variants_gemma4 import Shape as gemma_shape
+from tests.variants_gemma4 import gemma4
+from tests.variants_gpt_oss import gpt_oss
+from tests.variants_qwen35moe import Shape as qwen_shape
+from tests.variants_qwen35moe import qwen35moe
 from tpi.errors import TpiError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.architectures import blocks_of, check_spec, read_spec
+from tpi.model.architectures import blocks_of, check_spec, inputs_of, read_spec
 from tpi.model.partition import divide
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import lay_out
 
 N_CELLS = 256
+GROUPS = {"expert_group_count": 4, "expert_group_used_count": 2}
 MODELS: dict[str, Callable[[], Made]] = {
     "llama": lambda: llama(2),
     "qwen3": lambda: qwen3(n_layers=2),
     "command-r": lambda: command_r(2, has_norms=False),
     "command-r, normed": lambda: command_r(2, has_norms=True),
+    "gpt-oss": lambda: gpt_oss(2, 64, 8, 64),
+    "gemma4": lambda: gemma4(gemma_shape(3, 64, 8, 4, 2, 64, period=3, has_global_v=False)),
+    "gemma4, shared": lambda: gemma4(gemma_shape(4, 64, 8, 1, 1, 64, period=2, n_shared=2, has_per_layer=True)),
+    "gemma4, experts": lambda: gemma4(gemma_shape(2, 64, 8, 4, 2, 64, period=2, experts="fused")),
+    "deepseek2": lambda: deepseek2(replace(deepseek_shape(2, 64, 16, GROUPS), has_q_lora=False)),
+    "deepseek2, predicting": lambda: deepseek2(deepseek_shape(2, 64, 16, GROUPS, gating=2, n_predicting=1)),
+    "deepseek2, unsplit": lambda: deepseek2(deepseek_shape(2, 64, 16, {}, is_unsplit=True)),
+    "qwen35moe": lambda: qwen35moe(qwen_shape(2, 64, 10, 2, 4, ("interval", "layers"))),
 }
 
 Change = tuple[str, str, Any]
@@ -120,10 +137,10 @@ def run_token(gguf: Gguf, changes: Sequence[Change]) -> str:
     blocks = blocks_of(spec)
     for weights, rank in (((1.0,), 0), ((2.0, 1.0, 1.0), 2)):
         partition = divide(blocks, weights)
-        model = RankModel(spec, blocks, partition, rank, lay_out(blocks, partition, rank))
+        model = RankModel(spec, blocks, partition, rank, lay_out(blocks, partition, rank), inputs_of(spec))
         try:
             with EmbeddingTable(changed, spec) as table, Workspace(model, RankSettings(4, N_CELLS, 1)) as workspace:
-                Rank(workspace, MemoryWindow(changed, model.pieces), Nobody()).run(pass_of(table, 0, 0, [1]))
+                Rank(workspace, MemoryWindow(changed, model.pieces), Alike()).run(pass_of(table, 0, 0, [1]))
         except TpiError as error:
             return f"error: {type(error).__name__}"
     return "computed"

@@ -12,17 +12,19 @@ import numpy as np
 
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import F16, TensorType
-from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.architectures import blocks_of, inputs_of, read_spec
 from tpi.model.blocks import Block
 from tpi.model.layout import divide_layers, parse_layout
 from tpi.model.partition import Partition, divide
 from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.experts import Choices
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import PIECE_BYTES, lay_out
 
@@ -116,9 +118,10 @@ def cluster_logits(
     is_resident: bool = False,
     kv_type: TensorType = F16,
     release: Callable[[], None] = lambda: None,
+    choices: Sequence[Choices | None] = (),
 ) -> list[Float32Array]:
     """Every rank's slice of the logits, f32 [n_tokens, its rows]: ranks as threads, windows in memory. ``shares``, or
-    the text of a layout whose devices are ranks."""
+    the text of a layout whose devices are ranks. ``choices``: of every rank who may change which experts it chooses."""
     gguf = read_gguf(path)
     spec = read_spec(gguf, "test")
     blocks = blocks_of(spec)
@@ -134,10 +137,10 @@ def cluster_logits(
             with ExitStack() as stack:
                 table = stack.enter_context(EmbeddingTable(gguf, spec))
                 repacker = stack.enter_context(Repacker()) if repack else None
-                model = RankModel(spec, blocks, partition, rank, pieces)
+                model = RankModel(spec, blocks, partition, rank, pieces, inputs_of(spec))
                 workspace = stack.enter_context(Workspace(model, settings, repacker))
                 window = MemoryWindow(gguf, pieces, repacker, is_resident)
-                runner = Rank(workspace, window, allreduces[rank])
+                runner = Rank(workspace, window, allreduces[rank], choices=choices[rank] if choices else None)
                 first = 0
                 for number, chunk in enumerate(chunks):
                     logits = runner.run(pass_of(table, number, first, chunk))

@@ -20,10 +20,11 @@ from tpi.config import MAX_RANKS, parse_shares
 from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.architectures import blocks_of, model_of, read_spec
 from tpi.model.blocks import Block
 from tpi.model.partition import divide
 from tpi.model.spec import ModelSpec
+from tpi.model.states import KvState
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.shards.shard import verify as verify_shard
 from tpi.weights.shards.shard_format import MAGIC
@@ -169,17 +170,23 @@ def _spec_facts(spec: ModelSpec) -> Facts:
         **_block_facts(blocks_of(spec)),
         "vocabulary": spec.n_vocab,
         "context trained": spec.n_context_train,
+        **({"left out": list(remarks)} if (remarks := model_of(spec).remarks) else {}),
     }
 
 
 def _block_facts(blocks: Sequence[Block]) -> Facts:
     """What the layers have; a list where they differ."""
-    states = [(block.measures[0].total, block.state) for block in blocks if block.state is not None]
+    states = [(block.measures[0].total, block.state) for block in blocks if isinstance(block.state, KvState)]
+    experts = [block.experts for block in blocks if block.experts is not None]
     found = {
         "heads": [n_heads for n_heads, _ in states],
         "KV heads": [n_heads // state.group for n_heads, state in states],
         "head size": [state.head_dim for _, state in states],
+        "window": [state.window for _, state in states if state.window],
         "FFN size": [m.total for block in blocks for m in block.measures if m.name == "columns"],
+        "experts": [entry.n for entry in experts],
+        "experts per token": [entry.n_used for entry in experts],
+        "expert size": [entry.width for entry in experts],
     }
     return {name: values[0] if len(set(values)) == 1 else values for name, values in found.items() if values}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tpi.cli.figures import size
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of
+from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of, piece_sizes
 from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.epoch.planning import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
 from tpi.cluster.transfer.stock import find_repacker
@@ -27,9 +27,10 @@ from tpi.native.libraries import load_ggml
 from tpi.observe import resident_bytes
 from tpi.planner.memory import MemoryPlan, Needs, minimum_bytes, plan_memory
 from tpi.runtime.passes import TILED_TOKENS
-from tpi.runtime.workspace import RankModel, Workspace
-from tpi.weights.stored import StoredWeights, stored_from_gguf
-from tpi.weights.streaming.pins import plan_pins
+from tpi.runtime.rankmodel import RankModel
+from tpi.runtime.workspace import Workspace
+from tpi.weights.stored import StoredWeights, lies_in_gguf, stored_from_gguf
+from tpi.weights.streaming.pins import PieceSizes
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def memory_facts(question: MemoryQuestion) -> dict[str, Any]:
                 return needs_of(workspace, process_bytes - tokenizer_bytes, tokenizer_bytes)
 
         needs, least = needs_with(settings.max_tokens), needs_with(min(settings.max_tokens, TILED_TOKENS))
-    largest = max(pieces, default=0)
+    sizes = piece_sizes(model, pieces)
+    largest = sizes.minimum_bytes
     refused = ""
     try:
         memory = plan_memory(needs, largest, sum(pieces), limit, resources.window_bytes)
@@ -98,7 +100,7 @@ def memory_facts(question: MemoryQuestion) -> dict[str, Any]:
         "limit_bytes": limit,
         "minimum_bytes": minimum_bytes(least, largest),
         **_plan_facts(memory),
-        **_window_facts(model, pieces, memory.window_bytes),
+        **_window_facts(model, sizes, memory.window_bytes),
     }
     return {**facts, "refused": refused} if refused else facts
 
@@ -140,7 +142,7 @@ def _plan(question: MemoryQuestion) -> Plan:
 
 def _whole(of: RankOfModel, model: RankModel) -> StoredWeights | None:
     """A master that is alone reads the model's own files."""
-    if of.gguf is None or model.partition.n_ranks > 1:
+    if of.gguf is None or model.partition.n_ranks > 1 or not lies_in_gguf(of.gguf, model.pieces):
         return None
     return stored_from_gguf(of.gguf, model.pieces)
 
@@ -160,17 +162,21 @@ def _plan_facts(memory: MemoryPlan) -> dict[str, Any]:
     }
 
 
-def _window_facts(model: RankModel, pieces: list[int], window_bytes: int) -> dict[str, Any]:
-    pins = plan_pins(pieces, window_bytes)
+def _window_facts(model: RankModel, sizes: PieceSizes, window_bytes: int) -> dict[str, Any]:
+    pins, pieces = sizes.plan(window_bytes), sizes.sizes
+    streamed = [size for index, size in enumerate(pieces) if index not in pins.pinned | sizes.on_demand]
     head = [piece.index for piece in model.pieces if piece.block == len(model.blocks) - 1]
     return {
-        "arena_bytes": window_bytes - pins.pinned_bytes,
+        "arena_bytes": window_bytes - pins.pinned_bytes - pins.pool_bytes,
+        "experts_bytes": pins.pool_bytes,
+        "slots": pins.n_slots,
+        "experts": len(sizes.on_demand),
         "pins_bytes": pins.pinned_bytes,
         "weights_bytes": sum(pieces),
         "pieces": len(pieces),
         "largest_piece_bytes": max(pieces, default=0),
         "pinned_pieces": len(pins.pinned),
-        "streamed_bytes": sum(pieces) - pins.pinned_bytes,
+        "streamed_bytes": sum(streamed),
         "head_bytes": sum(pieces[index] for index in head),
         "head_pinned_bytes": sum(pieces[index] for index in head if index in pins.pinned),
     }
@@ -186,6 +192,7 @@ _PARTS = {
     "links": "frames and payloads",
     "logits": "of the head's rows, and put together",
     "arena": "weights that pass through: {streamed} of {weights} per pass",
+    "experts": "places for experts, which are read when they are chosen: {slots} for {experts}",
     "pins": "weights that stay: {pinned_pieces} of {pieces} pieces, {head_pinned} of the head's {head}",
     "total": "when all cells are written and the window is full",
     "limit": "as asked for",
@@ -196,7 +203,8 @@ _PARTS = {
 def memory_lines(facts: dict[str, Any]) -> list[str]:
     """The plan as a table."""
     sizes = {name.removesuffix("_bytes"): size(value) for name, value in facts.items() if name.endswith("_bytes")}
-    rows = [(name, facts[f"{name}_bytes"], what.format(**{**facts, **sizes})) for name, what in _PARTS.items()]
+    parts = {name: what for name, what in _PARTS.items() if name != "experts" or facts["slots"]}
+    rows = [(name, facts[f"{name}_bytes"], what.format(**{**sizes, **facts})) for name, what in parts.items()]
     lines = [f"memory of rank {facts['rank']} of {facts['ranks']}, whose weights are {sizes['weights']}:"]
     return lines + [f"  {name.replace('_', ' '):<11}{_mb(n_bytes):>10}  {what}" for name, n_bytes, what in rows]
 

@@ -17,11 +17,10 @@ from tpi.config import MAX_RANKS
 from tpi.errors import DiskSpaceError, UsageError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
-from tpi.model.partition import Partition, divide
-from tpi.model.spec import ModelSpec
+from tpi.model.partition import divide
 from tpi.weights.layout import Piece, lay_out
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.slices import GgufSource
 
 
@@ -51,8 +50,8 @@ def command(
     display = open_display()
     spec = msgspec.structs.replace(spec, digest=find_digest(gguf, find_folders().cache, display))
     try:
-        for rank, (target, pieces) in enumerate(zip(targets, layouts, strict=True)):
-            _write(gguf, spec, partition, rank, pieces, target, display)
+        for rank, target in enumerate(targets):
+            _write(gguf, ShardHeader(spec, partition, rank), target, display)
     finally:
         display.settle()
     total = sum(_n_bytes(pieces) for pieces in layouts)
@@ -62,16 +61,7 @@ def command(
         print(target)
 
 
-def _write(
-    gguf: Gguf,
-    spec: ModelSpec,
-    partition: Partition,
-    rank: int,
-    pieces: tuple[Piece, ...],
-    target: Path,
-    display: Display,
-) -> None:
-    header = blank_header(spec, partition, rank, pieces)
+def _write(gguf: Gguf, header: ShardHeader, target: Path, display: Display) -> None:
     with GgufSource(gguf) as source:
         write_shard(target, header, source, (), lambda done, total: display.progress(target.name, done, total))
 

@@ -59,6 +59,9 @@ def describe(status: ClusterStatus) -> list[str]:
     by_rank = [names.get(rank, f"rank {rank}") for rank in range(max(names) + 1)]
     lines = [head, *as_text(COLUMNS, [_row(rank) for rank in status.ranks])]
     lines += describe_sums(status.choice, status.detours, by_rank)
+    n_rechosen = max(rank.n_rechosen for rank in status.ranks)
+    if n_rechosen:
+        lines.append(f"devices chose different experts {n_rechosen} times; the lowest rank's were taken")
     if status.silent:
         lines.append(f"no answer from {', '.join(status.silent)}: what they told last, if anything, stands above")
     return [*lines, *status.notes]

@@ -15,7 +15,7 @@ import msgspec
 
 from tpi.cluster.control.messages import EndEpoch, Plan, StatusRequest
 from tpi.cluster.epoch.epoch import Epoch
-from tpi.cluster.epoch.host import RankHost
+from tpi.cluster.epoch.host import RankHost, rank_settings
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import ClusterStatus, RankStatus
 from tpi.cluster.tracing.tracing import Tracing
@@ -25,6 +25,7 @@ from tpi.model.architectures import blocks_of
 from tpi.model.flow import flows_of, n_stages
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
+from tpi.runtime.retention import Retention
 
 _STATUS_TIMEOUT_S = 2.0
 _LATE_FACTOR = 10.0
@@ -97,6 +98,11 @@ class Cluster:
     def epoch(self) -> int:
         """The number of the current epoch; what was computed in another is forgotten."""
         return self._number
+
+    @property
+    def retention(self) -> Retention:
+        """A new one, of a sequence of which nothing is kept yet."""
+        return Retention(blocks_of(self.spec), self._settings_of_ranks)
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
@@ -218,6 +224,7 @@ class Cluster:
         plan = self._epoch.plan
         self.spec, self.n_cells = plan.spec, plan.n_cells
         self.max_tokens = plan.max_tokens
+        self._settings_of_ranks = rank_settings(plan, 1)
         self.is_staged = n_stages(flows_of(blocks_of(plan.spec), plan.partition)) > 1
         """Layers lie on one device after the other, which work at the same time only while there are several passes."""
         self._membership.on_end = self._epoch.interrupt

@@ -1,19 +1,22 @@
 """What a worker has of weights, and where it gets those that a plan asks for. Keeps no thread; blocks its caller."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Self
 
 from tpi.cluster.control.messages import HeldShard, Offer
 from tpi.cluster.epoch.speeds import measure_speeds
-from tpi.cluster.transfer.stock import Stock, make_shard, stock_of
+from tpi.cluster.transfer.stock import Stock, find_stock, stock_of
 from tpi.config import Resources, WorkerSettings
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import read_gguf
 from tpi.observe import available_memory_bytes
-from tpi.runtime.workspace import RankModel
+from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
-from tpi.weights.shards.shard import ByteProgress, Shard, open_shard
+from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.shard import ByteProgress, open_shard
+from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource, SliceSource
 
@@ -54,33 +57,44 @@ class Holdings:
         )
 
     def stock(
-        self, model: RankModel, open_source: Callable[[], SliceSource], progress: Callable[[str], ByteProgress]
+        self,
+        model: RankModel,
+        packer: Packer | None,
+        open_source: Callable[[], SliceSource],
+        progress: Callable[[str], ByteProgress],
     ) -> Stock:
-        """The shard that a plan asks for: the one given, one in the store, or a new one, cut from the model's own file
-        if that is here, or else from ``open_source``.
+        """What a plan asks for, in the packer's order if there is one: the shard that the user names, one in the store,
+        or a new one, made from the one named, cut from the model's own file if that is here, or else from
+        ``open_source``.
 
         Raises:
             ModelFileError: what the user named is of another model.
             DiskSpaceError, LinkError, ChecksumError: see ``make_shard``.
         """
         given = self.given
-        if given is not None:
-            if given.header.spec.digest != model.spec.digest or given.pieces != model.pieces:
-                raise ModelFileError(
-                    f"{given.path} is not rank {model.rank}'s shard of the model that is served: cut it again with "
-                    "`tpi shard` from the same file, with the same shares"
-                )
+        if given is None:
+            return find_stock(self.store, model, packer, *self._source(model, open_source, progress))
+        if given.header.spec.digest != model.spec.digest or given.pieces != model.pieces:
+            raise ModelFileError(
+                f"{given.path} is not rank {model.rank}'s shard of the model that is served: cut it again with "
+                "`tpi shard` from the same file, with the same shares"
+            )
+        if given.header.packing == (packer.name if packer is not None else ""):
             return stock_of(given, False)
-        found = self.store.try_find(model.spec.digest, model.pieces)
-        return stock_of(found or self._assemble(model, open_source, progress), True)
+        return find_stock(self.store, model, packer, lambda: ShardSource(given), progress("rearranged"))
 
-    def _assemble(
+    def _source(
         self, model: RankModel, open_source: Callable[[], SliceSource], progress: Callable[[str], ByteProgress]
-    ) -> Shard:
+    ) -> tuple[Callable[[], AbstractContextManager[SliceSource]], ByteProgress]:
+        """What opens the primary source of a new shard, and who is told how far it is."""
         if self._model is None:
-            return make_shard(self.store, model, open_source(), progress("received"))
-        gguf = read_gguf(self._model)
-        if model_digest(gguf, self._cache, progress("reads its model")) != model.spec.digest:
-            raise ModelFileError(f"{self._model} is not the model that the master serves")
-        with GgufSource(gguf) as source:
-            return make_shard(self.store, model, source, progress("cut"))
+            return lambda: nullcontext(open_source()), progress("received")
+        path = self._model
+
+        def open_model() -> GgufSource:
+            gguf = read_gguf(path)
+            if model_digest(gguf, self._cache, progress("reads its model")) != model.spec.digest:
+                raise ModelFileError(f"{path} is not the model that the master serves")
+            return GgufSource(gguf)
+
+        return open_model, progress("cut")

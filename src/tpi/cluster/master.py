@@ -20,19 +20,21 @@ from tpi.cluster.epoch.planning import FIRST_EPOCH, Device, assign_ranks, check_
 from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.membership.member import Member, News
 from tpi.cluster.membership.membership import Membership
-from tpi.cluster.reports import Ready, Report, Transfer, Waiting
+from tpi.cluster.reports import Ready, Remark, Report, Transfer, Waiting
 from tpi.cluster.tracing.tracing import Tracing
-from tpi.cluster.transfer.stock import Stock, make_shard, stock_of
+from tpi.cluster.transfer.stock import Stock, find_stock
 from tpi.config import MasterSettings
 from tpi.errors import LinkError, LinkTimeoutError
 from tpi.gguf.reader import read_gguf
-from tpi.model.architectures import read_spec
-from tpi.runtime.workspace import RankModel
+from tpi.model.architectures import model_of, read_spec
+from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import Digesting
+from tpi.weights.shards.packing import Packer
 from tpi.weights.shards.shard import ByteProgress
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
-from tpi.weights.stored import stored_from_gguf
+from tpi.weights.stored import lies_in_gguf, stored_from_gguf
+from tpi.weights.strips import Strips, limit_for
 
 _POLL_S = 0.2
 _END_LIMIT_S = 20.0
@@ -54,6 +56,7 @@ class Master:
         """Without its digest until ``form`` has read the whole model."""
         check_settings(settings, self.spec)
         self._store = ShardStore(settings.folders.shards / settings.name)
+        self._strips = Strips(limit_for(settings.resources.memory_bytes))
         self._device: HostDevice | None = None
         self.tracing = Tracing(settings.trace, settings.name) if settings.trace is not None else None
         self._report: Report = lambda event: None
@@ -92,6 +95,8 @@ class Master:
         """
         self._report, self._check = report, check
         membership = self.membership
+        for remark in model_of(self.spec).remarks:
+            report(Remark(remark))
         try:
             with Digesting(self.gguf, self._settings.folders.cache) as digesting:
                 self._wait_for_workers(digesting)
@@ -118,13 +123,14 @@ class Master:
             self._device = HostDevice.measured(settings.name, settings.resources)
         devices = [Device(settings.name), *(Device(member.name, _offer_of(member)) for member in members)]
         plan = make_plan(settings, self.spec, number, devices, self._device.process_bytes)
-        opening = Opening(self.membership, plan, self.gguf, settings, self._report, self._check)
-        opening.send_plans()
+        opening = Opening(self.membership, plan, settings, self._report, self._check)
+        opening.send_plans(self.gguf, self._strips)
         host = prepare_host(plan, self._device, self._provision(settings, rank_model(plan), opening), host)
         host.trace_to(self.tracing.own if self.tracing is not None else None)
         with ExitStack() as stack:
             stack.enter_context(host)
             opening.wait_prepared()
+            self._strips.forget()
             opened = stack.enter_context(opening.open_links(settings.allreduce))
             arithmetic = make_arithmetic(settings.folders.cache)
             epoch = stack.enter_context(Epoch(plan, host, opened, arithmetic))
@@ -158,22 +164,19 @@ class Master:
             self.tracing.close()
 
     def _provision(self, settings: MasterSettings, model: RankModel, opening: Opening) -> Provision:
-        is_alone = model.partition.n_ranks == 1
+        is_alone = model.partition.n_ranks == 1 and lies_in_gguf(self.gguf, model.pieces)
         whole = stored_from_gguf(self.gguf, model.pieces) if is_alone else None
 
-        def progress(how: str) -> ByteProgress:
-            return self._progress(how, opening.poll)
-
-        def stock(model: RankModel) -> Stock:
-            if whole is not None:
+        def stock(model: RankModel, packer: Packer | None) -> Stock:
+            if whole is not None and packer is None:
                 return Stock(whole, disk_note=self._store.disk_note(model.spec.digest))
-            shard = self._store.try_find(model.spec.digest, model.pieces)
-            if shard is None:
-                with GgufSource(self.gguf) as source:
-                    shard = make_shard(self._store, model, source, progress("cut"))
-            return stock_of(shard, True)
+            progress = self._progress("cut" if whole is None else "rearranged", opening.poll)
+            strips = self._strips.reader(lambda: model.rank, opening.poll)
+            found = find_stock(self._store, model, packer, lambda: GgufSource(self.gguf, strips), progress)
+            strips.leave()
+            return found
 
-        return Provision(self._store, settings.folders.cache, stock, progress, self._report, whole)
+        return Provision(self._store, settings.folders.cache, stock, self._report, whole)
 
     def _progress(self, how: str, poll: Callable[[], None]) -> ByteProgress:
         last_s = 0.0

@@ -66,6 +66,8 @@ class RankStatus(msgspec.Struct, frozen=True):
     """idle, disk, compute or sum: now."""
     share: float
     """This rank's part of the bytes of all shards."""
+    n_rechosen: int = 0
+    """Sums that were made anew because ranks had chosen different experts."""
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):

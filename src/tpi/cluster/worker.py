@@ -59,7 +59,6 @@ from tpi.cluster.reports import Event, Ready, Remark, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
 from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, TpiError
-from tpi.model.flow import first_members
 from tpi.trace import Trace
 from tpi.weights.shards.shard import ByteProgress
 
@@ -204,7 +203,7 @@ class _Worker:
     def _run_passes(self, message: Begin) -> None:
         plan, host = self._prepared(message.epoch)
         model = rank_model(plan)
-        is_first = plan.rank in first_members(model.blocks, plan.partition)
+        is_first = plan.rank in model.embedding_ranks
         span = plan.partition.shares[-1][plan.rank].first
         with self._unless_ended():
             mesh = self._open_mesh(plan)
@@ -298,8 +297,7 @@ class _Worker:
         return Provision(
             self._holdings.store,
             self._settings.folders.cache,
-            lambda model: self._holdings.stock(model, self._open_source, progress),
-            progress,
+            lambda model, packer: self._holdings.stock(model, packer, self._open_source, progress),
             self._show,
         )
 

@@ -12,7 +12,11 @@ from tpi.errors import UsageError
 from tpi.model.spec import ModelSpec
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.logits import ALL, Row, Wanted
-from tpi.runtime.passes import TILED_TOKENS, Pass
+from tpi.runtime.passes import TILED_TOKENS, Pass, Run
+from tpi.runtime.retention import Retention
+
+_WORTH_KEEPING = 32
+"""So many tokens that were computed again are worth a state that is kept."""
 
 
 class PassRunner(Protocol):
@@ -33,6 +37,10 @@ class PassRunner(Protocol):
     @property
     def epoch(self) -> int: ...
 
+    @property
+    def retention(self) -> Retention:
+        """A new one, of a sequence of which nothing is kept yet."""
+
     def run(self, work: Pass) -> tuple[Row, ...]:
         """See ``cluster.cluster.Cluster.run``."""
 
@@ -47,7 +55,9 @@ class TokenSequence:
         self._runner, self._table = runner, table
         self._tokens: list[int] = []
         self._n_passes = 0
-        self._epoch = runner.epoch
+        self._epoch, self._retention = runner.epoch, runner.retention
+        self._mark = 0
+        """After so many tokens the recurrent state is to be kept: others have begun alike up to there."""
 
     @property
     def n_free(self) -> int:
@@ -55,7 +65,8 @@ class TokenSequence:
         return self._runner.n_cells - len(self._tokens)
 
     def keep_prefix(self, prompt: Sequence[int]) -> int:
-        """Forgets all tokens but those that ``prompt`` begins with, its last one excluded; returns how many are kept.
+        """Forgets all tokens but those that ``prompt`` begins with, its last one excluded, and of these what cannot be
+        gone back to; returns how many are kept.
 
         Raises:
             UsageError: the prompt is empty, or longer than the context.
@@ -66,14 +77,16 @@ class TokenSequence:
                 "shorten it or use a larger --context"
             )
         if self._epoch != self._runner.epoch:  # its ranks have forgotten everything
-            self._tokens, self._epoch = [], self._runner.epoch
+            self._tokens, self._epoch, self._retention = [], self._runner.epoch, self._runner.retention
         n_kept = 0
         for old, new in zip(self._tokens, prompt[:-1], strict=False):
             if old != new:
                 break
             n_kept += 1
-        del self._tokens[n_kept:]
-        return n_kept
+        resumed = self._retention.resume(n_kept) if n_kept < len(self._tokens) else n_kept
+        self._mark = n_kept if n_kept - resumed >= _WORTH_KEEPING else 0
+        del self._tokens[resumed:]
+        return resumed
 
     def prefill(self, tokens: Sequence[int], wanted: Wanted = ALL) -> Iterator[Row | None]:
         """Appends ``tokens`` in as few passes as ``max_tokens`` allows, or for ranks that are stages in as many as have
@@ -84,15 +97,20 @@ class TokenSequence:
         Raises:
             TpiError: see ``PassRunner.run``.
         """
-        for number, chunk in enumerate(
-            chunks := _cut(tokens, self._runner.max_tokens, self._runner.is_staged), start=1
-        ):
+        n_before, chunks = max(0, self._mark - len(self._tokens)), list[Sequence[int]]()
+        for run in (tokens[:n_before], tokens[n_before:]):
+            chunks += _cut(run, self._runner.max_tokens, self._runner.is_staged) if run else []
+        for number, chunk in enumerate(chunks, start=1):
             is_last = number == len(chunks)
-            rows = self.run(chunk, [len(chunk) - 1] if is_last else [], wanted)
+            keep = is_last or len(self._tokens) + len(chunk) == self._mark
+            rows = self.run(chunk, [len(chunk) - 1] if is_last else [], wanted, keep=keep)
             yield rows[0] if is_last else None
 
-    def run(self, tokens: Sequence[int], sampled: Sequence[int], wanted: Wanted = ALL) -> tuple[Row, ...]:
-        """Appends ``tokens`` in one pass; gives what is wanted of the logits of the rows ``sampled``.
+    def run(
+        self, tokens: Sequence[int], sampled: Sequence[int], wanted: Wanted = ALL, *, keep: bool = False
+    ) -> tuple[Row, ...]:
+        """Appends ``tokens`` in one pass; gives what is wanted of the logits of the rows ``sampled``. ``keep``: the
+        sequence can be cut back to here later, also where it has a recurrent state.
 
         Raises:
             TpiError: see ``PassRunner.run``; the sequence is then as before.
@@ -101,6 +119,7 @@ class TokenSequence:
         assert 0 < len(tokens) <= self._runner.max_tokens and stop <= self._runner.n_cells
         positions = np.arange(first, stop)
         self._n_passes += 1
+        self._retention.begin(first)
         rows = self._runner.run(
             Pass(
                 pass_id=self._n_passes,
@@ -110,8 +129,10 @@ class TokenSequence:
                 visible=np.arange(stop)[None, :] <= positions[:, None],
                 sampled=np.asarray(sampled, dtype=np.int32),
                 wanted=wanted,
+                runs=(Run(0, len(tokens), keep),) if self._retention.keeps_states else (),
             )
         )
+        self._retention.end(stop, keep)
         self._tokens.extend(tokens)
         return rows
 

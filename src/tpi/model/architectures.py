@@ -1,5 +1,6 @@
 """The architectures that can be computed, by their GGUF name. To add one: write its file, list it here."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -8,14 +9,18 @@ import msgspec
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model import command_r, llama, qwen3
+from tpi.model import command_r, deepseek2, gemma4, gpt_oss, llama, qwen3, qwen35moe
 from tpi.model.blocks import Block
+from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata, printable
 from tpi.model.spec import Dimensions, Entry, ModelSpec, TensorSpec
 from tpi.model.tensors import EMBEDDING, Tensors
 
 _MAX_ENTRY = 1 << 10
 """Values of an array that a spec keeps; one for each layer, not one for each token."""
+
+_PREDICTING = "nextn_predict_layers"
+"""How many layers at the end predict further tokens; they are no part of the model proper."""
 
 _MAX_BYTES = 1 << 42
 """Of a model that somebody else describes; more than any has."""
@@ -26,8 +31,8 @@ class Architecture(Protocol):
 
     NAME: str
 
-    def blocks(self, meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
-        """All blocks in execution order, the head last.
+    def model(self, meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
+        """All blocks in execution order, the head last, and what enters them.
 
         Raises:
             ModelFileError: an entry or a tensor is missing or impossible.
@@ -36,7 +41,7 @@ class Architecture(Protocol):
         ...
 
 
-_MODULES: tuple[Architecture, ...] = (command_r, llama, qwen3)
+_MODULES: tuple[Architecture, ...] = (command_r, deepseek2, gemma4, gpt_oss, llama, qwen3, qwen35moe)
 _BY_NAME = {module.NAME: module for module in _MODULES}
 
 
@@ -61,7 +66,7 @@ def read_spec(gguf: Gguf, digest: str) -> ModelSpec:
         entries=entries,
         tensors=tensors,
     )
-    _blocks(meta, spec)
+    _model(meta, spec)
     return spec
 
 
@@ -81,12 +86,22 @@ def check_spec(spec: ModelSpec, file: Path) -> None:
     meta = Metadata(file, _find(spec.architecture).NAME, spec.entries)
     for name, value in msgspec.structs.asdict(_dimensions(meta, Tensors(meta, spec.tensors))).items():
         meta.require(getattr(spec, name) == value, name, getattr(spec, name))
-    _blocks(meta, spec)
+    _model(meta, spec)
 
 
 def blocks_of(spec: ModelSpec) -> tuple[Block, ...]:
     """All blocks of a model that was checked, in execution order."""
-    return _blocks(Metadata(Path(spec.name), spec.architecture, spec.entries), spec)
+    return model_of(spec).blocks
+
+
+def inputs_of(spec: ModelSpec) -> ModelInputs:
+    """What enters a model that was checked."""
+    return model_of(spec).inputs
+
+
+def model_of(spec: ModelSpec) -> Model:
+    """All of a model that was checked."""
+    return _model(Metadata(Path(spec.name), spec.architecture, spec.entries), spec)
 
 
 def _find(name: str) -> Architecture:
@@ -113,22 +128,29 @@ def _dimensions(meta: Metadata, tensors: Tensors) -> Dimensions:
     shape = embedding.n_columns, embedding.n_rows
     meta.require(shape[0] == n_embd and 0 < shape[1] < 1 << 31, embedding.name, shape)
     n_layers, n_context_train = meta.positive("block_count"), meta.positive("context_length")
+    n_predicting = meta.integer(_PREDICTING, 0)
+    meta.require(n_predicting < n_layers, _PREDICTING, n_predicting)
+    n_layers -= n_predicting
     return Dimensions(n_layers, n_embd, embedding.n_rows, n_context_train, embedding)
 
 
-def _blocks(meta: Metadata, spec: ModelSpec) -> tuple[Block, ...]:
-    """All blocks; every tensor is used.
+def _model(meta: Metadata, spec: ModelSpec) -> Model:
+    """All of the model; every tensor is used.
 
     Raises:
-        ModelFileError, UnsupportedModelError: see ``Architecture.blocks``; there are more tensors than the architecture
+        ModelFileError, UnsupportedModelError: see ``Architecture.model``; there are more tensors than the architecture
             has.
     """
     tensors = Tensors(meta, spec.tensors)
     tensors.find(EMBEDDING)
-    blocks = tuple(_find(spec.architecture).blocks(meta, spec, tensors))
+    model = _find(spec.architecture).model(meta, spec, tensors)
+    skipped = sum(tensors.skip(f"blk.{spec.n_layers + number}.") for number in range(meta.integer(_PREDICTING, 0)))
+    if skipped:
+        remark = f"{spec.name}: its heads that predict further tokens ({skipped} tensors) are left out"
+        model = replace(model, remarks=(*model.remarks, remark))
     if unused := tensors.unused:
         raise UnsupportedModelError(
             f"{meta.file}: {len(unused)} tensors are not of a plain {spec.architecture} model, e.g. {min(unused)}; "
             "not supported"
         )
-    return blocks
+    return model

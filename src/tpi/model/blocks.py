@@ -3,44 +3,15 @@ and how it is computed. Pure data; nothing else in the program asks what kind a 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import gcd, lcm
 from typing import Any, Protocol
 
-import msgspec
-
+from tpi.model.spans import EMPTY, Share, Span, Spans, grouped, joined
 from tpi.model.spec import TensorSpec
+from tpi.model.states import RecurrentState, State
 from tpi.model.steps import Steps
-
-
-class Span(msgspec.Struct, frozen=True, array_like=True):
-    """The half-open range ``start`` to ``stop``."""
-
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        return self.stop - self.start
-
-
-EMPTY = Span(0, 0)
-
-
-class Share(msgspec.Struct, frozen=True, array_like=True):
-    """A rank's part of a block: a range of each of the block's measures."""
-
-    spans: tuple[Span, ...]
-
-    @property
-    def is_empty(self) -> bool:
-        return not any(span.size for span in self.spans)
-
-    @property
-    def first(self) -> Span:
-        """Of the first measure; a head's rows of the vocabulary."""
-        return self.spans[0]
 
 
 @dataclass(frozen=True)
@@ -63,11 +34,21 @@ class Measure:
 
 
 class Axis(StrEnum):
-    """Along which axis a tensor is cut; ``COPY`` tensors go whole to every rank that holds part of the block."""
+    """Along which axis a tensor is cut. ``COPY`` tensors go whole to every rank that holds part of the block, ``FIRST``
+    ones to the rank alone whose part is the first: what is added once, such as a bias of the sum."""
 
     ROWS = "rows"
     COLUMNS = "columns"
     COPY = "copy"
+    FIRST = "first"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A part of a whole tensor: ranges of its rows, and of its columns."""
+
+    rows: Spans
+    columns: Spans
 
 
 @dataclass(frozen=True)
@@ -84,45 +65,27 @@ class Slot:
     measure: int = 0
     is_whole: bool = False
     """What a rank has of it lies in one piece, because it is not multiplied row by row."""
+    rows: Span | None = None
+    """The tensor's rows that the slot is about, where several are fused in one; None: all."""
+    column: int | None = None
+    """The tensor's only column that the slot is about."""
+    starts: tuple[int, ...] = (0,)
+    """The cut is made anew from each of these rows or columns: heads whose parts lie in several places."""
 
-    def span(self, share: Share) -> Span:
-        """The rows or columns of the whole tensor that a rank with ``share`` needs; for ``COPY`` all rows."""
+    def extent(self, share: Share) -> Extent:
+        """The part of the whole tensor that a rank with ``share`` needs."""
+        rows = self.rows or Span(0, self.tensor.n_rows)
+        columns = Span(0, self.tensor.n_columns) if self.column is None else Span(self.column, self.column + 1)
         if self.axis is Axis.COPY:
-            return Span(0, self.tensor.n_rows)
-        return grouped(share.spans[self.measure], self.step, self.group)
-
-
-def grouped(span: Span, step: int, group: int) -> Span:
-    """What ``span`` touches, where ``step`` of it belong to every ``group`` that is counted."""
-    return Span(span.start // group * step, -(-span.stop // group) * step)
-
-
-@dataclass(frozen=True)
-class KvState:
-    """Keys and values of a block, by cell: a KV head of ``head_dim`` values each for every ``group`` of what the
-    block's first measure counts."""
-
-    head_dim: int
-    group: int
-
-    def width(self, share: Share) -> int:
-        """Values of a cell, of keys and again of values."""
-        return grouped(share.first, self.head_dim, self.group).size
-
-    def runs(self, share: Share) -> list[tuple[Span, Span]]:
-        """The rank's query heads in runs with the KV heads that they look at, of which all in a run have equally many;
-        counted from the rank's first."""
-        heads, runs = share.first, list[tuple[Span, Span]]()
-        first_kv = heads.start // self.group
-        for kv in range(first_kv, -(-heads.stop // self.group)):
-            stop = min(heads.stop, (kv + 1) * self.group) - heads.start
-            start = max(heads.start, kv * self.group) - heads.start
-            at = kv - first_kv
-            if runs and runs[-1][0].size == (stop - start) * runs[-1][1].size:
-                runs[-1] = Span(runs[-1][0].start, stop), Span(runs[-1][1].start, at + 1)
-            else:
-                runs.append((Span(start, stop), Span(at, at + 1)))
-        return runs
+            return Extent((rows,), (columns,))
+        span = share.spans[self.measure]
+        if self.axis is Axis.FIRST:
+            return Extent((rows,), (columns,)) if span.size and not span.start else Extent((), (columns,))
+        cut = grouped(span, self.step, self.group) if span.size else EMPTY
+        if self.axis is Axis.COLUMNS:
+            return Extent((rows,), joined(Span(at + cut.start, at + cut.stop) for at in self.starts))
+        at_rows = (rows.start + at for at in self.starts)
+        return Extent(joined(Span(at + cut.start, at + cut.stop) for at in at_rows), (columns,))
 
 
 class Graph(Protocol):
@@ -130,7 +93,52 @@ class Graph(Protocol):
     equal sizes, share what was built for one."""
 
     def build(self, g: Steps[Any]) -> Any:
-        """The steps; the result is this rank's partial sum, or the logits."""
+        """The steps; the result is this rank's partial sum, or the logits, or of a block that follows a sum the
+        residual stream."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Networks of a block of which every token chooses ``n_used`` of ``n``: each is a piece of its own, of ``width``
+    columns, cut in ``unit`` at least.
+
+    They are cut together, in the block's measure number ``measure``. It counts the first ``unit`` columns of every
+    expert, then the second ones, and so on: as long as there are no more ranks than units in an expert, each rank has
+    the same columns of all experts; otherwise experts are spread over the ranks as well as cut.
+    """
+
+    n: int
+    n_used: int
+    width: int
+    unit: int
+    slots: tuple[Slot, ...]
+    """Of the first expert."""
+    graph: Graph
+    """Of one expert: from the rows that chose it to what they get of it."""
+    measure: int = 0
+
+    def whole(self) -> Measure:
+        """The measure that they are cut in."""
+        return Measure("columns of experts", self.n * self.width, self.n * self.unit, self.unit)
+
+    def columns(self, share: Share, expert: int) -> Span:
+        """The columns of an expert that a rank with ``share`` holds."""
+        span, turn = share.spans[self.measure], self.n * self.unit
+        first = -(-(span.start - expert * self.unit) // turn)
+        stop = -(-(span.stop - expert * self.unit) // turn)
+        return Span(first * self.unit, min(stop * self.unit, self.width)) if first < stop else EMPTY
+
+    def slots_of(self, expert: int) -> tuple[Slot, ...]:
+        """The slots of one expert; they are cut by a share that is a range of its columns."""
+        return tuple(_of_expert(slot, expert, self.n) for slot in self.slots)
+
+
+def _of_expert(slot: Slot, expert: int, n_experts: int) -> Slot:
+    if slot.column is not None:
+        return replace(slot, column=slot.column + expert)
+    stride = slot.tensor.n_rows // n_experts
+    rows = slot.rows or Span(0, stride)
+    return replace(slot, rows=Span(rows.start + expert * stride, rows.stop + expert * stride))
 
 
 @dataclass(frozen=True)
@@ -143,15 +151,39 @@ class Block:
     measures: tuple[Measure, ...]
     slots: tuple[Slot, ...]
     graph: Graph
-    state: KvState | None = None
-    """What it keeps of every token for the tokens after it."""
+    state: State | None = None
+    """What it keeps of every sequence for the tokens to come."""
     is_head: bool = False
     """It makes logits, of the rows that are sampled, and nothing follows."""
+    experts: Experts | None = None
+    n_vectors: int = 1
+    """Its sum carries so many vectors as wide as the residual stream."""
+    is_kept: bool = False
+    """Its sum is not added to the residual stream: the next block, of the same layer, says what becomes of it."""
+    is_own: bool = False
+    """It follows a sum: every rank that takes part in its layer holds all of it and computes it for itself, from the
+    residual stream and the sum that was kept; what comes out is the residual stream."""
+    reads_state_of: int | None = None
+    """Index of the block whose state it looks at, as it has none; both are cut alike and lie on the same ranks."""
 
     @property
     def title(self) -> str:
         """What people call it."""
         return self.name if self.is_head else f"{self.name} {self.layer}"
+
+    @property
+    def looks_back(self) -> bool:
+        """Its rows need others'."""
+        return self.state is not None or self.reads_state_of is not None
+
+
+def has_recurrent_state(blocks: Iterable[Block]) -> bool:
+    """Whether a sequence can be cut back only to where a state was kept."""
+    return any(isinstance(block.state, RecurrentState) for block in blocks)
+
+
+OWN = (Measure("copies", 1, 1, 1),)
+"""The measures of a block that is everybody's own."""
 
 
 def measure_of(
@@ -159,7 +191,13 @@ def measure_of(
 ) -> Measure:
     """A measure of a block with ``slots``: a unit is a multiple of ``least`` (for more ranks, of ``fine``), and so many
     that every cut between columns falls between quantisation blocks of its tensor."""
+    aligned = aligned_columns(slots, number)
+    return Measure(name, total, lcm(least, aligned), lcm(fine or least, aligned))
+
+
+def aligned_columns(slots: Iterable[Slot], number: int = 0) -> int:
+    """Of how many of what measure ``number`` counts a cut must be a multiple, so that it falls between quantisation
+    blocks of all tensors that are cut between columns."""
     cut = [slot for slot in slots if slot.axis is Axis.COLUMNS and slot.measure == number]
     elements = [(slot.tensor.type.block_elements, slot.step) for slot in cut]
-    aligned = lcm(*(n // gcd(n, step) for n, step in elements))
-    return Measure(name, total, lcm(least, aligned), lcm(fine or least, aligned))
+    return lcm(*(n // gcd(n, step) for n, step in elements))

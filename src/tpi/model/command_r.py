@@ -7,10 +7,11 @@ from math import sqrt
 from tpi.model.blocks import Block, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, output_head
 from tpi.model.heads import read_heads
+from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
-from tpi.model.steps import Rope, RopeStyle, Steps, V
+from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
 NAME = "command-r"
@@ -19,7 +20,7 @@ _COLUMNS = 1
 """Number of a layer's second measure; heads are the first."""
 
 
-def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
+def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     """One block for every layer, then the head.
 
     Raises:
@@ -34,9 +35,8 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         q_norm = (tensors.vectors("q_norm", at + "attn_q_norm.weight", (dim, heads.n)),) if has_norms else ()
-        k_norm = (
-            (tensors.vectors("k_norm", at + "attn_k_norm.weight", (dim, heads.n_kv), heads.group),) if has_norms else ()
-        )
+        k_shape, k_name = (dim, heads.n_kv), at + "attn_k_norm.weight"
+        k_norm = (tensors.vectors("k_norm", k_name, k_shape, group=heads.group),) if has_norms else ()
         slots = (
             tensors.copy("norm", at + "attn_norm.weight", n_embd),
             tensors.rows("q", at + "attn_q.weight", (n_embd, heads.n * dim), dim),
@@ -55,7 +55,7 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
         )
         found.append(Block(len(found), "layer", layer, measures, slots, graph, heads.state))
     found.append(output_head(len(found), dimensions, tensors, Head(eps, meta.number("logit_scale", 1.0))))
-    return found
+    return Model(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Layer:
             assert attended is not None, "a rank that holds nothing of a block does not build it"
             return attended
         gate = g.matmul("gate", x)
-        made = g.matmul("down", g.swiglu(gate, g.matmul("up", x)))
+        made = g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
         return made if attended is None else g.add(made, attended)
 
     def _attend(self, g: Steps[V], x: V) -> V:
         q = self._heads(g, g.matmul("q", x), "q_norm")
         k = self._heads(g, g.matmul("k", x), "k_norm")
-        return g.matmul("o", g.attention(q, k, g.matmul("v", x), self.head_dim, 1 / sqrt(self.head_dim)))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))
 
     def _heads(self, g: Steps[V], x: V, norm: str) -> V:
         x = g.heads(x, self.head_dim)

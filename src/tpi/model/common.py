@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tpi.model.blocks import Block, Graph, measure_of
 from tpi.model.spec import Dimensions
-from tpi.model.steps import Steps, V
+from tpi.model.steps import Activation, Steps, V
 from tpi.model.tensors import EMBEDDING, Tensors
 
 FFN_UNIT_COLUMNS = 32
@@ -21,7 +21,7 @@ class GatedFfn:
     def build(self, g: Steps[V]) -> V:
         x = g.rms_norm(g.residual(), "ffn_norm", self.rms_eps)
         gate = g.matmul("gate", x)
-        return g.matmul("down", g.swiglu(gate, g.matmul("up", x)))
+        return g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
 
 
 def gated_ffn(index: int, layer: int, n_embd: int, n_ff: int, tensors: Tensors, graph: GatedFfn) -> Block:

@@ -5,7 +5,9 @@ A rank that holds part of a layer takes part in all sums of that layer, so that 
 layer to the next the ranks may change (pipelines, mixtures): then the next layer's ranks get the last sum of this one.
 If one of them has no residual stream of its own, the lowest contributor adds its stream to what it contributes, and the
 sum replaces everybody's: the stream is handed over.
-"""
+
+After a block that is everybody's own (``Block.is_own``) nothing is added up: each rank of the layer has computed the
+same stream. Where the next layer lies elsewhere, the lowest of them hands it over."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -27,6 +29,8 @@ class Flow(msgspec.Struct, frozen=True):
     """Ranks that need the sum, ascending; none after the last block."""
     is_handed_over: bool
     """The sum holds the residual stream itself, and replaces it."""
+    is_own: bool = False
+    """Every contributor computes all of the residual stream for itself: nothing is added, nothing travels."""
 
     @property
     def participants(self) -> tuple[int, ...]:
@@ -36,7 +40,7 @@ class Flow(msgspec.Struct, frozen=True):
     @property
     def is_local(self) -> bool:
         """Nothing has to travel."""
-        return len(self.participants) == 1
+        return self.is_own or len(self.participants) == 1
 
     @property
     def travels(self) -> bool:
@@ -55,6 +59,13 @@ def flows_of(blocks: Sequence[Block], partition: Partition) -> tuple[Flow, ...]:
             is_last = block is layer[-1]
             receivers = after if is_last else here
             is_handed_over = is_last and not set(after) <= set(here)
+            if block.is_own:
+                flows.append(
+                    Flow(block.index, here[:1], after, True)
+                    if is_handed_over
+                    else Flow(block.index, here, here, False, is_own=True)
+                )
+                continue
             flows.append(Flow(block.index, partition.contributors(block.index), receivers, is_handed_over))
     return tuple(flows)
 
@@ -76,8 +87,8 @@ def n_stages(flows: Sequence[Flow]) -> int:
 
 def typical_flow(flows: Sequence[Flow]) -> Flow | None:
     """The flow over which ways to add up are tried: one with the most ranks that add; None if nothing is added."""
-    adding = [flow for flow in flows if len(flow.contributors) > 1 and not flow.is_handed_over]
-    adding = adding or [flow for flow in flows if len(flow.contributors) > 1]
+    summed = [flow for flow in flows if len(flow.contributors) > 1 and not flow.is_own]
+    adding = [flow for flow in summed if not flow.is_handed_over] or summed
     return max(adding, key=lambda flow: len(flow.participants), default=None)
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tpi.model.blocks import KvState, Measure, Slot, measure_of
+from tpi.model.blocks import Measure, Slot, measure_of
 from tpi.model.metadata import Metadata
 from tpi.model.spec import Dimensions
+from tpi.model.states import KvState
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,11 @@ class Heads:
     @property
     def state(self) -> KvState:
         """Keys and values of every KV head."""
-        return KvState(self.dim, self.group)
+        return KvState(self.dim, self.group, self.dim)
+
+    def state_of(self, window: int) -> KvState:
+        """The same where attention sees a window."""
+        return KvState(self.dim, self.group, self.dim, window)
 
     def measure(self, slots: Iterable[Slot]) -> Measure:
         """How a block is cut by these heads: between groups or, among more ranks, within them. It is the first of the

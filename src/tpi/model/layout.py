@@ -74,8 +74,17 @@ def divide_layers(
     gives none.
 
     Raises:
-        UsageError: a device of the layout is not here, or stands twice in a part.
+        UsageError: a device of the layout is not here, or stands twice in a part; or a layer lies elsewhere than the
+            one whose keys and values it looks at.
     """
+    for block in blocks:
+        if block.reads_state_of is not None:
+            source = blocks[block.reads_state_of].layer
+            if layout.group_of(block.layer) != layout.group_of(source):
+                raise UsageError(
+                    f"--layout: layer {block.layer} of this model looks at the keys and values of layer {source}: put "
+                    "both into the same part"
+                )
     partitions = {group: divide(blocks, _weights(group, names, by_memory)) for group in layout.groups}
     shares = tuple(partitions[layout.group_of(block.layer)].shares[block.index] for block in blocks)
     return Partition(len(names), shares)

@@ -7,6 +7,7 @@ from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Block
 from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
 from tpi.model.heads import read_heads
+from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
@@ -17,7 +18,7 @@ NAME = "llama"
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
-def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
+def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     """Attention and FFN of every layer, then the head.
 
     Raises:
@@ -44,7 +45,7 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
         found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
         found.append(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn))
     found.append(output_head(len(found), dimensions, tensors, Head(eps)))
-    return found
+    return Model(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -61,4 +62,4 @@ class Attention:
         factors = "rope_factors" if self.has_factors else None
         q, k = g.matmul("q", x), g.matmul("k", x)
         q, k = g.rope(q, self.rope, self.head_dim, factors), g.rope(k, self.rope, self.head_dim, factors)
-        return g.matmul("o", g.attention(q, k, g.matmul("v", x), self.head_dim, 1 / sqrt(self.head_dim)))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))

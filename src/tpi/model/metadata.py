@@ -55,6 +55,44 @@ class Metadata:
         self.require(found > 0, key, found)
         return found
 
+    def each(self, key: str, n_layers: int, default: int | None = None) -> tuple[int, ...]:
+        """An integer of 0 to 2^31 - 1 for every layer: an array of them, or one for all.
+
+        Raises:
+            ModelFileError: missing without default, of another type or size, or too few.
+        """
+        value = self._get(key, default)
+        values = value if isinstance(value, tuple) else (value,) * n_layers
+        self.require(len(values) >= n_layers, key, f"{len(values)} values")
+        return tuple(self._integer(key, entry) for entry in values[:n_layers])
+
+    def flags(self, key: str, n_layers: int) -> tuple[bool, ...] | None:
+        """A boolean for every layer, if the entry is an array of them.
+
+        Raises:
+            ModelFileError: of another type, or too few.
+        """
+        value = self._entries.get(key)
+        if not isinstance(value, tuple):
+            return None
+        fits = len(value) >= n_layers and all(entry in (0, 1) for entry in value)
+        self.require(fits, key, f"{len(value)} values")
+        return tuple(bool(entry) for entry in value[:n_layers])
+
+    def windows(self, n_layers: int, pattern: int) -> tuple[int, ...]:
+        """How many positions attention of every layer sees, 0: all. By ``attention.sliding_window_pattern``: whether
+        each layer is one with a window, or of how many layers the last is without.
+
+        Raises:
+            ModelFileError: an entry is missing or impossible.
+        """
+        window, key = self.positive("attention.sliding_window"), "attention.sliding_window_pattern"
+        flags = self.flags(key, n_layers)
+        if flags is None:
+            n_pattern = self.integer(key, pattern)
+            flags = tuple(not n_pattern or layer % n_pattern < n_pattern - 1 for layer in range(n_layers))
+        return tuple(window if flag else 0 for flag in flags)
+
     def epsilon(self, key: str) -> float:
         """A positive number.
 
@@ -81,6 +119,16 @@ class Metadata:
         self.require(is_number, key, value)
         assert isinstance(value, int | float)
         return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false.
+
+        Raises:
+            ModelFileError: of another type.
+        """
+        value = self._entries.get(key, default)
+        self.require(isinstance(value, bool), key, value)
+        return bool(value)
 
     def text(self, key: str, default: str) -> str:
         """A string, or the default."""

@@ -10,7 +10,10 @@ from fractions import Fraction
 import msgspec
 
 from tpi.errors import UsageError
-from tpi.model.blocks import EMPTY, Block, Measure, Share, Span
+from tpi.model.blocks import Block, Measure
+from tpi.model.spans import EMPTY, Share, Span
+
+_ONE_COPY, _NO_COPY = Share((Span(0, 1),)), Share((EMPTY,))
 
 
 class Partition(msgspec.Struct, frozen=True):
@@ -48,7 +51,25 @@ def divide(blocks: Sequence[Block], weights: Sequence[float]) -> Partition:
     Raises:
         UsageError: see :func:`apportion`.
     """
-    return Partition(len(weights), tuple(_divide_block(block, weights) for block in blocks))
+    shares = [() if block.is_own else _divide_block(block, weights) for block in blocks]
+    return Partition(len(weights), complete(blocks, len(weights), shares))
+
+
+def complete(
+    blocks: Sequence[Block], n_ranks: int, shares: Sequence[tuple[Share, ...]]
+) -> tuple[tuple[Share, ...], ...]:
+    """``shares`` of all blocks, where those of blocks that are everybody's own follow from their layers'."""
+    members: dict[int, set[int]] = {}
+    for block, row in zip(blocks, shares, strict=True):
+        if not block.is_own:
+            found = members.setdefault(block.layer, set())
+            found.update(rank for rank, share in enumerate(row) if not share.is_empty)
+    return tuple(
+        tuple(_ONE_COPY if rank in members.get(block.layer, ()) else _NO_COPY for rank in range(n_ranks))
+        if block.is_own
+        else row
+        for block, row in zip(blocks, shares, strict=True)
+    )
 
 
 def is_whole(blocks: Sequence[Block], partition: Partition) -> bool:
@@ -56,18 +77,27 @@ def is_whole(blocks: Sequence[Block], partition: Partition) -> bool:
 
     Every partition that :func:`divide` makes is; one that came from elsewhere, e.g. with a worker's shard, may not be.
     """
-    if partition.n_ranks < 1 or len(partition.shares) != len(blocks):
+    n_ranks = partition.n_ranks
+    if n_ranks < 1 or len(partition.shares) != len(blocks) or any(len(row) != n_ranks for row in partition.shares):
         return False
-    return all(
-        len(shares) == partition.n_ranks and _is_block_whole(block, shares)
+    return partition.shares == complete(blocks, n_ranks, partition.shares) and all(
+        _is_block_whole(block, shares) and _is_where_its_state_is(block, partition)
         for block, shares in zip(blocks, partition.shares, strict=True)
     )
 
 
+def _is_where_its_state_is(block: Block, partition: Partition) -> bool:
+    source = block.reads_state_of
+    return source is None or partition.shares[block.index] == partition.shares[source]
+
+
 def _is_block_whole(block: Block, shares: Sequence[Share]) -> bool:
-    return all(len(share.spans) == len(block.measures) for share in shares) and all(
-        _is_measure_whole(measure, [share.spans[number] for share in shares])
-        for number, measure in enumerate(block.measures)
+    return block.is_own or (
+        all(len(share.spans) == len(block.measures) for share in shares)
+        and all(
+            _is_measure_whole(measure, [share.spans[number] for share in shares])
+            for number, measure in enumerate(block.measures)
+        )
     )
 
 

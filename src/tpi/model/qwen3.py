@@ -6,6 +6,7 @@ from math import sqrt
 from tpi.model.blocks import Block
 from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
 from tpi.model.heads import read_heads
+from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
@@ -15,7 +16,7 @@ from tpi.model.tensors import Tensors
 NAME = "qwen3"
 
 
-def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Block]:
+def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     """Attention and FFN of every layer, then the head.
 
     Raises:
@@ -40,7 +41,7 @@ def blocks(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> list[Blo
         found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
         found.append(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn))
     found.append(output_head(len(found), dimensions, tensors, Head(eps)))
-    return found
+    return Model(tuple(found))
 
 
 @dataclass(frozen=True)
@@ -56,4 +57,4 @@ class Attention:
         q = g.rms_norm(g.heads(g.matmul("q", x), self.head_dim), "q_norm", self.rms_eps)
         k = g.rms_norm(g.heads(g.matmul("k", x), self.head_dim), "k_norm", self.rms_eps)
         q, k = g.rope(q, self.rope, self.head_dim, None), g.rope(k, self.rope, self.head_dim, None)
-        return g.matmul("o", g.attention(q, k, g.matmul("v", x), self.head_dim, 1 / sqrt(self.head_dim)))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))

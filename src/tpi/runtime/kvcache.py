@@ -8,33 +8,45 @@ import contextlib
 import ctypes
 import mmap
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.types import F16, TensorType
 from tpi.weights.files import round_up
 
 
+@dataclass(frozen=True)
+class CacheExtent:
+    """What a block keeps: values of a cell in keys and in values, and the number of cells."""
+
+    key_width: int
+    value_width: int
+    n_cells: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of keys and, if they are kept for themselves, of values."""
+        return tuple(width for width in (self.key_width, self.value_width) if width)
+
+
 class KvCache:
-    """``widths[block]`` values per cell (KV heads times head dimension) for keys and again for values.
+    """A context manager; ``close`` is idempotent."""
 
-    A context manager; ``close`` is idempotent.
-    """
+    def __init__(self, extents: Mapping[int, CacheExtent], kind: TensorType = F16) -> None:
+        """``extents`` by block; those without a width are left out.
 
-    def __init__(self, widths: Mapping[int, int], n_cells: int, kind: TensorType = F16) -> None:
-        """Raises:
-        MemoryBudgetError: the system does not give so much memory.
+        Raises:
+            MemoryBudgetError: the system does not give so much memory.
         """
-        self.n_cells = n_cells
-        self._widths = {block: width for block, width in widths.items() if width}
+        self._extents = {block: extent for block, extent in extents.items() if extent.widths}
         self._kind = kind
-        self._maps: dict[int, tuple[mmap.mmap, mmap.mmap]] = {}
+        self._maps: dict[int, list[mmap.mmap]] = {}
         self._addresses: dict[int, tuple[int, int]] = {}
-        for block, width in self._widths.items():
-            n_bytes = n_cells * kind.row_bytes(width)
-            maps = self._maps[block] = _reserve(n_bytes), _reserve(n_bytes)
+        for block, extent in self._extents.items():
+            maps = self._maps[block] = [reserve(extent.n_cells * kind.row_bytes(width)) for width in extent.widths]
             addresses = [ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in maps]
-            self._addresses[block] = addresses[0], addresses[1]
+            self._addresses[block] = addresses[0], addresses[-1]
 
     def __enter__(self) -> "KvCache":
         return self
@@ -46,46 +58,65 @@ class KvCache:
         self._addresses.clear()
         self._maps.clear()
 
-    @staticmethod
-    def bytes_for(widths: Mapping[int, int], n_cells: int, kind: TensorType = F16) -> int:
+    @property
+    def n_bytes(self) -> int:
         """What the cache takes once every cell was written."""
-        return sum(2 * n_cells * kind.row_bytes(width) for width in widths.values())
+        return bytes_for(self._extents, self._kind)
 
     def written_bytes(self, stop_cell: int) -> int:
         """What the cache takes once the cells before ``stop_cell`` were written, in whole pages."""
-        rows = (self._kind.row_bytes(width) for width in self._widths.values())
-        return sum(2 * round_up(stop_cell * row, mmap.PAGESIZE) for row in rows)
+        return sum(
+            round_up(min(stop_cell, extent.n_cells) * self._kind.row_bytes(width), mmap.PAGESIZE)
+            for extent in self._extents.values()
+            for width in extent.widths
+        )
 
     def __contains__(self, block: int) -> bool:
         """Whether this rank keeps anything of the block."""
         return block in self._addresses
 
     def addresses(self, block: int) -> tuple[int, int]:
-        """Where keys and values of ``block`` lie, each [n_cells, width] in the cache's type."""
+        """Where keys and values of ``block`` lie, each [n_cells, width] in the cache's type; the same place where
+        values are part of the keys."""
         return self._addresses[block]
 
     def forget(self, first_cell: int = 0) -> None:
         """Clears the whole pages behind ``first_cell``, and gives their memory back where the system can take it."""
-        for block, maps in self._maps.items():
-            start = round_up(first_cell * self._kind.row_bytes(self._widths[block]), mmap.PAGESIZE)
-            for memory in maps:
-                if start >= len(memory):
-                    continue
-                if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
-                    memory.madvise(mmap.MADV_DONTNEED, start)  # private and anonymous: zero again when it is read
-                else:
-                    memory[start:] = bytes(len(memory) - start)
+        for memory, row_bytes, _ in self._all():
+            start = round_up(first_cell * row_bytes, mmap.PAGESIZE)
+            if start >= len(memory):
+                continue
+            if hasattr(mmap, "MADV_DONTNEED") and sys.platform == "linux":
+                memory.madvise(mmap.MADV_DONTNEED, start)  # private and anonymous: zero again when it is read
+            else:
+                memory[start:] = bytes(len(memory) - start)
 
     def zero(self, first_cell: int, stop_cell: int) -> None:
         """Clears cells of an aborted pass: a NaN there would spread through masked attention."""
-        for block, maps in self._maps.items():
-            row = self._kind.row_bytes(self._widths[block])
-            for memory in maps:
-                memory[first_cell * row : stop_cell * row] = bytes((stop_cell - first_cell) * row)
+        for memory, row_bytes, n_cells in self._all():
+            first, stop = min(first_cell, n_cells), min(stop_cell, n_cells)
+            memory[first * row_bytes : stop * row_bytes] = bytes((stop - first) * row_bytes)
+
+    def _all(self) -> Sequence[tuple[mmap.mmap, int, int]]:
+        """Every mapping, the bytes of a cell in it, and its cells."""
+        return [
+            (memory, self._kind.row_bytes(width), self._extents[block].n_cells)
+            for block, maps in self._maps.items()
+            for memory, width in zip(maps, self._extents[block].widths, strict=True)
+        ]
 
 
-def _reserve(n_bytes: int) -> mmap.mmap:
-    """Zero bytes that become resident as they are written. Shared mappings would grow when read, too."""
+def bytes_for(extents: Mapping[int, CacheExtent], kind: TensorType = F16) -> int:
+    """What a cache takes once every cell was written."""
+    return sum(extent.n_cells * kind.row_bytes(width) for extent in extents.values() for width in extent.widths)
+
+
+def reserve(n_bytes: int) -> mmap.mmap:
+    """Zero bytes that become resident as they are written. Shared mappings would grow when read, too.
+
+    Raises:
+        MemoryBudgetError: the system does not give so much memory.
+    """
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):
             return mmap.mmap(-1, n_bytes)

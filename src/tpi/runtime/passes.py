@@ -1,4 +1,4 @@
-"""A pass as every rank sees it: embeddings, positions, cells, the mask, and which rows are sampled."""
+"""A pass as every rank sees it: embeddings, positions, cells, the mask, sequences, and which rows are sampled."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,25 @@ TILED_TOKENS = 64
 
 
 @dataclass(frozen=True)
+class Run:
+    """``n_tokens`` rows of a pass, one after the other, that are the next tokens of ``sequence``. What sliding windows
+    and recurrences keep of a sequence goes by its number and the rows' positions."""
+
+    sequence: int
+    n_tokens: int
+    is_kept: bool = False
+    """The recurrent state after them is kept, so that the sequence can be cut back to them."""
+
+
+@dataclass(frozen=True)
 class Pass:
     """One trip of n tokens through all blocks.
 
-    ``embeddings`` f32 [n_tokens, n_embd], None on ranks at which the residual stream does not begin; ``positions`` i32
-    and ``cells`` i64 [n_tokens]; ``visible`` bool [n_tokens, n_seen], true where a token may attend to a cell (its own
+    ``embeddings`` f32 [n_tokens, n_embd and what is looked up], None on ranks that need none; ``positions`` i32 and
+    ``cells`` i64 [n_tokens]; ``visible`` bool [n_tokens, n_seen], true where a token may attend to a cell (its own
     included); ``sampled`` i32 [n_sampled], rows whose logits are wanted, maybe none. What lies in cells from ``n_seen``
-    on is forgotten: no later pass sees it.
+    on is forgotten: no later pass sees it. ``runs`` are the sequences of the rows; none: all rows are the next tokens
+    of sequence 0.
     """
 
     pass_id: int
@@ -30,6 +42,7 @@ class Pass:
     sampled: npt.NDArray[np.int32]
     wanted: Wanted = ALL
     """What of the sampled rows' logits the master needs."""
+    runs: tuple[Run, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -39,3 +52,8 @@ class Pass:
     def n_seen(self) -> int:
         """Cells that the mask covers, from cell 0."""
         return int(self.visible.shape[1])
+
+    @property
+    def all_runs(self) -> tuple[Run, ...]:
+        """The runs of all rows."""
+        return self.runs or (Run(0, self.n_tokens),)

@@ -11,8 +11,8 @@ from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import NoReturn, Self
 
 from tpi.errors import Cancelled, KernelError, NumericError
-from tpi.runtime.ggml.builder import BatchShape
 from tpi.runtime.ggml.graph import Graph
+from tpi.runtime.ggml.inputs import BatchShape
 from tpi.runtime.protocols import Float32Array, NativeSum, SumStep
 from tpi.runtime.turns import Turn
 from tpi.runtime.workspace import Workspace
@@ -32,7 +32,8 @@ class _Turn(ctypes.Structure):
         ("values", POINTER(c_void_p)),
         *((name, c_void_p) for name in ("partial", "sum", "total")),
         ("n", c_int64),
-        *((name, c_int32) for name in ("n_places", "block", "is_last", "is_handed_over", "hands_over", "format")),
+        *((name, c_int32) for name in ("n_places", "block", "is_last", "is_handed_over", "hands_over")),
+        *((name, c_int32) for name in ("is_kept", "is_own", "format")),
         ("largest", c_float),
     )
 
@@ -146,12 +147,14 @@ class PassProgram:
         carrier = self._sums.get(block.index)
         made = _Turn(
             sum=None if carrier is None else carrier.address,
-            total=workspace.total.ctypes.data if turn.is_received else None,
-            n=n_rows * workspace.model.spec.n_embd,
+            total=workspace.arrays.total(turn.width, 0, n_rows).ctypes.data if turn.is_received else None,
+            n=n_rows * turn.width,
             block=block.index,
             is_last=block.is_head,
             is_handed_over=turn.flow.is_handed_over,
-            hands_over=turn.flow.is_handed_over and workspace.model.rank == turn.flow.contributors[0],
+            hands_over=turn.hands_over,
+            is_kept=block.is_kept,
+            is_own=turn.flow.is_own,
             format=0 if carrier is None else carrier.type_of(turn.flow)[0],
             largest=0.0 if carrier is None else carrier.type_of(turn.flow)[1],
         )

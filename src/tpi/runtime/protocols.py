@@ -87,11 +87,12 @@ class HeldPiece(Protocol):
 class PieceWindow(Protocol):
     """The memory for weights."""
 
-    def hold(self, index: int) -> AbstractContextManager[HeldPiece]:
+    def hold(self, index: int, hints: Sequence[int] = ()) -> AbstractContextManager[HeldPiece]:
         """Wait until piece ``index`` of the shard is in memory, and keep it there inside the ``with``.
 
-        Pieces are held in execution order, pass after pass; some may be skipped. Raises ModelFileError when the
-        piece cannot be read.
+        Pieces that every pass needs are held in execution order, pass after pass; some may be skipped. Pieces of
+        experts are held in any order; ``hints`` names those that will be held next, which may begin to be read.
+        Raises ModelFileError when the piece cannot be read.
         """
 
     def try_resident(self) -> Sequence[HeldPiece] | None:

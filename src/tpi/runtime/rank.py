@@ -5,22 +5,24 @@ A long pass goes through in two parts: while one is summed over the ranks, the o
 Owns no memory of its own (``workspace``, window). One thread runs passes; it is the one that calls the allreduce.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tpi.errors import NumericError
-from tpi.model.blocks import Block
-from tpi.model.flow import flows_of
-from tpi.runtime.ggml.builder import BatchShape
+from tpi.runtime.experts import Choices, Chooser, ExpertRunner, Ids
 from tpi.runtime.ggml.graph import Graph
+from tpi.runtime.ggml.inputs import BatchShape
+from tpi.runtime.passarrays import Seen
 from tpi.runtime.passes import Pass
 from tpi.runtime.program import PassProgram
-from tpi.runtime.protocols import Allreduce, Float32Array, PieceWindow, SumStep
+from tpi.runtime.protocols import Allreduce, Float32Array, HeldPiece, PieceWindow
+from tpi.runtime.rankmodel import N_SPLIT_TOKENS
+from tpi.runtime.summing import Part, Summing
 from tpi.runtime.times import RankTimes
 from tpi.runtime.turns import Turn, first_per_row, turns_of
-from tpi.runtime.workspace import N_SPLIT_TOKENS, Workspace
+from tpi.runtime.workspace import PassState, Workspace
 
 _ROOM_FOR_PASS_GRAPH = 16
 """Where the longest pass has so many tokens, the blocks' intermediates leave room for a whole pass of one."""
@@ -33,20 +35,6 @@ _MOST_PROGRAM_TOKENS = 8
 _PROGRAMS_KEPT = 4
 
 
-@dataclass
-class Part:
-    """A run of the pass's rows, and its sum that is under way, if one is, with its start."""
-
-    number: int
-    start: int
-    stop: int
-    summing: tuple[SumStep, Turn, float] | None = None
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop)
-
-
 def parts_of(n_tokens: int, n_parts: int) -> list[Part]:
     """The parts in which so many rows go through a rank that has room for ``n_parts``."""
     if n_parts == 1 or n_tokens < N_SPLIT_TOKENS:
@@ -54,22 +42,48 @@ def parts_of(n_tokens: int, n_parts: int) -> list[Part]:
     return [Part(0, 0, n_tokens // 2), Part(1, n_tokens // 2, n_tokens)]
 
 
+@dataclass(frozen=True)
+class _Trip:
+    """What all blocks of a pass have in common."""
+
+    pass_id: int
+    seen: Seen
+    state: PassState
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """All weights, in memory for good: every piece, and the addresses of the parts of every block's graph."""
+
+    pieces: Sequence[HeldPiece]
+    parts: dict[int, tuple[int, ...]]
+
+
 class Rank:
     """One rank's slice of the model, running passes. The parts belong to the caller and outlive this."""
 
     def __init__(
-        self, workspace: Workspace, window: PieceWindow, allreduce: Allreduce, times: RankTimes | None = None
+        self,
+        workspace: Workspace,
+        window: PieceWindow,
+        allreduce: Allreduce,
+        times: RankTimes | None = None,
+        choices: Choices | None = None,
     ) -> None:
-        """``times`` go on from where they are."""
+        """``times`` go on from where they are. ``choices`` may change which experts are chosen."""
         self._workspace, self._window, self._allreduce = workspace, window, allreduce
-        model = self._model = workspace.model
-        self._turns = turns_of(model.blocks, flows_of(model.blocks, model.partition), model.rank)
-        self._first_per_row = first_per_row(model.blocks)
-        self._is_alone = model.partition.n_ranks == 1 and workspace.settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
-        self._resident: dict[int, tuple[int, ...]] | None = None
-        self._programs: dict[tuple[int, int], PassProgram | None] = {}
-        self._running: PassProgram | None = None
         self.times = times or RankTimes()
+        self._summing = Summing(workspace, allreduce, self.times)
+        model = self._model = workspace.model
+        self._turns = turns_of(model)
+        self._first_per_row = first_per_row(model.blocks)
+        self._experts = ExpertRunner(workspace, window, choices)
+        self._has_experts = any(block.experts is not None for block in model.blocks)
+        is_sole = model.partition.n_ranks == 1 and not self._has_experts
+        self._is_alone = is_sole and workspace.settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
+        self._resident: _Resident | None = None
+        self._programs: dict[tuple[int, Seen], PassProgram | None] = {}
+        self._running: PassProgram | None = None
 
     def run(self, work: Pass) -> Float32Array | None:
         """Runs one pass; returns this rank's logits f32 [n_sampled, rows], None where it has no head rows or none
@@ -82,63 +96,69 @@ class Rank:
         """
         started = self.times.begin(work.pass_id)
         try:
-            return self._run(work)
+            state = self._workspace.begin(work)
+            logits = self._run(work, _Trip(work.pass_id, self._workspace.load(work), state))
+            self._workspace.end(work, state)
+            return logits
         finally:
             self.times.end(started)
 
-    def _run(self, work: Pass) -> Float32Array | None:
-        n_kv = self._workspace.load(work)
+    def _run(self, work: Pass, trip: _Trip) -> Float32Array | None:
         self._resident = self._resident or self._find_resident()
         if self._resident is not None and self._is_alone and work.n_tokens == 1 == len(work.sampled):
-            return self._run_token(n_kv, self._resident)
-        program = self._find_program(work, n_kv)
+            return self._run_token(trip, self._resident)
+        program = self._find_program(work, trip.seen)
         if program is not None:
             return self._run_program(program, work.pass_id)
         parts, is_narrow, logits = parts_of(work.n_tokens, self._workspace.settings.n_parts), False, None
         for turn in self._turns:
             if not is_narrow and turn.block.index >= self._first_per_row:
-                parts, is_narrow = self._keep_sampled(work, parts), True
+                parts, is_narrow = self._keep_sampled(trip, work, parts), True
                 if not parts:
                     break
             if turn.block.is_head:
-                self._finish(parts[0])
-                logits = self._check(self._compute(turn, parts[0]))
+                logits = self._logits(trip, turn, parts)
+            elif turn.flow.is_own:
+                self._follow(trip, turn, parts)
             elif turn.is_held:
-                self._run_block(work.pass_id, turn, parts, n_kv)
+                self._run_block(trip, turn, parts)
             else:
                 for part in parts:
-                    self._finish(part)
-                    self._start(work.pass_id, turn, part, None)
+                    self._finish(trip, part)
+                    self._summing.start(trip.pass_id, turn, part, None)
         for part in parts:
-            self._finish(part)
+            self._finish(trip, part)
         return logits
 
-    def _run_token(self, n_kv: int, resident: dict[int, tuple[int, ...]]) -> Float32Array | None:
+    def _run_token(self, trip: _Trip, resident: _Resident) -> Float32Array | None:
         """One token where nothing has to be waited for, neither disk nor other ranks."""
-        started = self.times.now("compute")
-        graph = self._workspace.pass_graph(n_kv, resident)
-        graph.run(self._workspace.compute)
+        started, workspace = self.times.now("compute"), self._workspace
+        graph = workspace.pass_graph(trip.seen, resident.parts)
+        if workspace.states:
+            graph.point_state(workspace.states_of(self._model.blocks, trip.state.within(0, 1)))
+        graph.run(workspace.compute)
         self.times.computed(started, ALL_BLOCKS)
         return self._check(graph.result())
 
-    def _find_program(self, work: Pass, n_kv: int) -> PassProgram | None:
+    def _find_program(self, work: Pass, seen: Seen) -> PassProgram | None:
         """The pass as one call into C, if weights are resident, all rows are sampled, and sums can be carried through
-        there."""
+        there. Experts, and states that lie elsewhere from pass to pass, are Python's."""
         if self._resident is None or len(work.sampled) != work.n_tokens or work.n_tokens > _MOST_PROGRAM_TOKENS:
             return None
-        key = work.n_tokens, n_kv
+        if self._has_experts or self._workspace.states:
+            return None
+        key = work.n_tokens, seen
         if key not in self._programs:
             if len(self._programs) == _PROGRAMS_KEPT:
                 oldest = self._programs.pop(next(iter(self._programs)))
                 if oldest is not None:
                     oldest.close()
-            self._programs[key] = self._make_program(BatchShape(work.n_tokens, n_kv), self._resident)
+            self._programs[key] = self._make_program(BatchShape(work.n_tokens, seen), self._resident.parts)
         return self._programs[key]
 
     def _make_program(self, shape: BatchShape, resident: dict[int, tuple[int, ...]]) -> PassProgram | None:
-        n_values = shape.n_tokens * self._model.spec.n_embd
-        travelling = [turn.flow for turn in self._turns if turn.flow.travels]
-        sums = {flow.block: self._allreduce.native(flow, n_values) for flow in travelling}
+        travelling = [turn for turn in self._turns if turn.flow.travels]
+        sums = {turn.flow.block: self._allreduce.native(turn.flow, shape.n_tokens * turn.width) for turn in travelling}
         found = {block: entry for block, entry in sums.items() if entry is not None}
         if not found or len(found) < len(sums):
             return None
@@ -171,106 +191,153 @@ class Rank:
         running = self._running
         return self.times.doing if running is None else running.doing
 
-    def _keep_sampled(self, work: Pass, parts: Sequence[Part]) -> list[Part]:
+    def _keep_sampled(self, trip: _Trip, work: Pass, parts: Sequence[Part]) -> list[Part]:
         """No row needs another any more: only those that are sampled go on."""
         for part in parts:
-            self._finish(part)
+            self._finish(trip, part)
         n_sampled = len(work.sampled)
         if n_sampled != work.n_tokens or n_sampled > 1:
-            self._workspace.residual[:n_sampled] = self._workspace.residual[work.sampled]
+            self._workspace.arrays.keep_rows(work.sampled)
         return [Part(0, 0, n_sampled)] if n_sampled else []
 
-    def _run_block(self, pass_id: int, turn: Turn, parts: Sequence[Part], n_kv: int) -> None:
-        """Computes the block for all parts, and begins to sum each as soon as it is computed."""
-        block, pieces = turn.block, self._workspace.pieces[turn.block.index]
-        if self._resident is not None:
-            addresses = self._resident[block.index]
-            for part in parts:
-                graph = self._graph(block, part, n_kv)
-                self._finish(part)
-                graph.point_rows(part.start)
-                started = self.times.now("compute")
-                graph.point_parts(addresses)
-                graph.run(self._workspace.compute)
-                self.times.computed(started, block.index, part.number)
-                self._start(pass_id, turn, part, graph.result())
+    def _finish(self, trip: _Trip, part: Part) -> None:
+        """Ends the sum that is under way, if one is; of ranks that have chosen different experts anew, with the choice
+        of the lowest."""
+        if part.summing is None:
             return
+        turn = part.summing[1]
+        if self._summing.finish(part):
+            return
+        self.times.n_rechosen += 1
+        experts = turn.block.experts
+        assert experts is not None
+        chosen = self._workspace.arrays.chosen(experts.n_used, part.start, part.stop) if turn.is_held else None
+        agreed = self._summing.agree(trip.pass_id, turn, part, chosen)
+        if agreed is None:
+            self._summing.start(trip.pass_id, turn, part, None, is_again=True)
+        else:
+            self._compute(
+                trip,
+                turn,
+                [part],
+                lambda part, graph: self._summing.start(trip.pass_id, turn, part, graph.result(), is_again=True),
+                agreed,
+            )
+        if not self._summing.finish(part):
+            raise NumericError(f"ranks chose different experts of block {turn.block.index} again")
+
+    def _run_block(self, trip: _Trip, turn: Turn, parts: Sequence[Part]) -> None:
+        """Computes the block for all parts, and begins to sum each as soon as it is computed."""
+
+        def start(part: Part, graph: Graph) -> None:
+            self._summing.start(trip.pass_id, turn, part, graph.result())
+
+        self._compute(trip, turn, parts, start)
+
+    def _logits(self, trip: _Trip, turn: Turn, parts: Sequence[Part]) -> Float32Array:
+        """The head's, of the rows that are left, which are one part."""
+        results: list[Float32Array] = []
+        self._compute(trip, turn, parts, lambda _, graph: results.append(graph.result()))
+        return self._check(results[0])
+
+    def _follow(self, trip: _Trip, turn: Turn, parts: Sequence[Part]) -> None:
+        """Computes what follows a sum, for each part."""
+
+        def replace(part: Part, graph: Graph) -> None:
+            np.copyto(self._workspace.residual[part.rows], graph.result())
+
+        self._compute(trip, turn, parts, replace)
+
+    def _compute(
+        self,
+        trip: _Trip,
+        turn: Turn,
+        parts: Sequence[Part],
+        done: Callable[[Part, Graph], None],
+        imposed: Ids | None = None,
+    ) -> None:
+        """Computes the block for the parts, of which ``done`` is told one by one, when its graph has the result. Ends
+        their sums of the block before as late as possible. ``imposed`` is the choice of a single part."""
+        if self._resident is not None:
+            for part in parts:
+                graph = self._graph(trip, turn, part, 0)
+                self._finish(trip, part)
+                self._point(trip, turn, part, graph)
+                self._run_resident(trip, turn, part, graph, imposed)
+                done(part, graph)
+            return
+        block, pieces = turn.block, self._workspace.pieces[turn.block.index]
         # A block of several pieces has both parts under way, each in a lane of its own.
-        lanes = [part.number if len(pieces) > 1 else 0 for part in parts]
-        graphs = [self._graph(block, part, n_kv, lane) for part, lane in zip(parts, lanes, strict=True)]
-        self._finish(parts[0])
-        for number, piece in enumerate(pieces):
+        graphs = [self._graph(trip, turn, part, part.number if len(pieces) > 1 else 0) for part in parts]
+        for number, part in enumerate(parts):
+            if number == 0 or (part.summing is not None and part.summing[1].says_choice):
+                self._finish(trip, part)  # the choice may have to be made anew, which holds other pieces
+        dense = [piece for piece in pieces if piece.expert is None]
+        for number, piece in enumerate(dense):
             started = self.times.now("disk")
             with self._window.hold(piece.index) as held:
                 self.times.held(started, block.index)
                 for part, graph in zip(parts, graphs, strict=True):
-                    if number == 0:
-                        self._finish(part)
-                    graph.point_rows(part.start)
+                    self._finish(trip, part)
+                    self._point(trip, turn, part, graph)
                     started = self.times.now("compute")
                     graph.run_piece(self._workspace.compute, number, held.part_addresses)
                     self.times.computed(started, block.index, part.number)
-                    if number == len(pieces) - 1:
-                        self._start(pass_id, turn, part, graph.result())
+                    if number == len(dense) - 1 and not graph.chooses:
+                        done(part, graph)
+                if graphs[0].chooses and number == graphs[0].choice_piece:
+                    self._run_experts(trip, turn, parts, graphs, imposed)
+                if graphs[0].chooses and number >= graphs[0].choice_piece:
+                    for part, graph in zip(parts, graphs, strict=True):
+                        started = self.times.now("compute")
+                        graph.run_piece(self._workspace.compute, number, held.part_addresses, is_second_half=True)
+                        self.times.computed(started, block.index, part.number)
+                        if number == len(dense) - 1:
+                            done(part, graph)
 
-    def _compute(self, turn: Turn, part: Part) -> Float32Array:
-        """The head's logits for the rows of ``part``."""
-        block, graph = turn.block, self._graph(turn.block, part, 0)
-        if self._resident is not None:
-            started = self.times.now("compute")
-            graph.point_parts(self._resident[block.index])
+    def _run_resident(self, trip: _Trip, turn: Turn, part: Part, graph: Graph, imposed: Ids | None) -> None:
+        assert self._resident is not None
+        started = self.times.now("compute")
+        graph.point_parts(self._resident.parts[turn.block.index])
+        if graph.chooses:
+            graph.run_half(self._workspace.compute, is_second_half=False)
+            self._run_experts(trip, turn, [part], [graph], imposed)
+            graph.run_half(self._workspace.compute, is_second_half=True)
+        else:
             graph.run(self._workspace.compute)
-            self.times.computed(started, block.index)
-            return graph.result()
-        for number, piece in enumerate(self._workspace.pieces[block.index]):
-            started = self.times.now("disk")
-            with self._window.hold(piece.index) as held:
-                self.times.held(started, block.index)
-                started = self.times.now("compute")
-                graph.run_piece(self._workspace.compute, number, held.part_addresses)
-                self.times.computed(started, block.index)
-        return graph.result()
+        self.times.computed(started, turn.block.index, part.number)
 
-    def _graph(self, block: Block, part: Part, n_kv: int, lane: int = 0) -> Graph:
-        return self._workspace.graph(block, BatchShape(part.stop - part.start, n_kv), lane)
+    def _run_experts(
+        self, trip: _Trip, turn: Turn, parts: Sequence[Part], graphs: Sequence[Graph], imposed: Ids | None
+    ) -> None:
+        choosers = [Chooser(graph, part.start, part.stop, imposed) for part, graph in zip(parts, graphs, strict=True)]
+        resident = None if self._resident is None else self._resident.pieces
+        self._experts.run(trip.pass_id, turn.block, choosers, resident)
 
-    def _start(self, pass_id: int, turn: Turn, part: Part, partial: Float32Array | None) -> None:
-        """Begins to sum what was computed for ``part``."""
-        started = self.times.now("sum")
-        if turn.flow.is_handed_over and partial is not None and self._model.rank == turn.flow.contributors[0]:
-            np.add(partial, self._workspace.residual[part.rows], out=partial)
-        step = SumStep(pass_id, turn.flow, part.number)
-        self._allreduce.start(step, partial, self._workspace.total[part.rows] if turn.is_received else None)
-        part.summing = step, turn, started
-        self.times.waited(started, turn.block.index, part.number)
+    def _graph(self, trip: _Trip, turn: Turn, part: Part, lane: int) -> Graph:
+        runs = tuple(n_rows for n_rows, _, _ in trip.state.within(part.start, part.stop))
+        return self._workspace.graph(turn.block, BatchShape(part.n_rows, trip.seen, runs), lane)
 
-    def _finish(self, part: Part) -> None:
-        """Adds the sum that is under way, if one is, to the residual stream."""
-        if part.summing is None:
-            return
-        started = self.times.now("sum")
-        (step, turn, began), part.summing = part.summing, None
-        self._allreduce.finish(step)
-        if turn.is_received:
-            residual, total = self._workspace.residual[part.rows], self._workspace.total[part.rows]
-            if turn.flow.is_handed_over:
-                np.copyto(residual, total)
-            else:
-                np.add(residual, total, out=residual)
-        self.times.waited(started, turn.block.index, part.number)
-        self.times.summed(began, turn.block.index, part.number)
+    def _point(self, trip: _Trip, turn: Turn, part: Part, graph: Graph) -> None:
+        """Points a graph, which other blocks use as well, at rows and state."""
+        graph.point_rows(part.start)
+        states = self._workspace.states_of([turn.block], trip.state.within(part.start, part.stop))
+        graph.point_state(states)
 
     def _check(self, logits: Float32Array) -> Float32Array:
         if not np.isfinite(logits).all():
             raise NumericError(f"rank {self._model.rank} computed logits that are not finite: is its shard damaged?")
         return logits
 
-    def _find_resident(self) -> dict[int, tuple[int, ...]] | None:
-        """The addresses of every block's parts, once all pieces are in memory for good."""
+    def _find_resident(self) -> _Resident | None:
+        """All weights, once all pieces are in memory for good."""
         held = self._window.try_resident()
         if held is None:
             return None
-        return {
-            block: tuple(address for piece in pieces for address in held[piece.index].part_addresses)
+        parts = {
+            block: tuple(
+                address for piece in pieces if piece.expert is None for address in held[piece.index].part_addresses
+            )
             for block, pieces in self._workspace.pieces.items()
         }
+        return _Resident(held, parts)

@@ -11,6 +11,8 @@ class RankTimes:
     def __init__(self) -> None:
         self.compute_s = self.hold_s = self.allreduce_s = 0.0
         self.n_passes = self.n_sums = 0
+        self.n_rechosen = 0
+        """Sums that were made anew because ranks had chosen different experts."""
         self.doing = "idle"
         """``idle``, ``disk``, ``compute`` or ``sum``: now."""
         self.trace: Trace | None = None

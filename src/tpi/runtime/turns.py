@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tpi.model.blocks import Block
 from tpi.model.flow import Flow
+from tpi.runtime.rankmodel import RankModel
 
 
 @dataclass(frozen=True)
@@ -17,18 +18,31 @@ class Turn:
     """This rank holds a part of it."""
     is_received: bool
     """This rank needs its sum."""
+    width: int
+    """Values of a row of the sum."""
+    says_choice: bool
+    """With the sum ranks say which experts they have chosen."""
+    hands_over: bool
+    """This rank adds the residual stream to what it contributes, so that it is handed over."""
 
 
-def turns_of(blocks: Sequence[Block], flows: Sequence[Flow], rank: int) -> list[Turn]:
-    """The turns of ``rank``."""
-    turns = [
-        Turn(block, flow, rank in flow.contributors, rank in flow.receivers)
-        for block, flow in zip(blocks, flows, strict=True)
-    ]
-    return [turn for turn in turns if turn.is_held or turn.is_received]
+def turns_of(model: RankModel) -> list[Turn]:
+    """The turns of the model's rank."""
+    found = []
+    for block, flow in zip(model.blocks, model.flows, strict=True):
+        is_held, is_received = model.rank in flow.contributors, model.rank in flow.receivers
+        width = model.sum_width(block)
+        if is_held or is_received:
+            hands_over = flow.is_handed_over and not block.is_own and model.rank == flow.contributors[0]
+            says_choice = width > block.n_vectors * model.spec.n_embd
+            found.append(Turn(block, flow, is_held, is_received, width, says_choice, hands_over))
+    return found
 
 
 def first_per_row(blocks: Sequence[Block]) -> int:
     """Index of the block from which on no row needs another, so that only sampled rows are computed, and summed, and
     none if none is sampled."""
-    return 1 + max((block.index for block in blocks if block.state is not None), default=-1)
+    first = 1 + max((block.index for block in blocks if block.looks_back), default=-1)
+    while blocks[first].is_own:  # it needs the sum before
+        first += 1
+    return first

@@ -1,4 +1,4 @@
-"""All memory of one rank beside its weights: activations, KV cache, graphs and their intermediates.
+"""All memory of one rank beside its weights: activations, what is kept of sequences, graphs and their intermediates.
 
 Made before the window, so that what it needs is known when the window's budget is decided. Pages become resident as
 they are used. Runs nothing; one thread.
@@ -7,84 +7,48 @@ they are used. Runs nothing; one thread.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
-from tpi.errors import MemoryBudgetError
-from tpi.gguf.types import F16, TensorType
 from tpi.model.blocks import Block
-from tpi.model.partition import Partition
-from tpi.model.spec import ModelSpec
-from tpi.runtime.ggml.builder import Addresses, BatchShape, GraphSettings, HeldBlock
+from tpi.model.states import KvState, RecurrentState
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.ggml.graph import Graph
+from tpi.runtime.ggml.graph import Graph, StateAddresses
+from tpi.runtime.ggml.held import GraphSettings, Held, Structure, held_block, held_expert
+from tpi.runtime.ggml.inputs import BatchShape
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
-from tpi.runtime.passes import TILED_TOKENS, Pass
+from tpi.runtime.passarrays import PassArrays, Seen, starts_of
+from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Float32Array
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.recurrent import RecurrentStates, StateSlots
 from tpi.weights.layout import Piece
 
-N_KV_STEP = 256
-"""The number of cells that a graph sees is rounded up to this, so that few graph shapes exist."""
-
-N_SPLIT_TOKENS = 2 * TILED_TOKENS
-"""From so many tokens on a pass is computed in two parts, if it may be: half of them take the faster kernels."""
-
-_GRAPHS_KEPT = 24
-_F16_MINUS_INFINITY = np.uint16(0xFC00)
+_GRAPHS_KEPT = 32
+_EXPERT_STEPS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+"""Rows for which graphs of experts are made; beyond these, multiples of the last."""
 
 
 @dataclass(frozen=True)
-class RankSettings:
-    """``max_tokens`` per pass, ``n_cells`` of KV cache and their type, ``n_threads`` that compute."""
+class PassState:
+    """What the sequences of a pass read and write, by run: the first row, the number of rows, and the slots of
+    recurrent states."""
 
-    max_tokens: int
-    n_cells: int
-    n_threads: int
-    kv_type: TensorType = F16
-    max_sampled: int | None = None
-    """Rows of a pass whose logits may be wanted; None: all."""
-    n_parts: int = 1
-    """In so many parts a long pass is computed, so that one can be summed while the next is computed: 1 or 2."""
-    wire_bytes: float = 2.0
-    """Of a value on its way to other ranks."""
+    runs: tuple[tuple[int, int, int, int], ...]
 
-    @property
-    def n_sampled(self) -> int:
-        """The most rows that the head computes."""
-        return self.max_tokens if self.max_sampled is None else min(self.max_sampled, self.max_tokens)
-
-    @property
-    def part_tokens(self) -> int:
-        """The most rows that are computed at once."""
-        if self.n_parts == 1:
-            return self.max_tokens
-        return min(self.max_tokens, max(N_SPLIT_TOKENS - 1, -(-self.max_tokens // 2), self.n_sampled))
-
-
-@dataclass(frozen=True)
-class RankModel:
-    """What one rank holds of a model. ``pieces`` are in execution order."""
-
-    spec: ModelSpec
-    blocks: tuple[Block, ...]
-    partition: Partition
-    rank: int
-    pieces: tuple[Piece, ...]
-
-    def kv_widths(self) -> dict[int, int]:
-        """Values per cell in the KV cache of each block that has one."""
-        return {
-            block.index: block.state.width(self.partition.shares[block.index][self.rank])
-            for block in self.blocks
-            if block.state is not None
-        }
+    def within(self, start: int, stop: int) -> tuple[tuple[int, int, int], ...]:
+        """Of the runs of rows ``start`` to ``stop``: how many rows, the slot that is read, the one that is written. A
+        run that has begun before goes on from what was written."""
+        found = []
+        for first, n_rows, source, target in self.runs:
+            a, b = max(first, start), min(first + n_rows, stop)
+            if a < b:
+                found.append((b - a, source if a == first else target, target))
+        return tuple(found)
 
 
 class Workspace:
-    """A context manager; ``close`` is idempotent. Arrays are f32 [max_tokens, n_embd] unless said otherwise."""
+    """A context manager; ``close`` is idempotent."""
 
     def __init__(self, model: RankModel, settings: RankSettings, repacker: Repacker | None = None) -> None:
         """``repacker``, if given, is the one that rearranged the weights that will be held; it stays the caller's.
@@ -94,33 +58,21 @@ class Workspace:
             MemoryBudgetError: the system does not give the memory for activations or KV cache.
         """
         self.model, self.settings = model, settings
-        self.pieces: Mapping[int, tuple[Piece, ...]] = {
-            block: tuple(group) for block, group in groupby(model.pieces, key=lambda piece: piece.block)
-        }
-        n, width = settings.max_tokens, model.spec.n_embd
-        try:
-            self.residual = np.zeros((n, width), dtype=np.float32)
-            self.total = np.zeros((n, width), dtype=np.float32)
-            self._positions = np.zeros(n, dtype=np.int32)
-            self._cells = np.zeros(n, dtype=np.int64)
-            self._mask = np.zeros(n * settings.n_cells, dtype=np.uint16)
-        except MemoryError as error:
-            raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
-        arrays = (self.residual, self._positions, self._cells, self._mask)
-        self._addresses = Addresses(width, *(array.ctypes.data for array in arrays))
+        self.pieces: Mapping[int, tuple[Piece, ...]] = model.pieces_of
+        self.arrays = PassArrays(model, settings)
+        self._addresses = self.arrays.addresses
         self._graphs: OrderedDict[tuple[int, BatchShape, int], Graph] = OrderedDict()
-        shares = {index: model.partition.shares[index][model.rank] for index in self.pieces}
-        self._held = {
-            index: HeldBlock(model.blocks[index], shares[index], pieces) for index, pieces in self.pieces.items()
-        }
-        numbers: dict[tuple[object, ...], int] = {}
-        self._structures = {
-            index: numbers.setdefault(_structure(held), len(numbers)) for index, held in self._held.items()
-        }
-        self.cache = KvCache(model.kv_widths(), settings.n_cells, settings.kv_type)
-        self._graph_settings = GraphSettings(settings.n_cells, settings.kv_type, repacker)
-        self._pass_graph: tuple[int, Graph] | None = None
-        self.compute = Compute(settings.n_threads, settings.n_parts)
+        self._held = {index: self._hold(model.blocks[index]) for index in self.pieces}
+        self._numbers: dict[Structure, int] = {}
+        self._structures = {index: self._number(held) for index, held in self._held.items()}
+        self._experts = {piece.index: self._hold_expert(piece) for piece in model.pieces if piece.expert is not None}
+        self.cache = KvCache(model.cache_extents(settings), settings.kv_type)
+        slots = StateSlots(settings.n_sequences, settings.n_kept_states)
+        self.states = RecurrentStates(model.state_sizes(), slots)
+        n_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
+        self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker)
+        self._pass_graph: tuple[Seen, Graph] | None = None
+        self.compute = Compute(settings.n_threads, settings.n_parts + bool(self._experts))
         try:
             self._reserve()
         except BaseException:
@@ -140,66 +92,122 @@ class Workspace:
         self._drop_pass_graph()
         self.compute.close()
         self.cache.close()
+        self.states.close()
+
+    @property
+    def residual(self) -> Float32Array:
+        """The residual stream, f32 [max_tokens, n_embd]."""
+        return self.arrays.residual
 
     @property
     def activation_bytes(self) -> int:
-        """Memory of the arrays when they are used to the full, and of a pass's mask while it is copied."""
-        arrays: tuple[npt.NDArray[Any], ...] = (self.residual, self.total, self._mask)
-        n_bytes: int = sum(array.nbytes for array in arrays)
-        return n_bytes + 2 * self.settings.max_tokens * self.settings.n_cells
+        """See ``PassArrays.n_bytes``."""
+        return self.arrays.n_bytes
 
-    def load(self, work: Pass) -> int:
+    @property
+    def kept_bytes(self) -> int:
+        """What is kept of sequences when everything was written: KV cache and recurrent states."""
+        return self.cache.n_bytes + self.states.n_bytes
+
+    def load(self, work: Pass) -> Seen:
         """Copies the pass's inputs to where the graphs read them; returns how many cells the graphs look at."""
-        n, n_seen = work.visible.shape
-        n_kv = min(self.settings.n_cells, -(-int(n_seen) // N_KV_STEP) * N_KV_STEP)
-        if work.embeddings is not None:
-            self.residual[:n] = work.embeddings
-        self._positions[:n] = work.positions
-        self._cells[:n] = work.cells
-        mask = self._mask[: n * n_kv].reshape(n, n_kv)
-        mask[:, n_seen:] = _F16_MINUS_INFINITY
-        np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
-        return n_kv
+        return self.arrays.load(work)
+
+    def forget(self) -> None:
+        """All sequences."""
+        self.cache.forget()
+        self.states.slots.forget()
+
+    def begin(self, work: Pass) -> PassState:
+        """What the pass's sequences read and write.
+
+        Raises:
+            ProtocolError: no recurrent state for where a sequence goes on was kept.
+        """
+        if not self.states:
+            return PassState(((0, work.n_tokens, 0, 0),))
+        return PassState(
+            tuple(
+                (first, run.n_tokens, *self.states.slots.begin(run.sequence, int(work.positions[first])))
+                for first, run in starts_of(work.all_runs)
+            )
+        )
+
+    def end(self, work: Pass, state: PassState) -> None:
+        """The pass is through: what it has written holds."""
+        if self.states:
+            for run, (first, n_rows, _, target) in zip(work.all_runs, state.runs, strict=True):
+                n_tokens = int(work.positions[first]) + n_rows
+                self.states.slots.end(run.sequence, target, n_tokens, run.is_kept)
 
     def graph(self, block: Block, shape: BatchShape, lane: int = 0) -> Graph:
-        """The graph of ``block`` for ``shape``, placed and ready, pointed at its state; blocks of equal structure share
-        one. One of lane 1 may be run piece by piece in turns with one of lane 0."""
-        key = self._structures[block.index], _shape_for(block, shape), lane
+        """The graph of ``block`` for ``shape``, placed and ready; blocks of equal structure share one. One of lane 1
+        may be run piece by piece in turns with one of lane 0. It is to be pointed at its state."""
+        held = self._held[block.index]
+        return self._find(held, self._structures[block.index], _shape_for(held, shape), lane)
+
+    def expert_graph(self, piece: int, n_rows: int) -> tuple[Graph, int]:
+        """The graph of an expert's piece for at least so many rows, and how many rows it takes."""
+        held, structure = self._experts[piece]
+        n_taken = min(_expert_rows(n_rows), self.settings.max_tokens)
+        return self._find(held, structure, BatchShape(n_taken), 0, 1), n_taken
+
+    def _find(self, held: Held, structure: int, shape: BatchShape, lane: int, allocator: int = 0) -> Graph:
+        key = structure, shape, lane
         graph = self._graphs.get(key)
         if graph is None:
-            graph = self._build([block], shape)
-            graph.place(self.compute, lane)
+            graph = self._build([held], shape)
+            graph.place(self.compute, self._lane(lane, allocator))
             self._graphs[key] = graph
             if len(self._graphs) > _GRAPHS_KEPT:
                 self._graphs.popitem(last=False)[1].close()
         self._graphs.move_to_end(key)
-        graph.point_state(self.states_of([block]))
         return graph
 
-    def states_of(self, blocks: Iterable[Block]) -> list[tuple[int, int]]:
-        """Where the state of those of the blocks lies that have some."""
-        return [self.cache.addresses(block.index) for block in blocks if block.index in self.cache]
+    def _lane(self, lane: int, allocator: int) -> int:
+        """Experts are computed between the halves of other graphs, in a lane of their own."""
+        return self.settings.n_parts if allocator else lane
+
+    def states_of(self, blocks: Iterable[Block], runs: Sequence[tuple[int, int, int]] = ()) -> list[StateAddresses]:
+        """Where the state of those of the blocks lies that have some, for graphs whose rows are these runs."""
+        found: list[StateAddresses] = []
+        for block in blocks:
+            held = self._held[block.index]
+            if isinstance(held.state, KvState) and held.has_state:
+                source = block.index if block.reads_state_of is None else block.reads_state_of
+                found.append(self.cache.addresses(source))
+            elif isinstance(held.state, RecurrentState) and held.has_state:
+                slots = (slot for _, source, target in runs for slot in (source, target))
+                found.append(tuple(a for slot in slots for a in self.states.addresses(block.index, slot)))
+        return found
 
     def structure_of(self, block: Block) -> int:
         """A number that blocks have in common which can share graphs; of a block that this rank holds."""
         return self._structures[block.index]
 
+    def held(self, block: Block) -> Held:
+        """What this rank holds of a block, of which it holds some."""
+        return self._held[block.index]
+
     def make_graph(self, block: Block, shape: BatchShape) -> Graph:
         """As ``graph``, but the caller's own."""
-        graph = self._build([block], shape)
+        held = self._held[block.index]
+        graph = self._build([held], _shape_for(held, shape))
         graph.place(self.compute)
         return graph
 
-    def pass_graph(self, n_kv: int, resident: Mapping[int, tuple[int, ...]]) -> Graph:
-        """The graph of a whole pass of one token that sees ``n_kv`` cells; for a rank that is alone and has all its
-        weights at the addresses ``resident``, which stay the same. Only the last one is kept: ``n_kv`` only grows."""
-        if self._pass_graph is None or self._pass_graph[0] != n_kv:
+    def pass_graph(self, seen: Seen, resident: Mapping[int, tuple[int, ...]]) -> Graph:
+        """The graph of a whole pass of one token that sees so many cells; for a rank that is alone and has all its
+        weights at the addresses ``resident``, which stay the same. Only the last one is kept: cells only grow."""
+        if self._pass_graph is None or self._pass_graph[0] != seen:
             self._drop_pass_graph()
-            graph = self._build(self.model.blocks, BatchShape(1, n_kv))
+            blocks = self.model.blocks
+            graph = self._build([self._held[block.index] for block in blocks], BatchShape(1, seen, (1,)))
             graph.place(self.compute)
-            graph.point_state(self.states_of(self.model.blocks))
-            graph.point_parts([address for block in self.model.blocks for address in resident[block.index]])
-            self._pass_graph = n_kv, graph
+            graph.point_parts([address for block in blocks for address in resident[block.index]])
+            if not self.states:
+                graph.point_state(self.states_of(blocks))
+            self._pass_graph = seen, graph
         return self._pass_graph[1]
 
     def _drop_pass_graph(self) -> None:
@@ -207,36 +215,59 @@ class Workspace:
             self._pass_graph[1].close()
             self._pass_graph = None
 
-    def _build(self, blocks: Sequence[Block], shape: BatchShape) -> Graph:
-        return Graph([self._held[block.index] for block in blocks], shape, self._graph_settings, self._addresses)
+    def _hold(self, block: Block) -> Held:
+        model = self.model
+        width = model.sum_width(model.blocks[block.index - 1]) if block.is_own else 0
+        return held_block(block, model.state_of(block), model.share(block.index), self.pieces[block.index], width)
+
+    def _hold_expert(self, piece: Piece) -> tuple[Held, int]:
+        experts = self.model.blocks[piece.block].experts
+        assert experts is not None
+        held = held_expert(experts, self.model.share(piece.block), piece)
+        return held, self._number(held)
+
+    def _number(self, held: Held) -> int:
+        return self._numbers.setdefault(held.structure, len(self._numbers))
+
+    def _build(self, held: Sequence[Held], shape: BatchShape) -> Graph:
+        return Graph(held, shape, self._graph_settings, self._addresses)
 
     def _reserve(self) -> None:
         """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
         pieces, both parts of a pass are under way in it."""
         settings = self.settings
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
-            n_rows = settings.n_sampled if block.is_head else settings.part_tokens
-            with self._build([block], BatchShape(n_rows, settings.n_cells)) as graph:
-                self.compute.reserve(graph.graph)
-                graph.place(self.compute)
+            held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
+            self._try([held], self._largest(held, n_rows), 0)
             if settings.n_parts > 1 and not block.is_head and len(self.pieces[block.index]) > 1:
-                with self._build([block], BatchShape(-(-settings.max_tokens // 2), settings.n_cells)) as graph:
-                    self.compute.reserve(graph.graph, 1)
-                    graph.place(self.compute, 1)
+                self._try([held], self._largest(held, -(-settings.max_tokens // 2)), 1)
+        for held in {structure: held for held, structure in self._experts.values()}.values():
+            self._try([held], BatchShape(settings.max_tokens), settings.n_parts)
+
+    def _try(self, held: Sequence[Held], shape: BatchShape, lane: int) -> None:
+        with self._build(held, shape) as graph:
+            self.compute.reserve(graph.graph, lane)
+            graph.place(self.compute, lane)
+
+    def _largest(self, held: Held, n_rows: int) -> BatchShape:
+        seen = tuple((window, self.settings.cells_of(window)) for window in self.model.windows)
+        return _shape_for(held, BatchShape(n_rows, seen, _even(n_rows, self.settings.n_sequences)))
 
 
-def _shape_for(block: Block, shape: BatchShape) -> BatchShape:
+def _even(n_rows: int, n_runs: int) -> tuple[int, ...]:
+    n_runs = min(n_runs, n_rows)
+    return tuple(n_rows * (number + 1) // n_runs - n_rows * number // n_runs for number in range(n_runs))
+
+
+def _expert_rows(n_rows: int) -> int:
+    largest = _EXPERT_STEPS[-1]
+    for step in _EXPERT_STEPS:
+        if step >= n_rows:
+            return step
+    return -(-n_rows // largest) * largest
+
+
+def _shape_for(held: Held, shape: BatchShape) -> BatchShape:
     """What of ``shape`` the block's graph depends on."""
-    return shape if block.state is not None else BatchShape(shape.n_tokens, 0)
-
-
-def _structure(held: HeldBlock) -> tuple[object, ...]:
-    """What two blocks must have in common to share graphs: how they are computed, what they keep, and the roles, types
-    and sizes of all parts."""
-    block = held.block
-    runs = tuple(held.head_runs()) if held.has_state else ()
-    parts = (
-        tuple((part.role, part.type_id, part.columns.size, part.rows.size) for part in piece.parts)
-        for piece in held.pieces
-    )
-    return block.graph, block.state, runs, *parts
+    seen = tuple(entry for entry in shape.seen if entry[0] == held.window)
+    return BatchShape(shape.n_tokens, seen, shape.runs if held.is_recurrent else ())

@@ -40,7 +40,7 @@ class MemoryWindow:
         return tuple(MemoryPiece(tuple(array.ctypes.data for array in arrays)) for arrays in self._arrays)
 
     @contextmanager
-    def hold(self, index: int) -> Iterator[MemoryPiece]:
+    def hold(self, index: int, hints: Sequence[int] = ()) -> Iterator[MemoryPiece]:
         self.held.append(index)
         yield MemoryPiece(tuple(array.ctypes.data for array in self._arrays[index]))
 
@@ -49,7 +49,7 @@ def _packed(data: _Bytes, part: Part, packer: Packer | None) -> _Bytes:
     if packer is None or not packs(packer, part):
         return data
     out = _allocate(part.n_bytes)
-    packer.rearrange(part.type_id, part.columns.size, part.rows.size, data.data, out.data)
+    packer.rearrange(part.type_id, part.n_columns, part.n_rows, data.data, out.data)
     return out
 
 
@@ -62,8 +62,9 @@ def _cut(gguf: Gguf, part: Part) -> _Bytes:
     whole = np.memmap(
         gguf.paths[tensor.file], np.uint8, "r", tensor.offset, (tensor.n_rows, tensor.n_bytes // tensor.n_rows)
     )
-    first, row = tensor.type.row_bytes(part.columns.start), part.first_row + part.rows.start
-    cut = whole[row : row + part.rows.size, first : first + part.row_bytes]
+    row_bytes = tensor.type.row_bytes
+    rows = np.concatenate([whole[rows.start : rows.stop] for rows in part.rows])
     memory = _allocate(part.n_bytes)
-    memory[:] = np.ascontiguousarray(cut).reshape(-1)
+    cut = [rows[:, row_bytes(columns.start) : row_bytes(columns.stop)] for columns in part.columns]
+    memory[:] = np.concatenate(cut, axis=1).reshape(-1)
     return memory

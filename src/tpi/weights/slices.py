@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf, GgufTensor
-from tpi.model.blocks import Span
+from tpi.model.spans import Span, Spans
 from tpi.weights.files import open_for_reading, read_exactly
-from tpi.weights.layout import Part
+from tpi.weights.patches import Patch, gather
+from tpi.weights.strips import StripReader, WholeRows
 
 BUFFER_BYTES = 4_000_000
 
@@ -24,12 +25,10 @@ BUFFER_BYTES = 4_000_000
 class SliceSource(Protocol):
     """Where bytes of slices come from: the model's file, an older shard, or a link to who has them."""
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
-        """Fills ``out`` (writable bytes) with rows of a slice, row after row, blocking.
+    def read(self, patch: Patch, out: memoryview) -> None:
+        """Fills ``out`` (writable bytes, ``patch.n_bytes`` of them) with a patch of the model, row after row, blocking.
 
-        ``part`` names tensor, ``first_row`` and ``columns``, which are those to read; ``rows`` counts within the slice
-        like ``part.rows`` and may lie outside of it. ``out`` has exactly ``rows.size * part.row_bytes`` bytes and stays
-        the caller's; nothing refers to it after the call.
+        ``out`` stays the caller's; nothing refers to it after the call.
 
         Raises:
             ModelFileError, LinkError, ChecksumError: the bytes cannot be had.
@@ -45,36 +44,39 @@ class RowTable:
     offset: int
     row_bytes: int
 
-    def read(self, first_byte: int, n_rows: int, out: memoryview) -> None:
-        """Fills ``out`` with the bytes from ``first_byte`` of each of the first ``n_rows``, ``len(out) / n_rows`` each.
+    def read(self, runs: Spans, n_rows: int, out: memoryview) -> None:
+        """Fills ``out`` with these ranges of bytes of each of the first ``n_rows``.
 
         Strips of rows go through a buffer of 4 MB with whole rows: a read per row would be far slower.
         """
-        strip_bytes = len(out) // n_rows if n_rows else 0
-        if strip_bytes == self.row_bytes:
+        if runs == (Span(0, self.row_bytes),):
             read_exactly(self.descriptor, self.path, self.offset, out)
         elif self.row_bytes > BUFFER_BYTES:
+            at = 0
             for row in range(n_rows):
-                place = self.offset + row * self.row_bytes + first_byte
-                read_exactly(self.descriptor, self.path, place, out[row * strip_bytes : (row + 1) * strip_bytes])
+                for run in runs:
+                    place = self.offset + row * self.row_bytes + run.start
+                    read_exactly(self.descriptor, self.path, place, out[at : at + run.size])
+                    at += run.size
         elif n_rows:
-            self._read_strips(first_byte, np.frombuffer(out, np.uint8).reshape(n_rows, strip_bytes))
+            self._read_strips(runs, np.frombuffer(out, np.uint8).reshape(n_rows, -1))
 
-    def _read_strips(self, first_byte: int, out: npt.NDArray[np.uint8]) -> None:
-        n_rows, strip_bytes = out.shape
+    def _read_strips(self, runs: Spans, out: npt.NDArray[np.uint8]) -> None:
+        n_rows = len(out)
         step = BUFFER_BYTES // self.row_bytes
         buffer = np.empty((min(step, n_rows), self.row_bytes), np.uint8)
         for row in range(0, n_rows, step):
             whole = buffer[: min(step, n_rows - row)]
             read_exactly(self.descriptor, self.path, self.offset + row * self.row_bytes, whole.data.cast("B"))
-            out[row : row + len(whole)] = whole[:, first_byte : first_byte + strip_bytes]
+            gather(whole, runs, out[row : row + len(whole)])
 
 
 class GgufSource:
-    """The slices of a GGUF model; opens its files and closes them in the end."""
+    """The slices of a GGUF model; opens its files and closes them in the end. ``strips``: several ranks cut columns of
+    it at the same time."""
 
-    def __init__(self, gguf: Gguf) -> None:
-        self._gguf = gguf
+    def __init__(self, gguf: Gguf, strips: StripReader | None = None) -> None:
+        self._gguf, self._strips = gguf, strips
         self._descriptors: list[int] = []
         try:
             for path in gguf.paths:
@@ -94,29 +96,37 @@ class GgufSource:
         while self._descriptors:
             os.close(self._descriptors.pop())
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
-        """See :class:`SliceSource`. A column cut reads whole rows through a buffer of 4 MB.
+    def read(self, patch: Patch, out: memoryview) -> None:
+        """See :class:`SliceSource`. A column cut reads whole rows through a buffer of 4 MB, or shares strips of them
+        with others.
 
         Raises:
             ModelFileError: the model has no such rows or columns, or the file cannot be read.
         """
-        tensor = self._tensor(part, rows)
-        start, row_bytes = part.first_row + rows.start, tensor.type.row_bytes(tensor.n_columns)
-        path, place = self._gguf.paths[tensor.file], tensor.offset + start * row_bytes
-        table = RowTable(self._descriptors[tensor.file], path, place, row_bytes)
-        table.read(tensor.type.row_bytes(part.columns.start), rows.size, out)
+        tensor, strips = self._tensor(patch), self._strips
+        row_bytes, runs = tensor.type.row_bytes(tensor.n_columns), patch.runs_in((Span(0, tensor.n_columns),))
+        if strips is not None and patch.row_bytes < row_bytes and patch.rows.size:
+            source = WholeRows(patch.tensor, tensor.n_rows, row_bytes, lambda row, rows: self._read(tensor, row, rows))
+            strips.read(source, patch.rows, runs, np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1))
+            return
+        if strips is not None:
+            strips.pass_by(patch.tensor)
+        self._table(tensor, patch.rows.start).read(runs, patch.rows.size, out)
 
-    def _tensor(self, part: Part, rows: Span) -> GgufTensor:
-        tensor = self._gguf.tensors.get(part.tensor)
-        if (
-            tensor is None
-            or tensor.type.id != part.type_id
-            or not 0 <= part.first_row + rows.start <= part.first_row + rows.stop <= tensor.n_rows
-            or not 0 <= part.columns.start < part.columns.stop <= tensor.n_columns
-            or part.columns.start % tensor.type.block_elements
-            or part.columns.stop % tensor.type.block_elements
-        ):
+    def _table(self, tensor: GgufTensor, row: int) -> RowTable:
+        row_bytes = tensor.type.row_bytes(tensor.n_columns)
+        path, place = self._gguf.paths[tensor.file], tensor.offset + row * row_bytes
+        return RowTable(self._descriptors[tensor.file], path, place, row_bytes)
+
+    def _read(self, tensor: GgufTensor, row: int, out: memoryview) -> None:
+        """Fills ``out`` with whole rows."""
+        table = self._table(tensor, row)
+        table.read((Span(0, table.row_bytes),), len(out) // table.row_bytes, out)
+
+    def _tensor(self, patch: Patch) -> GgufTensor:
+        tensor = self._gguf.tensors.get(patch.tensor)
+        if tensor is None or tensor.type.id != patch.type_id or not patch.lies_in(tensor.n_rows, tensor.n_columns):
             raise ModelFileError(
-                f"{self._gguf.paths[0]} does not have the rows and columns of {part.tensor} that are asked for"
+                f"{self._gguf.paths[0]} does not have the rows and columns of {patch.tensor} that are asked for"
             )
         return tensor

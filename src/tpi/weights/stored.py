@@ -7,12 +7,13 @@ from pathlib import Path
 
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf
+from tpi.model.spans import Span
 from tpi.weights.files import PAGE_BYTES, round_up
 from tpi.weights.layout import Part, Piece
 from tpi.weights.shards.shard import Shard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """``n_bytes`` from ``file_offset`` of file ``file`` go to ``arena_offset`` of the piece's place in memory.
 
@@ -25,7 +26,7 @@ class Extent:
     arena_offset: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredPiece:
     """A piece on disk. It takes ``arena_bytes`` (a multiple of 4096) of memory; part i starts at ``part_offsets[i]``.
 
@@ -37,6 +38,8 @@ class StoredPiece:
     extents: tuple[Extent, ...]
     arena_bytes: int
     part_offsets: tuple[int, ...]
+    is_on_demand: bool = False
+    """Only some passes need it, and say so: an expert. All others are needed by every pass, in their order."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +61,26 @@ def stored_from_shard(shard: Shard) -> StoredWeights:
     for piece in shard.pieces:
         extent = Extent(0, shard.file_offset(piece.index), piece.n_bytes, 0)
         offsets = tuple(part.offset for part in piece.parts)
-        pieces.append(StoredPiece(piece.index, (extent,), round_up(piece.n_bytes), offsets))
+        is_on_demand = piece.expert is not None
+        pieces.append(StoredPiece(piece.index, (extent,), round_up(piece.n_bytes), offsets, is_on_demand))
     return StoredWeights((shard.path,), tuple(pieces))
 
 
 def lies_in_gguf(gguf: Gguf, pieces: Iterable[Piece]) -> bool:
-    """Whether every part is a run of bytes of ``gguf``, so that no shard is needed: no tensor is cut by columns."""
+    """Whether every part is a run of bytes of ``gguf``, so that no shard is needed: one range of whole rows, or of one
+    row's columns."""
     return all(
-        part.columns.size == gguf.tensors[part.tensor].n_columns
+        _is_run(part, gguf.tensors[part.tensor].n_columns)
         for piece in pieces
         for part in piece.parts
         if part.tensor in gguf.tensors
     )
+
+
+def _is_run(part: Part, n_columns: int) -> bool:
+    if len(part.rows) != 1 or len(part.columns) != 1:
+        return False
+    return part.columns[0] == Span(0, n_columns) or part.rows[0].size == 1
 
 
 def stored_from_gguf(gguf: Gguf, pieces: Sequence[Piece]) -> StoredWeights:
@@ -78,7 +89,7 @@ def stored_from_gguf(gguf: Gguf, pieces: Sequence[Piece]) -> StoredWeights:
     Raises:
         ModelFileError: the model has no such tensor or rows.
     """
-    assert lies_in_gguf(gguf, pieces), "a tensor is cut by columns"
+    assert lies_in_gguf(gguf, pieces), "a part is no run of bytes of the model"
     return StoredWeights(gguf.paths, tuple(_gguf_piece(gguf, piece) for piece in pieces))
 
 
@@ -104,15 +115,23 @@ def _gguf_piece(gguf: Gguf, piece: Piece) -> StoredPiece:
         else:
             extents.append(Extent(run.file, start, run.stop - start, used))
         used = extents[-1].arena_offset + round_up(extents[-1].n_bytes)
-    return StoredPiece(piece.index, tuple(extents), used, tuple(_place(extents, run) for run in runs))
+    offsets = tuple(_place(extents, run) for run in runs)
+    return StoredPiece(piece.index, tuple(extents), used, offsets, piece.expert is not None)
 
 
 def _run_of(gguf: Gguf, part: Part) -> _Run:
     tensor = gguf.tensors.get(part.tensor)
-    first, last = part.first_row + part.rows.start, part.first_row + part.rows.stop
-    if tensor is None or tensor.type.id != part.type_id or not 0 <= first <= last <= tensor.n_rows:
+    rows, columns = part.rows[0], part.columns[0]
+    if (
+        tensor is None
+        or tensor.type.id != part.type_id
+        or not 0 <= rows.start <= rows.stop <= tensor.n_rows
+        or not 0 <= columns.start <= columns.stop <= tensor.n_columns
+    ):
         raise ModelFileError(f"{os.fspath(gguf.paths[0])} does not have the rows of {part.tensor} that are asked for")
-    return _Run(tensor.file, tensor.offset + first * part.row_bytes, tensor.offset + last * part.row_bytes)
+    kind = tensor.type
+    start = tensor.offset + rows.start * kind.row_bytes(tensor.n_columns) + kind.row_bytes(columns.start)
+    return _Run(tensor.file, start, start + part.n_bytes)
 
 
 def _place(extents: list[Extent], run: _Run) -> int:

@@ -14,7 +14,7 @@ from tpi.model.architectures import blocks_of, read_spec
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import verify
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.slices import GgufSource
 
 SMALL = Shape("small", 2, 512, 8, 4, 768, 2000, 512)
@@ -27,7 +27,7 @@ def test_shard_written_alone_equals_one_cut_from_the_whole(tmp_path: Path, quant
     whole = read_gguf(write_gguf(model, tmp_path / "whole.gguf"))
     alone = write_rank(model, 1, (2, 1, 1), tmp_path / "alone", model_digest(whole))
     assert alone.header.spec == read_spec(whole, model_digest(whole))
-    header = blank_header(alone.header.spec, alone.header.partition, 1, alone.pieces)
+    header = ShardHeader(alone.header.spec, alone.header.partition, 1)
     with GgufSource(whole) as source:
         cut = write_shard(tmp_path / "cut", header, source).shard
     assert cut.path.read_bytes() == alone.path.read_bytes()

@@ -14,10 +14,12 @@ from tpi.engine.engine import Answer, Engine
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.errors import Cancelled, LinkError
-from tpi.model.architectures import read_spec
+from tpi.model.architectures import blocks_of, read_spec
 from tpi.runtime.logits import Row, extract, join
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
+from tpi.runtime.rankmodel import RankSettings
+from tpi.runtime.retention import Retention
 
 N_CELLS, MAX_TOKENS = 64, 8
 PROMPT = [1, 5, 9, 300]
@@ -48,6 +50,10 @@ class FakeRunner:
         self._logits, self._n_slices = logits, n_slices
         self._limits = PassLimits(MAX_TOKENS, N_CELLS, 8, self.spec.n_vocab, self.spec.n_embd)
         self._last: list[Float32Array] = []
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, N_CELLS, 1))
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         self.before_pass(len(self.passes))

@@ -13,10 +13,10 @@ from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor, MetadataValue, read_gguf
 from tpi.gguf.types import F16, F32
 from tpi.model.architectures import blocks_of, check_spec, read_spec
-from tpi.model.blocks import KvState
 from tpi.model.llama import Attention
 from tpi.model.metadata import printable
 from tpi.model.spec import ModelSpec
+from tpi.model.states import KvState
 from tpi.model.steps import Rope
 
 PATH = Path("made")
@@ -45,7 +45,7 @@ def test_a_model_is_described(gguf: Gguf) -> None:
     assert [block.title for block in blocks] == ["attention 0", "ffn 0", "attention 1", "ffn 1", "head"]
     assert [block.index for block in blocks] == list(range(5))
     assert [block.measures[0].total for block in blocks] == [4, 512, 4, 512, 320]
-    assert attention.state == KvState(64, 2) and ffn.state is None
+    assert attention.state == KvState(64, 2, 64) and ffn.state is None
     assert [block.is_head for block in blocks] == [False] * 4 + [True]
     rope = rope_of(gguf)
     assert rope.frequency_scale == 1.0 and rope.original_context == 512
@@ -65,7 +65,7 @@ def test_a_tied_head_is_the_embedding_table(tmp_path: Path) -> None:
 
 def test_a_head_count_per_layer_is_fine_when_layers_agree(gguf: Gguf) -> None:
     state = blocks_of(read_spec(_with(gguf, attention__head_count_kv=(2, 2)), ""))[0].state
-    assert state == KvState(64, 2)
+    assert state == KvState(64, 2, 64)
     with pytest.raises(ModelFileError, match=r"attention\.head_count_kv = different values per layer"):
         read_spec(_with(gguf, attention__head_count_kv=(2, 4)), "")
     with pytest.raises(ModelFileError, match=r"attention\.head_count_kv"):

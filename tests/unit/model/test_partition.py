@@ -14,10 +14,12 @@ from tests.unit.model.specs import make_spec
 from tpi.errors import UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import blocks_of, check_spec, read_spec
-from tpi.model.blocks import EMPTY, Axis, Share, Span
+from tpi.model.blocks import Axis
 from tpi.model.partition import Partition, apportion, divide, is_whole
+from tpi.model.spans import EMPTY, Share, Span, joined, total_size
 from tpi.model.spec import ModelSpec
-from tpi.weights.layout import lay_out, slice_extent
+from tpi.model.states import KvState
+from tpi.weights.layout import lay_out
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q8_0", "IQ4_NL", "Q4_K", "Q6_K", "IQ2_XXS")
 NOTHING = Share((EMPTY,))
@@ -57,12 +59,13 @@ def test_every_tensor_is_held_and_cut_between_blocks(spec: ModelSpec, weights: l
         shares = partition.shares[block.index]
         assert partition.contributors(block.index) == tuple(r for r, share in enumerate(shares) if not share.is_empty)
         for slot in block.slots:
-            held = [slice_extent(slot, share) for share in shares if not share.is_empty]
+            held = [slot.extent(share) for share in shares if not share.is_empty]
             assert held
             if slot.axis is Axis.COPY:
-                assert all(rows == Span(0, slot.tensor.n_rows) for rows, _ in held)
+                assert all(extent.rows == (Span(0, slot.tensor.n_rows),) for extent in held)
                 continue
-            spans = [rows if slot.axis is Axis.ROWS else columns for rows, columns in held]
+            spans = [span for extent in held for span in (extent.rows if slot.axis is Axis.ROWS else extent.columns)]
+            assert len(spans) == len(held)
             whole = slot.tensor.n_rows if slot.axis is Axis.ROWS else slot.tensor.n_columns
             assert spans[0].start == 0 and spans[-1].stop == whole
             for before, after in pairwise(spans):
@@ -78,17 +81,18 @@ def test_every_query_head_has_its_kv_head(spec: ModelSpec, weights: list[float])
     partition = divide(blocks_of(spec), weights)
     for block in blocks_of(spec):
         for rank, share in enumerate(partition.shares[block.index]):
-            if block.state is not None:
+            if isinstance(block.state, KvState):
                 q, k = (next(slot for slot in block.slots if slot.role == role) for role in ("q", "k"))
                 dim, group, heads = block.state.head_dim, block.state.group, share.first
-                assert q.span(share) == Span(heads.start * dim, heads.stop * dim)
-                assert k.span(share).size == block.state.width(share)
+                assert q.extent(share).rows == joined([Span(heads.start * dim, heads.stop * dim)])
+                kept = k.extent(share).rows
+                assert block.state.widths(share) == (total_size(kept), total_size(kept))
                 seen = [
                     (run.start + n, kv_run.start + n * kv_run.size // run.size)
                     for run, kv_run in block.state.runs(share)
                     for n in range(run.size)
                 ]
-                first_kv = k.span(share).start // dim
+                first_kv = kept[0].start // dim if kept else 0
                 assert seen == [(n, (heads.start + n) // group - first_kv) for n in range(heads.size)]
             if not weights[rank]:
                 assert share == NOTHING, "no share, no part"
@@ -107,11 +111,10 @@ def test_pieces_hold_exactly_the_slices(spec: ModelSpec, weights: list[float], p
             share = partition.shares[block.index][rank]
             assert bool(parts) != share.is_empty
             for slot in block.slots if parts else ():
-                rows, columns = slice_extent(slot, share)
+                extent = slot.extent(share)
                 mine = [part for part in parts if part.role == slot.role]
-                assert [part.rows.start for part in mine] == [0, *(part.rows.stop for part in mine[:-1])]
-                assert mine[-1].rows.stop == rows.size
-                assert all(part.columns == columns and part.first_row == rows.start for part in mine)
+                assert joined(span for part in mine for span in part.rows) == extent.rows
+                assert all(part.columns == extent.columns for part in mine)
 
 
 @given(n_units=st.integers(0, 5000), weights=WEIGHTS.filter(lambda values: sum(values) > 0))
@@ -235,7 +238,7 @@ def test_a_partition_travels() -> None:
 
 def test_copied_slots_have_all_rows() -> None:
     block = blocks_of(make_spec())[0]
-    assert block.slots[0].span(NOTHING) == Span(0, 1)
+    assert block.slots[0].extent(NOTHING).rows == (Span(0, 1),)
 
 
 def test_made_specs_are_right() -> None:

@@ -7,7 +7,12 @@ import pytest
 
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.observe import resident_bytes
-from tpi.runtime.kvcache import KvCache
+from tpi.runtime.kvcache import CacheExtent, KvCache
+
+
+def extents(widths: dict[int, int], n_cells: int) -> dict[int, CacheExtent]:
+    """Keys and values of these widths."""
+    return {block: CacheExtent(width, width, n_cells) for block, width in widths.items()}
 
 
 def fill(cache: KvCache) -> None:
@@ -27,7 +32,7 @@ def is_clear(cache: KvCache) -> bool:
 def test_everything_is_forgotten(kind: str, platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform == "elsewhere":
         monkeypatch.setattr("tpi.runtime.kvcache.sys.platform", "plan9")
-    with KvCache({0: 64, 1: 0, 2: 96}, 100, TYPES_BY_NAME[kind]) as cache:
+    with KvCache(extents({0: 64, 1: 0, 2: 96}, 100), TYPES_BY_NAME[kind]) as cache:
         addresses = [cache.addresses(layer) for layer in (0, 2)]
         for _ in range(2):
             fill(cache)
@@ -41,7 +46,7 @@ def test_everything_is_forgotten(kind: str, platform: str, monkeypatch: pytest.M
 def test_cells_before_the_first_that_is_forgotten_stay(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if platform == "elsewhere":
         monkeypatch.setattr("tpi.runtime.kvcache.sys.platform", "plan9")
-    with KvCache({0: 64, 1: 96}, 200) as cache:
+    with KvCache(extents({0: 64, 1: 96}, 200)) as cache:
         for first in (200, 1000, 100, 33):
             fill(cache)
             cache.forget(first)
@@ -56,19 +61,34 @@ def test_cells_before_the_first_that_is_forgotten_stay(platform: str, monkeypatc
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and other systems keep the memory")
 def test_what_is_forgotten_takes_no_memory() -> None:
     n_bytes = 20 << 20
-    with KvCache({0: 64}, n_bytes // (2 * 64 * 2)) as cache:
+    n_cells = n_bytes // (2 * 64 * 2)
+    with KvCache(extents({0: 64}, n_cells)) as cache:
         before = resident_bytes()
         fill(cache)
         assert resident_bytes() - before > n_bytes - 2_000_000
-        cache.forget(cache.n_cells // 2)
+        cache.forget(n_cells // 2)
         assert abs(resident_bytes() - before - n_bytes // 2) < 2_000_000
         cache.forget()
         assert resident_bytes() - before < 2_000_000
 
 
 def test_a_cache_of_nothing_forgets_nothing() -> None:
-    cache = KvCache({0: 0}, mmap.PAGESIZE)
+    cache = KvCache(extents({0: 0}, mmap.PAGESIZE))
     cache.forget()
     cache.close()
     cache.close()
     cache.forget()
+
+
+def test_a_window_keeps_the_cells_that_it_has() -> None:
+    """Of a shorter cache beside a longer one whatever lies before the first cell that is forgotten stays."""
+    with KvCache({0: CacheExtent(2048, 2048, 64), 1: CacheExtent(2048, 0, 256)}) as cache:
+        assert cache.addresses(1)[0] == cache.addresses(1)[1], "values are part of the keys"
+        assert cache.n_bytes == 64 * 2 * 4096 + 256 * 4096
+        assert cache.written_bytes(100) == 64 * 2 * 4096 + 100 * 4096
+        fill(cache)
+        cache.forget(100)
+        assert all(memory[:] == b"\xff" * len(memory) for memory in cache._maps[0])
+        assert not any(cache._maps[1][0][100 * 4096 :])
+        cache.zero(60, 70)
+        assert not any(cache._maps[0][0][60 * 4096 :]) and not any(cache._maps[1][0][60 * 4096 : 70 * 4096])

@@ -16,7 +16,7 @@ from tpi.model.flow import Flow
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array, SumStep
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import N_SPLIT_TOKENS, RankModel, RankSettings
+from tpi.runtime.rankmodel import N_SPLIT_TOKENS, RankModel, RankSettings
 from tpi.testing.allreduce_suite import on_all_ranks
 from tpi.testing.meshes import open_sums
 

@@ -10,9 +10,10 @@ import pytest
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
 from tpi.errors import KernelError, MemoryBudgetError
 from tpi.runtime import workspace
-from tpi.runtime.ggml.builder import BatchShape
-from tpi.runtime.kvcache import KvCache
-from tpi.runtime.workspace import RankSettings, Workspace
+from tpi.runtime.ggml.inputs import BatchShape
+from tpi.runtime.kvcache import CacheExtent, KvCache, bytes_for
+from tpi.runtime.rankmodel import RankSettings
+from tpi.runtime.workspace import Workspace
 
 N_CELLS = 600
 
@@ -25,7 +26,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
     with Workspace(model, RankSettings(max_tokens, N_CELLS, 2)) as space:
         before = space.compute.scratch_bytes
         shapes = [
-            (block, BatchShape(n, n_kv))
+            (block, BatchShape(n, ((0, n_kv),)))
             for block in model.blocks
             for n in {1, 2, 3, 5, max_tokens // 2, max_tokens - 1, max_tokens}
             if 1 <= n <= max_tokens
@@ -40,7 +41,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
 
 def test_a_rank_that_holds_nothing(tmp_path: Path) -> None:
     gguf, model = make_model(tmp_path / "model.gguf", weights=(1, 0), rank=1)
-    assert model.pieces == () and set(model.kv_widths().values()) == {0}
+    assert model.pieces == () and not model.cache_extents(RankSettings(8, 64, 1))
     with running(gguf, model, RankSettings(8, 64, 1), Nobody()) as rank:
         assert rank.run(make_pass(model, 0, 8)) is None
 
@@ -124,7 +125,7 @@ def test_threads_and_memory_are_freed_when_the_start_fails(tmp_path: Path, monke
     with pytest.raises(KernelError):
         Workspace(model, RankSettings(4, 1 << 20, 1))
     assert not failed[0].compute._threadpool and not failed[0].compute._allocators
-    assert mapped_bytes() - before < 100_000_000 < KvCache.bytes_for(model.kv_widths(), 1 << 20)
+    assert mapped_bytes() - before < 100_000_000 < bytes_for(model.cache_extents(RankSettings(4, 1 << 20, 1)))
 
 
 def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
@@ -134,9 +135,10 @@ def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_cache_of_layers_without_heads_is_nothing() -> None:
-    with KvCache({0: 64, 1: 0}, 32) as cache:
+    extents = {0: CacheExtent(64, 64, 32), 1: CacheExtent(0, 0, 32)}
+    with KvCache(extents) as cache:
         assert len(cache._maps) == 1 and all(address % 4096 == 0 for address in cache.addresses(0))
-        assert KvCache.bytes_for({0: 64, 1: 0}, 32) == 2 * 32 * 64 * 2
+        assert bytes_for(extents) == cache.n_bytes == 2 * 32 * 64 * 2
         assert [cache.written_bytes(n) for n in (0, 1, 32)] == [0, 2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE]
     cache.close()
 
@@ -147,4 +149,4 @@ def test_a_cache_beyond_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("tpi.runtime.kvcache.mmap.mmap", refuse)
     with pytest.raises(MemoryBudgetError, match=r"8,192 bytes of KV cache \(Cannot allocate memory\): use a smaller"):
-        KvCache({0: 64}, 64)
+        KvCache({0: CacheExtent(64, 64, 64)})

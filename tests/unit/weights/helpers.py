@@ -12,14 +12,14 @@ import numpy.typing as npt
 from tests.models import Types, write_random_model
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
-from tpi.model.blocks import Span
 from tpi.model.partition import Partition, divide
 from tpi.model.spec import ModelSpec
 from tpi.weights.identity import model_digest
 from tpi.weights.layout import Part, Piece, lay_out
+from tpi.weights.patches import Patch
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import Shard, open_shard
-from tpi.weights.shards.shard_format import ShardHeader, blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
 
@@ -41,7 +41,7 @@ class Model:
         return lay_out(blocks_of(self.spec), partition, rank, piece_bytes)
 
     def header(self, partition: Partition, rank: int, piece_bytes: int = PIECE_BYTES) -> ShardHeader:
-        return blank_header(self.spec, partition, rank, self.pieces(partition, rank, piece_bytes))
+        return ShardHeader(self.spec, partition, rank, piece_bytes)
 
     def tensor(self, name: str) -> npt.NDArray[np.uint8]:
         """The tensor's bytes, row by row."""
@@ -52,10 +52,10 @@ class Model:
 
     def part(self, part: Part) -> bytes:
         """The bytes that belong into the part."""
-        kind = self.gguf.tensors[part.tensor].type
-        columns = slice(kind.row_bytes(part.columns.start), kind.row_bytes(part.columns.stop))
-        rows = slice(part.first_row + part.rows.start, part.first_row + part.rows.stop)
-        return self.tensor(part.tensor)[rows, columns].tobytes()
+        whole, row_bytes = self.tensor(part.tensor), self.gguf.tensors[part.tensor].type.row_bytes
+        rows = np.concatenate([whole[span.start : span.stop] for span in part.rows])
+        cut = [rows[:, row_bytes(span.start) : row_bytes(span.stop)] for span in part.columns]
+        return np.concatenate(cut, axis=1).tobytes()
 
     def piece(self, piece: Piece) -> bytes:
         """The bytes that belong into the piece."""
@@ -85,16 +85,15 @@ class FakeSource:
         self._limit_bytes = limit_bytes
         self._error = error
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
-        kind = self._model.gguf.tensors[part.tensor].type
-        columns = slice(kind.row_bytes(part.columns.start), kind.row_bytes(part.columns.stop))
-        data = self._model.tensor(part.tensor)[part.first_row + rows.start : part.first_row + rows.stop, columns]
-        assert data.nbytes == len(out)
+    def read(self, patch: Patch, out: memoryview) -> None:
+        part = Part("", patch.tensor, patch.type_id, (patch.rows,), patch.columns, 0)
+        data = self._model.part(part)
+        assert len(data) == len(out) == patch.n_bytes
         self.n_bytes += len(out)
         if self._limit_bytes is not None and self.n_bytes > self._limit_bytes:
             assert self._error is not None
             raise self._error
-        out[:] = data.tobytes()
+        out[:] = data
 
 
 def cut_shard(model: Model, path: Path, weights: tuple[float, ...], rank: int) -> Shard:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from tests.unit.weights.helpers import FakeSource, Model, make_model
 from tpi.errors import ModelFileError
 from tpi.model.architectures import blocks_of
-from tpi.model.blocks import Span
+from tpi.model.spans import Span
 from tpi.weights import slices
 from tpi.weights.files import PAGE_BYTES
 from tpi.weights.layout import PART_ALIGNMENT
+from tpi.weights.patches import placed_patches, scatter
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard import open_shard, verify
-from tpi.weights.shards.shard_format import blank_header
 from tpi.weights.slices import GgufSource
 
 TYPES = ("F32", "F16", "BF16", "Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q4_K", "Q6_K", "TQ2_0")
@@ -67,7 +67,7 @@ def test_slices_put_together_are_the_model(
             pieces = model.pieces(partition, rank, piece_bytes)
             path = Path(folder) / f"{rank}.shard"
             with GgufSource(model.gguf) as source:
-                shard = write_shard(path, blank_header(model.spec, partition, rank, pieces), source).shard
+                shard = write_shard(path, model.header(partition, rank, piece_bytes), source).shard
             assert open_shard(path) == shard and shard.pieces == pieces
             verify(shard)
             data = path.read_bytes()
@@ -75,16 +75,18 @@ def test_slices_put_together_are_the_model(
             for piece in pieces:
                 place = shard.file_offset(piece.index)
                 assert place % PAGE_BYTES == 0
-                assert piece.n_bytes <= piece_bytes or (len(piece.parts) == 1 and piece.parts[0].rows.size == 1)
+                assert piece.n_bytes <= piece_bytes or (len(piece.parts) == 1 and piece.parts[0].n_rows == 1)
                 for part in piece.parts:
                     assert part.offset % PART_ALIGNMENT == 0
                     at = place + part.offset
-                    values = np.frombuffer(data[at : at + part.n_bytes], np.uint8).reshape(part.rows.size, -1)
-                    kind = model.spec.tensors[part.tensor].type
-                    rows = slice(part.first_row + part.rows.start, part.first_row + part.rows.stop)
-                    columns = slice(kind.row_bytes(part.columns.start), kind.row_bytes(part.columns.stop))
-                    rebuilt[part.tensor][rows, columns] = values
-                    seen[part.tensor][rows, columns] = True
+                    values = np.frombuffer(data[at : at + part.n_bytes], np.uint8).reshape(part.n_rows, -1)
+                    for placed in placed_patches(part):
+                        here, whole = placed.patch, model.spec.tensors[part.tensor]
+                        runs, rows = here.runs_in((Span(0, whole.n_columns),)), slice(here.rows.start, here.rows.stop)
+                        held = values[placed.row : placed.row + here.rows.size]
+                        scatter(held, runs, rebuilt[part.tensor][rows])
+                        for run in runs:
+                            seen[part.tensor][rows, run.start : run.stop] = True
         in_blocks = {slot.tensor.name for block in blocks_of(model.spec) for slot in block.slots}
         for name in in_blocks:
             assert seen[name].all(), name
@@ -102,25 +104,26 @@ def test_column_cuts_with_any_buffer(model: Model, monkeypatch: pytest.MonkeyPat
     partition, fake = model.partition(1, 2), FakeSource(model)
     with GgufSource(model.gguf) as source:
         for piece in model.pieces(partition, 1):
-            for part in piece.parts:
-                expected, out = bytearray(part.n_bytes), bytearray(part.n_bytes)
-                source.read(part, part.rows, memoryview(out))
-                fake.read(part, part.rows, memoryview(expected))
+            for placed in (placed for part in piece.parts for placed in placed_patches(part)):
+                expected, out = bytearray(placed.patch.n_bytes), bytearray(placed.patch.n_bytes)
+                source.read(placed.patch, memoryview(out))
+                fake.read(placed.patch, memoryview(expected))
                 assert out == expected
 
 
 def test_what_the_model_does_not_have_is_refused(model: Model) -> None:
-    part = model.pieces(model.partition(1), 0)[0].parts[1]
-    with GgufSource(model.gguf) as source, pytest.raises(ModelFileError, match=part.tensor):
-        source.read(part, Span(0, 257), memoryview(bytearray(257 * part.row_bytes)))
+    (placed,) = placed_patches(model.pieces(model.partition(1), 0)[0].parts[1])
+    patch = placed.patch.with_rows(0, 257)
+    with GgufSource(model.gguf) as source, pytest.raises(ModelFileError, match=patch.tensor):
+        source.read(patch, memoryview(bytearray(patch.n_bytes)))
     source.close()
 
 
 def test_a_file_that_shrinks_is_an_error(model: Model) -> None:
-    part = model.pieces(model.partition(1), 0)[-1].parts[-1]
+    (placed,) = placed_patches(model.pieces(model.partition(1), 0)[-1].parts[-1])
     path = model.gguf.paths[0]
     with GgufSource(model.gguf) as source:
         with path.open("r+b") as file:
             file.truncate(20_000)
         with pytest.raises(ModelFileError, match="truncated: it ends at byte"):
-            source.read(part, part.rows, memoryview(bytearray(part.n_bytes)))
+            source.read(placed.patch, memoryview(bytearray(placed.patch.n_bytes)))

@@ -14,8 +14,8 @@ import msgspec
 
 from tpi.cluster.reports import Choice, RankStatus
 from tpi.errors import ProtocolError
-from tpi.model.blocks import Span
 from tpi.model.partition import Partition
+from tpi.model.spans import Span, Spans
 from tpi.model.spec import ModelSpec
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -91,17 +91,19 @@ class Plan(Message, frozen=True, tag="plan"):
     kv_type: Annotated[str, msgspec.Meta(max_length=8)]
     n_parts: Annotated[int, msgspec.Meta(ge=1, le=2)] = 1
     """In so many parts a long pass is computed, so that one can be summed while the other is computed."""
+    n_kept_states: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    """Recurrent states of a sequence that are kept beside the latest."""
     is_traced: bool = False
     """What the rank does when is to be noted, until the master asks for it."""
 
 
 class FetchRun(Message, frozen=True, tag="fetch_run"):
-    """Worker to master: send rows ``rows`` and columns ``columns`` of a whole tensor."""
+    """Worker to master: send rows ``rows`` of a whole tensor, of each the ranges ``columns`` one after the other."""
 
     number: Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
     tensor: Annotated[str, msgspec.Meta(max_length=256)]
     rows: Span
-    columns: Span
+    columns: Annotated[Spans, msgspec.Meta(max_length=1 << 12)]
 
 
 class RunChunk(Message, frozen=True, tag="run_chunk"):

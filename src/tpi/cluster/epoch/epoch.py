@@ -16,7 +16,6 @@ from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.mesh.datapath import MasterDatapath
 from tpi.errors import LinkError
-from tpi.model.flow import first_members
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
@@ -31,7 +30,7 @@ class Epoch:
         self.plan, self.choice, self.detours = plan, opened.choice, opened.detours
         self._relays = opened.relays
         model = rank_model(plan)
-        self._first_members = first_members(model.blocks, plan.partition)
+        self._first_members = model.embedding_ranks
         self._datapath: MasterDatapath | None = None
         if opened.mesh is not None:
             spans = [share.first for share in plan.partition.shares[-1]]

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 
 from tpi.cluster.mesh.datapath import frame_bytes
 from tpi.cluster.mesh.passframes import PassLimits
-from tpi.model.flow import first_members, flows_of
 from tpi.planner.chunks import PassLoad
 from tpi.planner.memory import MASTER_GROWTH_BYTES, WORKER_GROWTH_BYTES, Needs, minimum_bytes
 from tpi.runtime.ggml.repack import Repacker
-from tpi.runtime.kvcache import KvCache
 from tpi.runtime.passes import TILED_TOKENS
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
-from tpi.weights.streaming.pins import minimum_budget, plan_pins
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
+from tpi.weights.layout import Piece
+from tpi.weights.streaming.pins import PieceSizes
 
 WORKER_PROCESS_BYTES = 60_000_000
 """A worker before it has a workspace, for who cannot ask it; measured: 53 MB, and 5 for what describes a 70B model."""
@@ -41,9 +41,16 @@ class Claim:
     )
 
     @property
+    def sizes(self) -> PieceSizes:
+        """The pieces as its window sees them."""
+        return piece_sizes(self.model, self.piece_bytes)
+
+    @property
     def two_pieces_bytes(self) -> int:
         """A window in which one piece is read while the other is used."""
-        return 2 * max(self.piece_bytes, default=0)
+        sizes = self.sizes
+        dense = (size for index, size in enumerate(sizes.sizes) if index not in sizes.on_demand)
+        return sizes.minimum_bytes + max(dense, default=0)
 
     def room_bytes(self, settings: RankSettings, repacker: Repacker | None = None) -> int:
         """What is left for the window; counted once for the same settings."""
@@ -59,6 +66,11 @@ class Claim:
         return window if self.window_limit_bytes is None else min(window, self.window_limit_bytes)
 
 
+def piece_sizes(model: RankModel, piece_bytes: Sequence[int]) -> PieceSizes:
+    """The rank's pieces, of so many bytes, as its window sees them."""
+    return PieceSizes(tuple(piece_bytes), model.on_demand, model.least_slots)
+
+
 def chunk_tokens(claims: Iterable[Claim], settings: RankSettings, repacker: Repacker | None = None) -> int:
     """How many tokens a pass should have at most: ``settings.max_tokens``, or, where that leaves a rank too little for
     two pieces of weights, so that one is read while the other is used, fewer."""
@@ -71,13 +83,20 @@ def pass_load(claim: Claim, settings: RankSettings) -> PassLoad:
     """What the rank reads and computes in passes of ``settings``; the head is left out, as only the last pass of a
     prompt needs it."""
     model, head = claim.model, len(claim.model.blocks) - 1
-    window = max(claim.window_bytes(claim.room_bytes(settings)), minimum_budget(claim.piece_bytes))
-    pins = plan_pins(claim.piece_bytes, window)
+    sizes = claim.sizes
+    pins = sizes.plan(max(claim.window_bytes(claim.room_bytes(settings)), sizes.minimum_bytes))
     pieces = [piece for piece in model.pieces if piece.block != head]
     return PassLoad(
         streamed_bytes=sum(claim.piece_bytes[piece.index] for piece in pieces if piece.index not in pins.pinned),
-        flop_per_token=2 * sum(part.rows.size * part.columns.size for piece in pieces for part in piece.parts),
+        flop_per_token=2 * round(sum(_values_used(model, piece) for piece in pieces)),
     )
+
+
+def _values_used(model: RankModel, piece: Piece) -> float:
+    """Weights of a piece that a token is multiplied with, at the average: experts are chosen."""
+    n_values = sum(part.n_rows * part.n_columns for part in piece.parts)
+    experts = model.blocks[piece.block].experts
+    return n_values if piece.expert is None or experts is None else n_values * experts.n_used / experts.n
 
 
 def are_cheap(claims: Iterable[Claim], settings: RankSettings, n_tokens: int) -> bool:
@@ -98,10 +117,10 @@ def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0)
     model, settings = workspace.model, workspace.settings
     activations = workspace.activation_bytes
     if model.rank == 0:
-        activations += settings.max_tokens * model.spec.n_embd * _F32_BYTES
+        activations += settings.max_tokens * model.embedding_width * _F32_BYTES
     return Needs(
         process_bytes=process_bytes,
-        kv_bytes=KvCache.bytes_for(model.kv_widths(), settings.n_cells, settings.kv_type),
+        kv_bytes=workspace.kept_bytes,
         graphs_bytes=workspace.compute.scratch_bytes,
         activations_bytes=activations,
         links_bytes=_link_bytes(model, settings),
@@ -114,7 +133,14 @@ def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0)
 def limits_of(model: RankModel, settings: RankSettings) -> PassLimits:
     """What passes can have."""
     spec = model.spec
-    return PassLimits(settings.max_tokens, settings.n_cells, settings.n_sampled, spec.n_vocab, spec.n_embd)
+    return PassLimits(
+        settings.max_tokens,
+        settings.n_cells,
+        settings.n_sampled,
+        spec.n_vocab,
+        model.embedding_width,
+        settings.n_sequences,
+    )
 
 
 def few_tokens(settings: RankSettings) -> int:
@@ -128,14 +154,14 @@ def _link_bytes(model: RankModel, settings: RankSettings) -> int:
     n_ranks = model.partition.n_ranks
     if n_ranks == 1:
         return 0
-    first = first_members(model.blocks, model.partition)
+    first = model.embedding_ranks
     begins = any(rank != 0 for rank in first) if model.rank == 0 else model.rank in first
     frames = frame_bytes(limits_of(model, settings), begins, model.rank == 0)
-    if all(flow.is_local or model.rank not in flow.participants for flow in flows_of(model.blocks, model.partition)):
+    if all(flow.is_local or model.rank not in flow.participants for flow in model.flows):
         return frames
     few = n_ranks * few_tokens(settings)
     many = 2 * (settings.part_tokens + (settings.max_tokens // 2 if settings.n_parts > 1 else 0))
-    return frames + round((few + many) * model.spec.n_embd * settings.wire_bytes)
+    return frames + round((few + many) * model.max_sum_width * settings.wire_bytes)
 
 
 def _logits_bytes(model: RankModel, settings: RankSettings) -> int:

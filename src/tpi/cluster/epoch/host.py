@@ -11,13 +11,13 @@ from typing import Self
 
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.footprint import needs_of
+from tpi.cluster.epoch.footprint import needs_of, piece_sizes
 from tpi.cluster.reports import RankStatus
 from tpi.cluster.transfer.stock import Stock
 from tpi.config import Resources
 from tpi.errors import TpiError
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.architectures import blocks_of
+from tpi.model.architectures import model_of
 from tpi.native.allocator import give_back_freed
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.planner.memory import MemoryPlan, plan_memory
@@ -25,17 +25,18 @@ from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
+from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.times import RankTimes
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.workspace import Workspace
 from tpi.trace import Trace
 from tpi.weights.files import round_up
 from tpi.weights.layout import lay_out
 from tpi.weights.shards.patrol import Patrol
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.disk import PieceReader
-from tpi.weights.streaming.pins import minimum_budget
+from tpi.weights.streaming.legacy import Legacy
 from tpi.weights.streaming.readways import find_way
-from tpi.weights.streaming.window import Legacy, Window
+from tpi.weights.streaming.window import Window
 
 _LOAN_STEP_CELLS = 32
 """By so many cells the KV cache takes back memory that was lent to the window."""
@@ -111,7 +112,7 @@ class RankHost:
 
     def forget(self) -> None:
         """All cells are empty again; what was begun and not ended leaves no trace."""
-        self._workspace.cache.forget()
+        self._workspace.forget()
         self._share_memory(0)
 
     def bequeath(self, model: RankModel, packing: str) -> Legacy | None:
@@ -137,7 +138,7 @@ class RankHost:
         budget, lent = self.memory.window_bytes, self._lent_bytes(self._n_free_cells)
         try:
             reader = PieceReader(stock.stored, find_way(stock.stored, budget, stock.disk_note))
-            self._window = Window(stock.stored, reader, budget, lent, legacy)
+            self._window = Window(stock.stored, reader, budget, lent, legacy, self._model.least_slots)
         finally:
             if legacy is not None:
                 legacy.close()
@@ -222,8 +223,9 @@ class RankHost:
 
     def _plan_memory(self) -> MemoryPlan:
         needs, resources = needs_of(self._workspace, self._device.process_bytes), self._device.resources
+        sizes = piece_sizes(self._model, self._piece_bytes)
         limits = resources.memory_bytes, resources.window_bytes
-        return plan_memory(needs, minimum_budget(self._piece_bytes), sum(self._piece_bytes), *limits)
+        return plan_memory(needs, sizes.minimum_bytes, sizes.total_bytes, *limits)
 
     def status(self) -> RankStatus:
         """This rank's figures; from any thread."""
@@ -237,7 +239,7 @@ class RankHost:
             rss_bytes=resident_bytes(),
             shard_bytes=sum(piece.n_bytes for piece in self._model.pieces),
             planned_bytes=self.memory.total_bytes,
-            window_bytes=window.pinned_bytes + window.ring_bytes if window else self.memory.window_bytes,
+            window_bytes=window.total_bytes if window else self.memory.window_bytes,
             pinned_bytes=window.pinned_bytes if window else 0,
             n_pinned=window.pinned_pieces if window else 0,
             n_pieces=len(self._model.pieces),
@@ -250,6 +252,7 @@ class RankHost:
             received_bytes=received,
             n_passes=times.n_passes,
             n_sums=times.n_sums,
+            n_rechosen=times.n_rechosen,
             doing=self._rank.doing if self._rank is not None else "idle",
             share=0.0,
         )
@@ -272,9 +275,14 @@ class HostDevice:
 
 def rank_model(plan: Plan) -> RankModel:
     """What the plan's rank holds."""
-    blocks = blocks_of(plan.spec)
-    pieces = lay_out(blocks, plan.partition, plan.rank)
-    return RankModel(plan.spec, blocks, plan.partition, plan.rank, pieces)
+    model = model_of(plan.spec)
+    pieces = lay_out(model.blocks, plan.partition, plan.rank)
+    return RankModel(plan.spec, model.blocks, plan.partition, plan.rank, pieces, model.inputs)
+
+
+def widest_sum(plan: Plan) -> int:
+    """Values of a row of the widest sum."""
+    return rank_model(plan).max_sum_width
 
 
 def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
@@ -287,6 +295,7 @@ def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
         plan.max_sampled,
         plan.n_parts,
         _WIRE_BYTES[PayloadFormat(plan.payload)],
+        n_kept_states=plan.n_kept_states,
     )
 
 

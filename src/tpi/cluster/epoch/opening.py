@@ -25,6 +25,8 @@ from tpi.cluster.reports import Choice, Detour, Report, SumWay
 from tpi.config import MasterSettings
 from tpi.errors import LinkError
 from tpi.gguf.reader import Gguf
+from tpi.model.architectures import blocks_of
+from tpi.weights.strips import Strips
 
 _STUCK = "made no progress", "is its disk all right?"
 
@@ -57,22 +59,24 @@ class Opening:
     """One epoch from its plan to its first pass."""
 
     def __init__(
-        self, membership: Membership, plan: Plan, gguf: Gguf, settings: MasterSettings, report: Report, check: Check
+        self, membership: Membership, plan: Plan, settings: MasterSettings, report: Report, check: Check
     ) -> None:
         """``check`` is called about every 0.2 s and may raise."""
         self._cache, self._prepare_limit_s = settings.folders.cache, settings.prepare_limit_s
-        self._membership, self._plan, self._gguf = membership, plan, gguf
+        self._membership, self._plan = membership, plan
         self._members = membership.ranked
         self._answers = Answers(membership, plan.epoch, report, check)
 
-    def send_plans(self) -> None:
-        """Tells every worker its rank and what to hold; they begin to prepare.
+    def send_plans(self, gguf: Gguf, strips: Strips) -> None:
+        """Tells every worker its rank and what to hold; they begin to prepare, from slices of ``gguf``, for which rows
+        are read once for all, into ``strips``.
 
         Raises:
             LinkError: a worker is gone.
         """
+        strips.expect(blocks_of(self._plan.spec), self._plan.partition)
         for member in self._members:
-            member.serve_slices(self._gguf, self._plan.spec)
+            member.serve_slices(gguf, self._plan.spec, strips)
             member.send(with_rank(self._plan, member.rank))
 
     def poll(self) -> None:

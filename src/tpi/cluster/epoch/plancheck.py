@@ -8,9 +8,10 @@ from tpi.cluster.mesh.frames import check_capacity
 from tpi.cluster.mesh.passframes import pass_capacity
 from tpi.errors import ModelFileError, ProtocolError, UnsupportedModelError
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.architectures import blocks_of, check_spec
+from tpi.model.architectures import blocks_of, check_spec, inputs_of
 from tpi.model.partition import is_whole
 from tpi.model.spec import ModelSpec
+from tpi.model.states import KvState
 from tpi.runtime.ggml.numbers import INT8_BLOCK_VALUES
 
 KV_TYPES = ("F16", "Q8_0")
@@ -25,11 +26,9 @@ def check_kv_type(name: str, spec: ModelSpec) -> None:
     """
     if name not in KV_TYPES:
         raise ValueError(f"a KV cache of type {name}; there are {', '.join(KV_TYPES)}")
-    for state in {block.state for block in blocks_of(spec) if block.state is not None}:
-        if state.head_dim % TYPES_BY_NAME[name].block_elements:
-            raise ValueError(
-                f"a KV cache of type {name} needs heads of whole blocks, this model's have {state.head_dim}"
-            )
+    for dim in {dim for block in blocks_of(spec) if isinstance(block.state, KvState) for dim in block.state.dims}:
+        if dim % TYPES_BY_NAME[name].block_elements:
+            raise ValueError(f"a KV cache of type {name} needs heads of whole blocks, this model's have {dim}")
 
 
 def check_payload(name: str, spec: ModelSpec) -> None:
@@ -56,7 +55,8 @@ def check_plan(plan: Plan) -> None:
         is_complete = is_whole(blocks_of(plan.spec), plan.partition)
         check_payload(plan.payload, plan.spec)
         check_kv_type(plan.kv_type, plan.spec)
-        check_capacity(pass_capacity(plan.max_tokens, plan.n_cells, plan.spec.n_embd))
+        width = plan.spec.n_embd + inputs_of(plan.spec).n_looked_up
+        check_capacity(pass_capacity(plan.max_tokens, plan.n_cells, width))
     except (ProtocolError, ModelFileError, UnsupportedModelError, ValueError, LookupError, ArithmeticError) as error:
         raise ProtocolError(f"the master's plan cannot be used: {error}") from error
     if not is_complete or plan.rank >= plan.partition.n_ranks:

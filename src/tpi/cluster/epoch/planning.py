@@ -18,7 +18,8 @@ from tpi.cluster.mesh.frames import check_capacity
 from tpi.cluster.mesh.passframes import pass_capacity
 from tpi.config import DEFAULT_CHUNK_TOKENS, DEFAULT_CONTEXT, MasterSettings
 from tpi.errors import KernelError, MemoryBudgetError, ProtocolError, UsageError
-from tpi.model.architectures import blocks_of
+from tpi.model.architectures import blocks_of, inputs_of
+from tpi.model.blocks import has_recurrent_state
 from tpi.model.layout import Layout, divide_layers, parse_layout
 from tpi.model.partition import Partition, divide, is_whole
 from tpi.model.spec import ModelSpec
@@ -29,6 +30,9 @@ from tpi.planner.shares import check_shares, shares_by_memory
 FIRST_EPOCH = 1
 MAX_SAMPLED = 8
 """Rows of one pass whose logits the engine may want."""
+KEPT_STATES = 2
+"""Recurrent states that a sequence keeps to go back to: after what all conversations begin with, and after the latest
+prompt."""
 _CELLS_STEP = 32
 
 
@@ -166,9 +170,10 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
         kv_type=kv_type_of(settings.kv_type, spec),
         payload=settings.wire,
         n_parts=2 if settings.n_workers else 1,
+        n_kept_states=KEPT_STATES if has_recurrent_state(blocks_of(spec)) else 0,
     )
     try:
-        check_capacity(pass_capacity(plan.max_tokens, n_cells, spec.n_embd))
+        check_capacity(pass_capacity(plan.max_tokens, n_cells, _embedding_width(spec)))
     except ProtocolError as error:
         raise UsageError(f"--context {n_cells} is too long: {error}") from error
     return plan
@@ -227,9 +232,13 @@ def _count_chunk_tokens(plan: Plan, settings: MasterSettings, devices: Sequence[
     return max(n for n in lengths if n == n_tokens or (n <= wanted and are_cheap(claims.values(), usual, n)))
 
 
+def _embedding_width(spec: ModelSpec) -> int:
+    return spec.n_embd + inputs_of(spec).n_looked_up
+
+
 def _fits_a_frame(plan: Plan, n_tokens: int) -> bool:
     try:
-        check_capacity(pass_capacity(n_tokens, plan.n_cells, plan.spec.n_embd))
+        check_capacity(pass_capacity(n_tokens, plan.n_cells, _embedding_width(plan.spec)))
     except ProtocolError:
         return False
     return True

@@ -10,22 +10,22 @@ from pathlib import Path
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model, rank_settings
 from tpi.cluster.reports import Loading, Report
-from tpi.cluster.transfer.stock import Stock, check_kernels, open_repacker, try_rearranged
-from tpi.runtime.workspace import RankModel
-from tpi.weights.shards.shard import ByteProgress
+from tpi.cluster.transfer.stock import Stock, check_kernels, goes_on_without, open_repacker
+from tpi.errors import DiskSpaceError
+from tpi.runtime.rankmodel import RankModel
+from tpi.weights.shards.packing import Packer
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.stored import StoredWeights
 
 
 @dataclass(frozen=True)
 class Provision:
-    """Where a rank's weights come from: ``stock`` finds or makes what its window reads, ``progress`` is told how far a
-    copy is that is being made, under a word for how. ``whole``: the model's own files serve as they are."""
+    """Where a rank's weights come from: ``stock`` finds or makes what its window reads, in the packer's order if there
+    is one. ``whole``: the model's own files serve as they are."""
 
     store: ShardStore
     cache: Path
-    stock: Callable[[RankModel], Stock]
-    progress: Callable[[str], ByteProgress]
+    stock: Callable[[RankModel, Packer | None], Stock]
     report: Report
     whole: StoredWeights | None = None
 
@@ -37,7 +37,7 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
         MemoryBudgetError: the device allows less memory than its part needs.
         KernelError: the kernels cannot compute this model.
         DiskSpaceError, ModelFileError, LinkError, ChecksumError: its weights cannot be brought here. Without room for
-            a rearranged copy it goes on without one, and reports that.
+            them in the order of the kernels it goes on without that, if it can, and reports it.
     """
     model = rank_model(plan)
     if before is not None and before.suits(model, rank_settings(plan, device.resources.n_threads)):
@@ -50,16 +50,17 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
     host: RankHost | None = None
     try:
         host = host_of(plan, model, device, provision.whole, repacker)
-        stock = provision.stock(model)
-        if repacker is not None:
-            progress = provision.progress("rearranged")
-            copy = try_rearranged(provision.store, model, repacker, stock, progress, provision.report)
-            if copy is None:  # the host, and what was bequeathed, were for the other order
-                host.close()
-                if legacy is not None:
-                    legacy.close()
-                host, legacy = host_of(plan, model, device, provision.whole), None
-            stock = copy or stock
+        try:
+            stock = provision.stock(model, repacker)
+        except DiskSpaceError:
+            if repacker is None:
+                raise
+            host.close()  # it, and what was bequeathed, were for the other order
+            if legacy is not None:
+                legacy.close()
+            host, legacy = host_of(plan, model, device, provision.whole), None
+            stock = provision.stock(model, None)
+            provision.report(goes_on_without(f"the disk of {provision.store.folder} is full"))
         provision.report(Loading(plan.rank, device.name))
         host.load(stock, legacy)
     except BaseException:

@@ -14,7 +14,7 @@ from tpi.cluster.allreduce.oneshot import OneShot
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import few_tokens
-from tpi.cluster.epoch.host import RankHost, rank_settings
+from tpi.cluster.epoch.host import RankHost, rank_settings, widest_sum
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.reports import Choice
 from tpi.errors import LinkError, ProtocolError
@@ -85,7 +85,7 @@ def _make_sums(plan: Plan, mesh: Mesh | None, choice: Choice | None, arithmetic:
     if mesh is None or choice is None:
         return Sums(None, None)
     settings = rank_settings(plan, 1)
-    width, few = plan.spec.n_embd, min(choice.max_few_tokens, few_tokens(settings))
+    width, few = widest_sum(plan), min(choice.max_few_tokens, few_tokens(settings))
     try:
         # What one rank alone contributes goes straight to who needs it.
         scale = Scale(PayloadFormat(choice.many.payload), settings.part_tokens * width, plan.n_parts, arithmetic)

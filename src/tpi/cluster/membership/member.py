@@ -22,6 +22,7 @@ from tpi.cluster.control.messages import (
     Goodbye,
     Message,
     Offer,
+    Prepared,
     StatusReply,
     StatusRequest,
     TraceReply,
@@ -35,6 +36,7 @@ from tpi.cluster.transfer.slices import RunServer
 from tpi.errors import LinkError, ProtocolError, TpiError
 from tpi.gguf.reader import Gguf
 from tpi.model.spec import ModelSpec
+from tpi.weights.strips import Strips
 
 News: TypeAlias = "AnyMessage | LinkError"
 Deliver: TypeAlias = "Callable[[Member, News], None]"
@@ -105,10 +107,10 @@ class Member:
             raise ProtocolError(f"{self.name} sent {type(message).__name__} before its offer")
         self.offer = message
 
-    def serve_slices(self, gguf: Gguf, spec: ModelSpec) -> None:
-        """Answers its requests for slices from now on."""
+    def serve_slices(self, gguf: Gguf, spec: ModelSpec, strips: Strips) -> None:
+        """Answers its requests for slices from now on; what it reads for them it shares in ``strips``."""
         if self._server is None:
-            self._server = RunServer(self.control, gguf, spec, self._on_slices_failed)
+            self._server = RunServer(self.control, gguf, spec, self._on_slices_failed, strips, lambda: self.rank)
 
     def dismiss(self, reason: str) -> None:
         """Says goodbye, with a reason unless all is well, and closes."""
@@ -149,6 +151,10 @@ class Member:
             case FetchRun():
                 if self._server is not None:
                     self._server.request(message)
+            case Prepared():
+                if self._server is not None:
+                    self._server.leave()
+                self._deliver(self, message)
             case StatusReply() | ClockReply() | TraceReply():
                 came_s = time.monotonic()
                 with self._answered:

@@ -17,7 +17,7 @@ from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pack_rest, pass_capacity, unpack_pass
 from tpi.errors import NumericError, ProtocolError
-from tpi.model.blocks import Span
+from tpi.model.spans import Span
 from tpi.runtime.logits import Extract, Row, Wanted, extract, join
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array

@@ -14,14 +14,16 @@ offset bytes        field
 24     1            1: the mask says for every token how many cells it sees, from cell 0; 0: it has a bit for each
 25     1            1: embeddings follow
 26     1            1: all of a row may come in 16 bits
-27     1            reserved, 0
-28     4·T          positions, i32
+27     1            n_runs R: sequences of the rows; 0: all rows are the next tokens of sequence 0
+28     8·R          of each run the number of its sequence, u32, then its rows times 2, plus 1 if
+                    the recurrent state after them is to be kept, u32
+       4·T          positions, i32
        8·T          cells, i64
        4·S          sampled rows, i32, each < T, at most T of them
        4·I          ids, i32
        4·T          mask, counts, u32, 1 to C; or
        T·⌈C/8⌉      mask, one bit per cell, lowest first, rows padded to bytes; then zeros up to a multiple of 4
-       4·T·E        embeddings, f32 [T, E], if they follow
+       4·T·E        embeddings and what is looked up beside them, f32 [T, E], if they follow
 ====== ============ ==========================================================
 """
 
@@ -35,10 +37,13 @@ import numpy.typing as npt
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.errors import ProtocolError
 from tpi.runtime.logits import Wanted
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import Pass, Run
 
 MAX_IDS = 1024
 """Tokens whose logits can be asked for by name."""
+
+MAX_RUNS = 255
+"""Sequences that a pass can have."""
 
 _START = struct.Struct("<IIIIIIBBBB")
 
@@ -52,12 +57,15 @@ class PassLimits:
     max_sampled: int
     n_vocab: int
     n_embd: int
+    """Values that enter for every token."""
+    n_sequences: int = 1
 
 
 def pass_capacity(max_tokens: int, n_cells: int, n_embd: int) -> int:
     """Bytes of the largest payload; with ``n_embd`` 0, of one without embeddings."""
     mask = max(4, -(-n_cells // 8))
-    return _START.size + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
+    runs = 8 * min(max_tokens, MAX_RUNS)
+    return _START.size + runs + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
 
 
 def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
@@ -68,11 +76,12 @@ def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
     wanted = work.wanted
     _START.pack_into(
         buffer.payload, 0, n, n_seen, len(work.sampled), wanted.n_best, len(wanted.ids), wanted.n_tokens,
-        is_counted, with_embeddings, not wanted.is_exact, 0,
+        is_counted, with_embeddings, not wanted.is_exact, len(work.runs),
     )  # fmt: skip
     mask = counts.astype("<u4") if is_counted else np.packbits(work.visible, axis=1, bitorder="little")
     ids = np.asarray(wanted.ids, "<i4")
-    arrays = [work.positions.astype("<i4"), work.cells.astype("<i8"), work.sampled.astype("<i4"), ids, mask]
+    runs = np.array([(run.sequence, 2 * run.n_tokens + run.is_kept) for run in work.runs], "<u4")
+    arrays = [runs, work.positions.astype("<i4"), work.cells.astype("<i8"), work.sampled.astype("<i4"), ids, mask]
     if with_embeddings:
         assert work.embeddings is not None
         padding = np.zeros(-mask.nbytes % 4, np.uint8)
@@ -99,20 +108,21 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     if len(payload) < _START.size:
         raise ProtocolError(f"a pass frame of {len(payload)} bytes is shorter than its start")
     n, n_seen, n_sampled, n_best, n_ids, n_tokens, *flags = _START.unpack_from(payload)
-    is_counted, has_embeddings, is_half, reserved = flags
+    is_counted, has_embeddings, is_half, n_runs = flags
     if n == 0 and not any(payload[: _START.size]) and len(payload) == _START.size:
         return None
     row = -(-n_seen // 8)
     mask_bytes = n * (4 if is_counted else row)
-    mask_at = _START.size + 12 * n + 4 * n_sampled + 4 * n_ids
+    mask_at = _START.size + 8 * n_runs + 12 * n + 4 * n_sampled + 4 * n_ids
     embeddings_at = mask_at + mask_bytes + (-mask_bytes % 4 if has_embeddings else 0)
     expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
     fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
-    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and not reserved
+    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and n_runs <= min(n, MAX_RUNS)
     fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
     if not (fits and flags_fit) or len(payload) != expected:
         raise ProtocolError(f"a pass of {n} tokens, {n_seen} cells and {n_sampled} samples does not fit the plan")
-    offset = _START.size
+    runs = _unpack_runs(np.frombuffer(payload, "<u4", 2 * n_runs, _START.size), n, limits)
+    offset = _START.size + 8 * n_runs
     positions = np.frombuffer(payload, "<i4", n, offset)
     cells = np.frombuffer(payload, "<i8", n, offset + 4 * n)
     sampled = np.frombuffer(payload, "<i4", n_sampled, offset + 12 * n)
@@ -134,7 +144,19 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     if has_embeddings:
         embeddings = np.frombuffer(payload, "<f4", n * limits.n_embd, embeddings_at).reshape(n, limits.n_embd)
     wanted = Wanted(n_best, tuple(ids.tolist()), not is_half, n_tokens)
-    return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted)
+    return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted, runs)
+
+
+def _unpack_runs(values: npt.NDArray[np.uint32], n_tokens: int, limits: PassLimits) -> tuple[Run, ...]:
+    pairs = zip(values[::2].tolist(), values[1::2].tolist(), strict=True)
+    runs = tuple(Run(sequence, length >> 1, bool(length & 1)) for sequence, length in pairs)
+    numbers = {run.sequence for run in runs}
+    is_sound = (
+        all(run.n_tokens for run in runs) and len(numbers) == len(runs) and max(numbers, default=0) < limits.n_sequences
+    )
+    if runs and not (is_sound and sum(run.n_tokens for run in runs) == n_tokens):
+        raise ProtocolError(f"a pass of {n_tokens} tokens has {len(runs)} sequences that do not fit it")
+    return runs
 
 
 def _check_range(what: str, values: npt.NDArray[np.signedinteger[Any]], limit: int) -> None:

@@ -15,11 +15,12 @@ from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import FetchRun, RunChunk
 from tpi.errors import ChecksumError, LinkError, ProtocolError, TpiError
 from tpi.gguf.reader import Gguf
-from tpi.model.blocks import Span
+from tpi.gguf.types import F32
 from tpi.model.metadata import printable
-from tpi.model.spec import ModelSpec, TensorSpec
-from tpi.weights.layout import Part
+from tpi.model.spec import ModelSpec
+from tpi.weights.patches import Patch
 from tpi.weights.slices import GgufSource
+from tpi.weights.strips import Strips
 
 CHUNK_BYTES = 1 << 20
 ANSWER_TIMEOUT_S = 60.0
@@ -42,7 +43,7 @@ class LinkSource:
         self._error: TpiError | None = None
         self._end: TpiError | None = None
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
+    def read(self, patch: Patch, out: memoryview) -> None:
         """See ``SliceSource``.
 
         Raises:
@@ -51,10 +52,9 @@ class LinkSource:
         with self._condition:
             self._number += 1
             self._out, self._n_received, self._error = out, 0, self._end
-        wanted = Span(part.first_row + rows.start, part.first_row + rows.stop)
         try:
-            self._control.wait_send(FetchRun(self._number, part.tensor, wanted, part.columns))
-            self._wait_for_run(len(out), part.tensor)
+            self._control.wait_send(FetchRun(self._number, patch.tensor, patch.rows, patch.columns))
+            self._wait_for_run(len(out), patch.tensor)
         finally:
             with self._condition:
                 self._out = None
@@ -97,13 +97,21 @@ class LinkSource:
 class RunServer:
     """The master's end for one worker: one thread that answers its requests, in order. A context manager.
 
-    ``on_failure`` is called in that thread when it cannot go on; no request is answered afterwards.
+    ``on_failure`` is called in that thread when it cannot go on; no request is answered afterwards. ``strips`` is what
+    it shares with those who serve others, for the rank that ``rank`` tells.
     """
 
     def __init__(
-        self, control: ControlLink, gguf: Gguf, spec: ModelSpec, on_failure: Callable[[TpiError], None]
+        self,
+        control: ControlLink,
+        gguf: Gguf,
+        spec: ModelSpec,
+        on_failure: Callable[[TpiError], None],
+        strips: Strips | None = None,
+        rank: Callable[[], int] = lambda: 0,
     ) -> None:
         self._control, self._gguf, self._spec, self._on_failure = control, gguf, spec, on_failure
+        self._strips = strips.reader(rank, self._check) if strips is not None else None
         self._requests: queue.Queue[FetchRun | None] = queue.Queue(MAX_REQUESTS + 1)
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name=f"tpi-slices-{control.peer}", daemon=True)
@@ -122,6 +130,11 @@ class RunServer:
             self._requests.put_nowait(None)
         self._thread.join()
 
+    def leave(self) -> None:
+        """The worker has its shard; others need not wait for it."""
+        if self._strips is not None:
+            self._strips.leave()
+
     def request(self, run: FetchRun) -> None:
         """Queues a request; from the control link's thread.
 
@@ -134,7 +147,7 @@ class RunServer:
 
     def _run(self) -> None:
         try:
-            with GgufSource(self._gguf) as source:
+            with GgufSource(self._gguf, self._strips) as source:
                 while (run := self._requests.get()) is not None and not self._is_closing:
                     self._answer(source, run)
         except LinkError:
@@ -142,29 +155,24 @@ class RunServer:
         except TpiError as error:
             self._on_failure(error)
 
+    def _check(self) -> None:
+        if self._is_closing:
+            raise LinkError(f"the link to {self._control.peer} is closed")
+
     def _answer(self, source: GgufSource, run: FetchRun) -> None:
         tensor = self._spec.tensors.get(run.tensor)
-        if tensor is None or not _is_inside(run, tensor):
+        wanted = Patch(run.tensor, tensor.type_id if tensor is not None else F32.id, run.rows, run.columns)
+        if tensor is None or not wanted.lies_in(tensor.n_rows, tensor.n_columns):
             raise ProtocolError(
                 f"{self._control.peer} asks for rows or columns of {printable(run.tensor)} that the model has not"
             )
-        row_bytes = tensor.type.row_bytes(run.columns.size)
-        step = max(1, CHUNK_BYTES // row_bytes)
-        part = Part("", run.tensor, tensor.type_id, 0, run.rows, run.columns, 0)
+        step = max(1, CHUNK_BYTES // tensor.type.row_bytes(tensor.n_columns))  # in step with those who share whole rows
         offset = 0
         for row in range(run.rows.start, run.rows.stop, step):
-            rows = Span(row, min(row + step, run.rows.stop))
-            buffer = memoryview(bytearray(rows.size * row_bytes))
-            source.read(part, rows, buffer)
+            patch = wanted.with_rows(row, min(row + step, run.rows.stop))
+            buffer = memoryview(bytearray(patch.n_bytes))
+            source.read(patch, buffer)
             for start in range(0, len(buffer), CHUNK_BYTES):
                 data = bytes(buffer[start : start + CHUNK_BYTES])
                 self._control.wait_send(RunChunk(run.number, offset, zlib.crc32(data), data))
                 offset += len(data)
-
-
-def _is_inside(run: FetchRun, tensor: TensorSpec) -> bool:
-    """Whether the run lies in the tensor and is cut between quantisation blocks."""
-    block = tensor.type.block_elements
-    rows_fit = 0 <= run.rows.start <= run.rows.stop <= tensor.n_rows
-    columns_fit = 0 <= run.columns.start < run.columns.stop <= tensor.n_columns
-    return rows_fit and columns_fit and run.columns.start % block == 0 and run.columns.stop % block == 0

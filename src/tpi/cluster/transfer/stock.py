@@ -1,27 +1,28 @@
-"""Where a rank's window reads from: a shard in the device's store, made if need be, and its rearranged copy.
+"""Where a rank's window reads from: a shard in the device's store, made if need be, in the order of the kernels.
 
 The same on master and workers; blocks its caller.
 """
 
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.cluster.reports import Remark, Report
 from tpi.config import Resources
-from tpi.errors import DiskSpaceError, KernelError, ModelFileError
+from tpi.errors import KernelError, ModelFileError
 from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.probe import probe_kernels
 from tpi.runtime.ggml.repack import Repacker
-from tpi.runtime.workspace import RankModel
+from tpi.runtime.rankmodel import RankModel
 from tpi.weights.files import round_up
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.inventory import remove_outdated
-from tpi.weights.shards.packing import packed_share, write_packed
+from tpi.weights.shards.packing import Packer, packed_header, packed_share
 from tpi.weights.shards.shard import ByteProgress, Shard
-from tpi.weights.shards.shard_format import blank_header, data_bytes
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_source import ShardSource
+from tpi.weights.shards.shard_writer import PART_SUFFIX
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import SliceSource
 from tpi.weights.stored import StoredWeights, stored_from_shard
@@ -48,20 +49,44 @@ def stock_of(shard: Shard, is_stored_here: bool) -> Stock:
     return Stock(stored_from_shard(shard), shard, is_stored_here, shard.path.with_name(shard.path.name + NOTE_SUFFIX))
 
 
-def make_shard(store: ShardStore, model: RankModel, source: SliceSource, progress: ByteProgress) -> Shard:
-    """Writes the shard, then removes older ones of the same model; what an interrupted attempt wrote is kept.
+def find_stock(
+    store: ShardStore,
+    model: RankModel,
+    packer: Packer | None,
+    open_source: Callable[[], AbstractContextManager[SliceSource]],
+    progress: ByteProgress,
+) -> Stock:
+    """The shard in the packer's order, or without one in the model's own: one in the store, or a new one.
+
+    Raises:
+        DiskSpaceError, ModelFileError, LinkError, ChecksumError: see ``make_shard``.
+    """
+    shard = store.try_find(model.spec.digest, model.pieces, packer.name if packer is not None else "")
+    if shard is None:
+        with open_source() as source:
+            shard = make_shard(store, model, source, progress, packer)
+    return stock_of(shard, True)
+
+
+def make_shard(
+    store: ShardStore, model: RankModel, source: SliceSource, progress: ByteProgress, packer: Packer | None = None
+) -> Shard:
+    """Writes the shard, rearranged if there is a packer, from older ones of the model and what they lack from
+    ``source``; then removes the older ones. What an interrupted attempt wrote is kept.
 
     Raises:
         DiskSpaceError, ModelFileError, LinkError, ChecksumError: see ``weights.shards.assemble.write_shard``.
     """
-    path = store.path_for(model.spec.digest, model.rank, model.pieces)
-    header = blank_header(model.spec, model.partition, model.rank, model.pieces)
+    header = ShardHeader(model.spec, model.partition, model.rank)
+    if packer is not None:
+        header = packed_header(header, model.pieces, packer)
+    path = store.path_for(model.spec.digest, model.rank, model.pieces, header.packing)
     with ExitStack() as stack:
         older = []
         for shard in store.shards(model.spec.digest):
             with suppress(ModelFileError):  # another process has removed it
                 older.append(stack.enter_context(ShardSource(shard)))
-        shard = write_shard(path, header, source, older, progress).shard
+        shard = write_shard(path, header, source, older, progress, packer).shard
     store.remove_older(shard)
     return shard
 
@@ -103,49 +128,30 @@ def find_repacker(model: RankModel, resources: Resources, cache: Path) -> Repack
 
 
 def _has_room(store: ShardStore, model: RankModel, repacker: Repacker, report: Report) -> bool:
-    """Whether the copy is there, or fits beside the shard, which may have to be made first."""
+    """Whether a rearranged shard is there, or must be made in any case, or fits beside what there is."""
     digest, pieces = model.spec.digest, model.pieces
     if store.try_find(digest, pieces, repacker.name) is not None:
         return True
-    n_bytes = sum(round_up(piece.n_bytes) for piece in pieces)
-    is_alone = model.partition.n_ranks == 1
-    needed = n_bytes if is_alone or store.try_find(digest, pieces) is not None else 2 * n_bytes
-    free = store.free_bytes()
-    if free > needed + _SPARE_BYTES:
+    if model.partition.n_ranks > 1 and store.try_find(digest, pieces) is None:
+        return True  # it takes what a plain one would
+    needed = sum(round_up(piece.n_bytes) for piece in pieces) + _SPARE_BYTES
+    free = store.free_bytes() + _begun_bytes(store.path_for(digest, model.rank, pieces, repacker.name))
+    if free > needed:
         return True
-    report(_goes_on(f"the disk of {store.folder} has {free:,} bytes free, {needed + _SPARE_BYTES:,} are needed"))
+    report(goes_on_without(f"the disk of {store.folder} has {free:,} bytes free, {needed:,} are needed"))
     return False
 
 
-def try_rearranged(
-    store: ShardStore,
-    model: RankModel,
-    repacker: Repacker,
-    own: Stock,
-    progress: ByteProgress,
-    report: Report,
-) -> Stock | None:
-    """The rearranged copy, made from ``own`` if there is none; what other kernels left in its place is removed then.
-    None, and a remark, where the disk has no room for it.
-
-    Raises:
-        ModelFileError: the weights cannot be read, or the copy cannot be written for another reason.
-    """
-    shard = store.try_find(model.spec.digest, model.pieces, repacker.name)
-    if shard is None:
-        path = store.path_for(model.spec.digest, model.rank, model.pieces, repacker.name)
-        header = blank_header(model.spec, model.partition, model.rank, model.pieces, repacker.name)
-        try:
-            shard = write_packed(path, header, own.stored, repacker, progress)
-        except DiskSpaceError:
-            report(_goes_on(f"the disk of {store.folder} is full, {data_bytes(header):,} bytes are needed"))
-            return None
-        store.hold(shard)
-        remove_outdated(store.folder, shard)
-    return stock_of(shard, True)
+def _begun_bytes(path: Path) -> int:
+    """What an earlier attempt has written of a shard."""
+    try:
+        return path.with_name(path.name + PART_SUFFIX).stat().st_size
+    except OSError:
+        return 0
 
 
-def _goes_on(why: str) -> Remark:
+def goes_on_without(why: str) -> Remark:
+    """What people are told when weights stay in the model's own order."""
     return Remark(
         f"no room for a rearranged copy of the weights ({why}): computing goes on without it, more slowly; "
         "`tpi shards prune` may make room, --no-repack does not try"

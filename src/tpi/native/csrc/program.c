@@ -15,7 +15,10 @@ typedef struct {
     phased_sum *sum;
     float *total; /* NULL: this rank does not need the sum */
     int64_t n;
-    int32_t n_places, block, is_last, is_handed_over, hands_over, format;
+    int32_t n_places, block, is_last, is_handed_over, hands_over;
+    int32_t is_kept; /* the sum stays where it is, for the turn after it, */
+    int32_t is_own;  /* which makes the residual stream of it */
+    int32_t format;
     float largest;
 } turn;
 
@@ -47,6 +50,8 @@ static int compute_turn(program *p, const turn *t)
 
 static void add_total(program *p, const turn *t)
 {
+    if (t->is_kept)
+        return;
     if (t->is_handed_over)
         memcpy(p->residual, t->total, (size_t)t->n * sizeof(float));
     else
@@ -81,8 +86,11 @@ EXPORT int program_run(program *p, uint64_t pass)
             if (!t->sum) {
                 if (!payload_is_within(t->partial, t->n, FLT_MAX))
                     return FAULTY;
-                for (int64_t i = 0; i < t->n; i++)
-                    p->residual[i] += t->partial[i];
+                if (t->is_kept || t->is_own)
+                    memcpy(t->is_kept ? t->total : p->residual, t->partial, (size_t)t->n * sizeof(float));
+                else
+                    for (int64_t i = 0; i < t->n; i++)
+                        p->residual[i] += t->partial[i];
                 continue;
             }
             result = sum_start(t->sum, pass, (uint32_t)t->block, t->format, t->largest, t->graph ? t->partial : NULL,

@@ -1,34 +1,27 @@
 """Puts a shard together: from older shards of the same model whatever overlaps, the rest from its primary source.
 
-Holds one piece and a strip of 4 MB in memory. The calling thread does it all; sources and files stay their owners'.
+Holds one piece, a part that is to be rearranged, and a strip of 4 MB in memory. The calling thread does it all; sources
+and files stay their owners'.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from tpi.model.blocks import Span
 from tpi.weights.layout import Part, Piece
+from tpi.weights.patches import Patch, intersect, placed_patches, scatter, subtract
+from tpi.weights.shards.orders import AS_IT_WAS
+from tpi.weights.shards.packing import Packer
 from tpi.weights.shards.shard import ByteProgress, Shard
 from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_writer import ShardWriter
 from tpi.weights.slices import BUFFER_BYTES, SliceSource
 
-
-@dataclass(frozen=True)
-class Patch:
-    """Rows and columns of a whole tensor."""
-
-    rows: Span
-    columns: Span
-
-    @property
-    def is_empty(self) -> bool:
-        return self.rows.size <= 0 or self.columns.size <= 0
+_Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 
 class PartialSource(SliceSource, Protocol):
@@ -54,102 +47,93 @@ def write_shard(
     primary: SliceSource,
     reuse: Sequence[PartialSource] = (),
     progress: ByteProgress | None = None,
+    packer: Packer | None = None,
 ) -> AssemblyReport:
-    """Writes the shard that ``header`` (see ``blank_header``) describes to ``path``, blocking; goes on where an earlier
-    attempt broke off.
+    """Writes the shard that ``header`` describes to ``path``, blocking; goes on where an earlier attempt broke off.
 
-    ``progress`` is called after every piece with bytes done and in all, resumed ones included.
+    ``progress`` is called after every piece with bytes done and in all, resumed ones included. ``packer`` rearranges
+    what the header says is rearranged; None: nothing is.
 
     Raises:
         DiskSpaceError: no room; nothing is left behind.
         ModelFileError, LinkError, ChecksumError: from the sources or the disk; what is done is kept for the next try.
     """
-    pieces = [record.piece for record in header.records]
-    total = sum(piece.n_bytes for piece in pieces)
     with ShardWriter(path, header) as writer:
+        pieces = writer.layout.pieces
+        total = sum(piece.n_bytes for piece in pieces)
         done = resumed = sum(piece.n_bytes for piece in pieces[: writer.n_finished])
-        reused = fetched = 0
-        buffer = memoryview(bytearray(max((piece.n_bytes for piece in pieces[writer.n_finished :]), default=0)))
+        left = pieces[writer.n_finished :]
+        buffer = memoryview(bytearray(max((piece.n_bytes for piece in left), default=0)))
+        assembly = _Assembly(primary, reuse, packer)
+        n_parts = sum(len(piece.parts) for piece in pieces[: writer.n_finished])
         if progress is not None:
             progress(done, total)
-        for piece in pieces[writer.n_finished :]:
+        for piece in left:
             data = buffer[: piece.n_bytes]
-            assembly = _Assembly(primary, reuse)
-            assembly.fill(piece, data)
+            marks = [header.mark(n_parts + number) for number in range(len(piece.parts))]
+            assembly.fill(piece, marks, data)
             writer.write(data)
-            reused, fetched, done = reused + assembly.reused, fetched + assembly.fetched, done + piece.n_bytes
+            done, n_parts = done + piece.n_bytes, n_parts + len(piece.parts)
             if progress is not None:
                 progress(done, total)
-        return AssemblyReport(writer.finish(), resumed, reused, fetched)
+        return AssemblyReport(writer.finish(), resumed, assembly.reused, assembly.fetched)
 
 
 class _Assembly:
     """Fills pieces and counts where the bytes came from."""
 
-    def __init__(self, primary: SliceSource, reuse: Sequence[PartialSource]) -> None:
-        self._primary = primary
-        self._reuse = reuse
+    def __init__(self, primary: SliceSource, reuse: Sequence[PartialSource], packer: Packer | None) -> None:
+        self._primary, self._reuse, self._packer = primary, reuse, packer
+        self._scratch = bytearray()
         self.reused = 0
         self.fetched = 0
 
-    def fill(self, piece: Piece, out: memoryview) -> None:
+    def fill(self, piece: Piece, marks: Sequence[int], out: memoryview) -> None:
         np.frombuffer(out, np.uint8).fill(0)  # the gaps between parts
-        for part in piece.parts:
-            self._fill_part(part, out[part.offset : part.offset + part.n_bytes])
+        for part, mark in zip(piece.parts, marks, strict=True):
+            target = out[part.offset : part.offset + part.n_bytes]
+            if mark == AS_IT_WAS:
+                self._fill_part(part, target)
+                continue
+            assert self._packer is not None, "nobody rearranges"
+            if len(self._scratch) < part.n_bytes:
+                self._scratch = bytearray(part.n_bytes)
+            source = memoryview(self._scratch)[: part.n_bytes]
+            self._fill_part(part, source)
+            self._packer.rearrange(part.type_id, part.n_columns, part.n_rows, source, target)
 
     def _fill_part(self, part: Part, out: memoryview) -> None:
-        rows = Span(part.first_row + part.rows.start, part.first_row + part.rows.stop)
-        missing = [Patch(rows, part.columns)]
-        for source in self._reuse:
-            for patch in source.patches(part.tensor) if missing else ():
-                left: list[Patch] = []
-                for wanted in missing:
-                    common = intersect(wanted, patch)
-                    if common.is_empty:
-                        left.append(wanted)
-                    else:
-                        self.reused += _copy(source, part, common, out)
-                        left.extend(subtract(wanted, common))
-                missing = left
-        for wanted in missing:
-            self.fetched += _copy(self._primary, part, wanted, out)
+        target = np.frombuffer(out, np.uint8).reshape(part.n_rows, part.row_bytes)
+        for placed in placed_patches(part):
+            rows = target[placed.row : placed.row + placed.patch.rows.size]
+            missing = [placed.patch]
+            for source in self._reuse:
+                for held in source.patches(part.tensor) if missing else ():
+                    left: list[Patch] = []
+                    for wanted in missing:
+                        found = intersect(wanted, held)
+                        if found.is_empty:
+                            left.append(wanted)
+                        else:
+                            self.reused += _copy(source, found, placed.patch, rows)
+                            left.extend(subtract(wanted, found))
+                    missing = left
+            for wanted in missing:
+                self.fetched += _copy(self._primary, wanted, placed.patch, rows)
 
 
-def _copy(source: SliceSource, part: Part, patch: Patch, out: memoryview) -> int:
-    """Reads ``patch`` of the part's tensor to its place in the part; returns its bytes."""
-    rows = Span(patch.rows.start - part.first_row, patch.rows.stop - part.first_row)
-    if patch.columns == part.columns:
-        start = (rows.start - part.rows.start) * part.row_bytes
-        source.read(part, rows, out[start : start + rows.size * part.row_bytes])
-        return rows.size * part.row_bytes
-    narrow = msgspec.structs.replace(part, columns=patch.columns)
-    before = msgspec.structs.replace(part, columns=Span(part.columns.start, patch.columns.start)).row_bytes
-    target = np.frombuffer(out, np.uint8).reshape(part.rows.size, part.row_bytes)
-    step = max(1, BUFFER_BYTES // narrow.row_bytes)
-    buffer = np.empty((min(step, rows.size), narrow.row_bytes), np.uint8)
-    for row in range(rows.start, rows.stop, step):
-        strip = buffer[: min(step, rows.stop - row)]
-        source.read(narrow, Span(row, row + len(strip)), strip.data.cast("B"))
-        at = row - part.rows.start
-        target[at : at + len(strip), before : before + narrow.row_bytes] = strip
-    return rows.size * narrow.row_bytes
-
-
-def intersect(a: Patch, b: Patch) -> Patch:
-    """What both have; empty if nothing."""
-    return Patch(
-        Span(max(a.rows.start, b.rows.start), min(a.rows.stop, b.rows.stop)),
-        Span(max(a.columns.start, b.columns.start), min(a.columns.stop, b.columns.stop)),
-    )
-
-
-def subtract(whole: Patch, hole: Patch) -> list[Patch]:
-    """What is left of ``whole`` without ``hole``, which lies within it: above, left, right, below."""
-    rows, columns = hole.rows, hole.columns
-    left = [
-        Patch(Span(whole.rows.start, rows.start), whole.columns),
-        Patch(rows, Span(whole.columns.start, columns.start)),
-        Patch(rows, Span(columns.stop, whole.columns.stop)),
-        Patch(Span(rows.stop, whole.rows.stop), whole.columns),
-    ]
-    return [patch for patch in left if not patch.is_empty]
+def _copy(source: SliceSource, patch: Patch, whole: Patch, out: _Bytes) -> int:
+    """Reads ``patch`` to its place in ``out``, uint8 [rows, bytes], which is for ``whole``; returns its bytes."""
+    runs, first = patch.runs_in(whole.columns), patch.rows.start - whole.rows.start
+    target = out[first : first + patch.rows.size]
+    if patch.columns == whole.columns:
+        source.read(patch, target.data.cast("B"))
+        return patch.n_bytes
+    step = max(1, BUFFER_BYTES // patch.row_bytes)
+    buffer = np.empty((min(step, patch.rows.size), patch.row_bytes), np.uint8)
+    for row in range(0, patch.rows.size, step):
+        strip = buffer[: min(step, patch.rows.size - row)]
+        start = patch.rows.start + row
+        source.read(patch.with_rows(start, start + len(strip)), strip.data.cast("B"))
+        scatter(strip, runs, target[row : row + len(strip)])
+    return patch.n_bytes

@@ -1,17 +1,15 @@
 """What a folder of shards holds, finished or not, and removing it. Opens headers, never data; any thread, no state."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.errors import TpiError
 from tpi.weights.shards.filelock import try_claimed
 from tpi.weights.shards.shard import Shard, open_shard
+from tpi.weights.shards.shard_writer import JOURNAL_SUFFIX, PART_SUFFIX
 from tpi.weights.shards.store import SUFFIX
 from tpi.weights.streaming.readways import NOTE_SUFFIX
-
-_PART, _JOURNAL = ".part", ".journal"
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,10 @@ def list_entries(folder: Path) -> list[Entry]:
         OSError: it cannot be read.
     """
     finished = sorted(folder.glob(f"*{SUFFIX}"))
-    begun = sorted({path.with_suffix("") for end in (_PART, _JOURNAL) for path in folder.glob(f"*{SUFFIX}{end}")})
+    unfinished = (PART_SUFFIX, JOURNAL_SUFFIX)
+    begun = sorted({path.with_suffix("") for end in unfinished for path in folder.glob(f"*{SUFFIX}{end}")})
     entries = [_entry(path, True, path, _beside(path, "", NOTE_SUFFIX)) for path in finished]
-    entries += [_entry(path, False, _beside(path, _JOURNAL)[0], _beside(path, _PART, _JOURNAL)) for path in begun]
+    entries += [_entry(path, False, _beside(path, JOURNAL_SUFFIX)[0], _beside(path, *unfinished)) for path in begun]
     return [entry for entry in entries if entry is not None]
 
 
@@ -70,21 +69,6 @@ def try_remove(entry: Entry) -> bool:
             for file in entry.files:
                 file.unlink(missing_ok=True)
         return is_free
-
-
-def remove_outdated(folder: Path, keep: Shard) -> int:
-    """Removes the rearranged copies of the model and rank of ``keep``, which is one itself, that other kernels left in
-    this folder and that nobody uses; what cannot be removed stays. Returns the bytes set free."""
-    header = keep.header
-    freed = 0
-    for entry in list_entries(folder):
-        if entry.shard is None or entry.suits(header.packing):
-            continue
-        other = entry.shard.header
-        if (other.spec.digest, other.rank) == (header.spec.digest, header.rank):
-            with suppress(OSError, TpiError):
-                freed += entry.n_bytes if try_remove(entry) else 0
-    return freed
 
 
 def _beside(path: Path, *ends: str) -> tuple[Path, ...]:

@@ -1,22 +1,17 @@
-"""Makes a rearranged copy of a rank's weights, for kernels that compute faster with it.
+"""Weights in the order in which the kernels of a device compute faster: which parts of a rank, and in which order.
 
-The copy has the same pieces, parts and sizes; the bytes of the parts that the kernels take are in another order within
-the part. It is a shard file of its own, whose header names the kernels. Which parts are rearranged is the packer's
-decision, the same when the copy is made and when it is used. Holds two pieces; blocks its caller.
+A rearranged shard has the same pieces, parts and sizes as a plain one; the bytes of the parts that the kernels take are
+in another order within the part. Which parts these are is the kernels' decision, the same when the shard is made and
+when it is used. The header says in which order they are, so that later shards can be made from it (``orders``).
 """
 
-import mmap
-from pathlib import Path
 from typing import Protocol
 
-import numpy as np
+import msgspec
 
 from tpi.weights.layout import Part, Piece
-from tpi.weights.shards.shard import ByteProgress, Shard
+from tpi.weights.shards.orders import AS_IT_WAS, Orders
 from tpi.weights.shards.shard_format import ShardHeader
-from tpi.weights.shards.shard_writer import ShardWriter
-from tpi.weights.stored import StoredWeights
-from tpi.weights.streaming.disk import PieceReader
 
 
 class Packer(Protocol):
@@ -35,7 +30,7 @@ class Packer(Protocol):
 
 def packs(packer: Packer, part: Part) -> bool:
     """Whether the packer rearranges this part."""
-    return packer.takes(part.type_id, part.columns.size, part.rows.size)
+    return not part.is_whole and packer.takes(part.type_id, part.n_columns, part.n_rows)
 
 
 def packed_share(packer: Packer, pieces: tuple[Piece, ...]) -> float:
@@ -45,37 +40,11 @@ def packed_share(packer: Packer, pieces: tuple[Piece, ...]) -> float:
     return sum(part.n_bytes for part in parts if packs(packer, part)) / total if total else 0.0
 
 
-def write_packed(
-    path: Path, header: ShardHeader, stored: StoredWeights, packer: Packer, progress: ByteProgress
-) -> Shard:
-    """Writes the rearranged copy of ``stored`` that ``header`` describes to ``path``; goes on where an earlier attempt
-    broke off. ``progress`` as in ``weights.shards.assemble.write_shard``.
-
-    Raises:
-        DiskSpaceError, ModelFileError: no room, or the weights cannot be read.
-    """
-    pieces = [record.piece for record in header.records]
-    total = sum(piece.n_bytes for piece in pieces)
-    with ShardWriter(path, header) as writer, PieceReader(stored) as reader:
-        source = memoryview(mmap.mmap(-1, max((piece.arena_bytes for piece in stored.pieces), default=mmap.PAGESIZE)))
-        target = memoryview(bytearray(max((piece.n_bytes for piece in pieces), default=0)))
-        done = sum(piece.n_bytes for piece in pieces[: writer.n_finished])
-        progress(done, total)
-        for piece in pieces[writer.n_finished :]:
-            place = stored.pieces[piece.index]
-            reader.read(place, source[: place.arena_bytes])
-            out = target[: piece.n_bytes]
-            np.frombuffer(out, np.uint8).fill(0)
-            for part, offset in zip(piece.parts, place.part_offsets, strict=True):
-                _pack(packer, part, source[offset : offset + part.n_bytes], out[part.offset :][: part.n_bytes])
-            writer.write(out)
-            done += piece.n_bytes
-            progress(done, total)
-        return writer.finish()
-
-
-def _pack(packer: Packer, part: Part, source: memoryview, out: memoryview) -> None:
-    if packs(packer, part):
-        packer.rearrange(part.type_id, part.columns.size, part.rows.size, source, out)
-    else:
-        out[:] = source
+def packed_header(header: ShardHeader, pieces: tuple[Piece, ...], packer: Packer) -> ShardHeader:
+    """The header of the rearranged shard, for that of a plain one with these pieces. Tries the kernels: takes up to a
+    few seconds."""
+    orders = Orders(packer)
+    marks = bytes(
+        orders.mark_of(part) if packs(packer, part) else AS_IT_WAS for piece in pieces for part in piece.parts
+    )
+    return msgspec.structs.replace(header, packing=packer.name, orders=tuple(orders.found), marks=marks)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from tpi.errors import ChecksumError, ModelFileError
-from tpi.model.blocks import Span
+from tpi.model.spans import Span
 from tpi.weights.files import forget_cached, open_for_reading, read_exactly, round_up
 from tpi.weights.layout import Piece
 from tpi.weights.shards.shard_check import check_header
@@ -23,8 +23,8 @@ from tpi.weights.shards.shard_format import (
     SUM_BYTES,
     SUM_RUN_BYTES,
     VERSION,
-    PieceRecord,
     ShardHeader,
+    ShardLayout,
 )
 
 ByteProgress = Callable[[int, int], None]
@@ -33,20 +33,31 @@ ByteProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard file whose header has been read and checked. Holds no descriptor."""
+    """A shard file whose header has been read and checked. Holds no descriptor. ``n_bytes``: of the whole file."""
 
     path: Path
     header: ShardHeader
+    layout: ShardLayout
+    sums: bytes
     data_start: int
     n_bytes: int
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
-        return tuple(record.piece for record in self.header.records)
+        return self.layout.pieces
 
     def file_offset(self, piece: int) -> int:
         """Where the piece with this index starts in the file; a multiple of 4096."""
-        return self.data_start + self.header.records[piece].offset
+        return self.data_start + self.layout.offsets[piece]
+
+    def damaged_runs(self, piece: int, descriptor: int) -> Iterator[Span]:
+        """The runs of a piece that differ from their sums, in bytes of the piece; ``descriptor`` is the open file.
+
+        Raises:
+            ModelFileError: the file ends early or cannot be read.
+        """
+        sums = self.layout.sums_of(piece, self.sums)
+        return damaged_runs(descriptor, self.path, self.file_offset(piece), self.pieces[piece].n_bytes, sums)
 
 
 @dataclass(frozen=True)
@@ -73,24 +84,26 @@ def open_shard(path: Path) -> Shard:
         read_exactly(descriptor, path, 0, start)
         if bytes(start[:8]) != MAGIC[:size] or size < START_BYTES:
             raise ModelFileError(f"{path} is not a shard file: it starts with {bytes(start[:8])!r}")
-        version, length = (int.from_bytes(start[at : at + 4], "little") for at in (8, 12))
+        version, n_header, n_sums = (int.from_bytes(start[at : at + 4], "little") for at in (8, 12, 16))
         if version != VERSION:
             raise ModelFileError(f"{path} is a shard of version {version}, this program reads {VERSION}: make it again")
-        if length > MAX_HEADER_BYTES:
-            raise ModelFileError(f"{path} is damaged: a header of {length:,} bytes, the limit is {MAX_HEADER_BYTES:,}")
-        body = memoryview(bytearray(START_BYTES + length + SUM_BYTES))
+        if n_header + n_sums > MAX_HEADER_BYTES:
+            raise ModelFileError(
+                f"{path} is damaged: a header of {n_header + n_sums:,} bytes, the limit is {MAX_HEADER_BYTES:,}"
+            )
+        body = memoryview(bytearray(START_BYTES + n_header + n_sums + SUM_BYTES))
         read_exactly(descriptor, path, 0, body)
     finally:
         os.close(descriptor)
     if zlib.crc32(body[:-SUM_BYTES]).to_bytes(SUM_BYTES, "little") != bytes(body[-SUM_BYTES:]):
         raise ModelFileError(f"{path} is damaged: its header differs from its checksum; make or fetch it again")
     try:
-        header = msgspec.msgpack.decode(body[START_BYTES:-SUM_BYTES], type=ShardHeader)
+        header = msgspec.msgpack.decode(body[START_BYTES : START_BYTES + n_header], type=ShardHeader)
     except msgspec.DecodeError as error:
         raise ModelFileError(f"{path} is damaged: {error}; make or fetch it again") from error
     data_start = round_up(len(body))
-    check_header(path, header, data_start, size)
-    return Shard(path, header, data_start, size)
+    layout = check_header(path, header, n_sums, size - data_start)
+    return Shard(path, header, layout, bytes(body[START_BYTES + n_header : -SUM_BYTES]), data_start, size)
 
 
 def verify(shard: Shard, progress: ByteProgress | None = None, descriptor: int | None = None) -> None:
@@ -120,9 +133,9 @@ def find_damage(shard: Shard, progress: ByteProgress | None = None, descriptor: 
             os.close(opened)
         return
     total, done = sum(piece.n_bytes for piece in shard.pieces), 0
-    for record in shard.header.records:
-        piece, place = record.piece, shard.file_offset(record.piece.index)
-        for run in damaged_runs(descriptor, shard.path, place, record):
+    for piece in shard.pieces:
+        place = shard.file_offset(piece.index)
+        for run in shard.damaged_runs(piece.index, descriptor):
             parts = (p for p in piece.parts if p.offset < run.stop and run.start < p.offset + p.n_bytes)
             tensors = tuple(dict.fromkeys(part.tensor for part in parts))
             yield Damage(piece.index, piece.block, tensors, place + run.start, place + run.stop)
@@ -132,15 +145,15 @@ def find_damage(shard: Shard, progress: ByteProgress | None = None, descriptor: 
             progress(done, total)
 
 
-def damaged_runs(descriptor: int, path: Path, place: int, record: PieceRecord) -> Iterator[Span]:
-    """The runs of a piece, which lies at ``place`` of an open file, that differ from the record's sums.
+def damaged_runs(descriptor: int, path: Path, place: int, n_bytes: int, sums: bytes) -> Iterator[Span]:
+    """The runs of a piece of ``n_bytes``, which lies at ``place`` of an open file, that differ from its sums.
 
     Raises:
         ModelFileError: the file ends early or cannot be read.
     """
-    buffer = memoryview(bytearray(min(SUM_RUN_BYTES, record.piece.n_bytes)))
-    for number, at in enumerate(range(0, record.piece.n_bytes, SUM_RUN_BYTES)):
-        run = buffer[: record.piece.n_bytes - at]
+    buffer = memoryview(bytearray(min(SUM_RUN_BYTES, n_bytes)))
+    for number, at in enumerate(range(0, n_bytes, SUM_RUN_BYTES)):
+        run = buffer[: n_bytes - at]
         read_exactly(descriptor, path, place + at, run)
-        if zlib.crc32(run).to_bytes(SUM_BYTES, "little") != record.sums[number * SUM_BYTES :][:SUM_BYTES]:
+        if zlib.crc32(run).to_bytes(SUM_BYTES, "little") != sums[number * SUM_BYTES :][:SUM_BYTES]:
             yield Span(at, at + len(run))

@@ -1,24 +1,25 @@
 """That a shard's header fits itself and its file, so that nothing read later can lie outside of either. No input."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from tpi.errors import ModelFileError
-from tpi.gguf.types import TYPES_BY_ID
 from tpi.model.architectures import blocks_of, check_spec
-from tpi.model.blocks import Share, Slot, Span
+from tpi.model.blocks import Block
 from tpi.model.partition import is_whole
+from tpi.model.spans import Share, total_size
 from tpi.model.spec import ModelSpec
-from tpi.weights.files import round_up
-from tpi.weights.layout import PART_ALIGNMENT, Part, Piece, slice_extent
-from tpi.weights.shards.shard_format import PieceRecord, ShardHeader, n_sum_bytes
+from tpi.weights.shards.orders import are_possible
+from tpi.weights.shards.shard_format import SUM_BYTES, ShardHeader, ShardLayout, layout_of
 
 _MAX_EXTENT = 1 << 40
+_MAX_EXPERTS = 1 << 20
+"""Of all blocks together."""
 
 
-def check_header(path: Path, header: ShardHeader, data_start: int, n_bytes: int) -> None:
-    """Checks the header of the shard at ``path``, whose data starts at ``data_start`` and which has ``n_bytes``.
+def check_header(path: Path, header: ShardHeader, n_sum_bytes: int, data_bytes: int) -> ShardLayout:
+    """Checks the header of the shard at ``path``, which has so many bytes of sums and of data; returns what follows
+    from it.
 
     Raises:
         ModelFileError, UnsupportedModelError: something in the header cannot be.
@@ -26,11 +27,15 @@ def check_header(path: Path, header: ShardHeader, data_start: int, n_bytes: int)
     check = _Check(path)
     try:
         check.model(header.spec)
-        check.partition(header)
-        check.pieces(header.records, n_bytes - data_start)
-        check.slices(header)
+        blocks = blocks_of(header.spec)
+        check.partition(blocks, header)
+        check.count(blocks, header, n_sum_bytes // SUM_BYTES)
+        layout = layout_of(header)
     except (ValueError, LookupError, ArithmeticError) as error:
         check.fail(f"its header cannot be used ({error})")
+    check.sizes(layout, n_sum_bytes, data_bytes)
+    check.orders(layout, header)
+    return layout
 
 
 class _Check:
@@ -46,69 +51,51 @@ class _Check:
 
     def model(self, spec: ModelSpec) -> None:
         for name, tensor in spec.tensors.items():
-            self.require(tensor.name == name and tensor.type_id in TYPES_BY_ID, f"type of {name}")
-            self.require(0 < tensor.n_columns < _MAX_EXTENT and 0 < tensor.n_rows < _MAX_EXTENT, f"shape of {name}")
-            self.require(tensor.n_columns % tensor.type.block_elements == 0, f"shape of {name}")
+            self.require(0 < tensor.n_columns < _MAX_EXTENT and 0 < tensor.n_rows < _MAX_EXTENT, f"shape of {name!r}")
         self.require(0 < spec.n_layers <= len(spec.tensors), f"count of {spec.n_layers} layers")
         check_spec(spec, self._path)
 
-    def partition(self, header: ShardHeader) -> None:
-        partition = header.partition
-        self.require(0 <= header.rank < partition.n_ranks, f"rank {header.rank} of {partition.n_ranks}")
-        self.require(len(partition.shares) == len(blocks_of(header.spec)), "number of blocks")
-        self.require(all(len(shares) == partition.n_ranks for shares in partition.shares), "number of shares")
-        self.require(is_whole(blocks_of(header.spec), partition), "partition")
+    def partition(self, blocks: tuple[Block, ...], header: ShardHeader) -> None:
+        n_ranks = header.partition.n_ranks
+        self.require(0 <= header.rank < n_ranks, f"rank {header.rank} of {n_ranks}")
+        self.require(is_whole(blocks, header.partition), "partition")
 
-    def pieces(self, records: tuple[PieceRecord, ...], data_bytes: int) -> None:
-        """Pieces stand one after the other and fill the file, their parts fill them."""
-        place, block = 0, 0
-        for index, record in enumerate(records):
-            piece = record.piece
-            self.require(piece.index == index and piece.block >= block, f"order at piece {index}")
-            self.require(record.offset == place, f"place of piece {index}")
-            self.require(piece.n_bytes > 0 and len(record.sums) == n_sum_bytes(piece), f"size of piece {index}")
-            place, block = place + round_up(piece.n_bytes), piece.block
-            self._parts(piece)
-        if place > data_bytes:
+    def count(self, blocks: tuple[Block, ...], header: ShardHeader, n_sums: int) -> None:
+        """Not more pieces than sums, as far as can be told without laying them out, which would take that long."""
+        self.require(0 < header.piece_bytes < _MAX_EXTENT, f"limit of {header.piece_bytes} bytes")
+        self.require(sum(block.experts.n for block in blocks if block.experts) <= _MAX_EXPERTS, "number of experts")
+        least = sum(
+            _least_pieces(block, header.partition.shares[block.index][header.rank], header.piece_bytes)
+            for block in blocks
+        )
+        self.require(least <= n_sums, f"number of {n_sums} sums")
+
+    def sizes(self, layout: ShardLayout, n_sum_bytes: int, data_bytes: int) -> None:
+        self.require(n_sum_bytes == layout.n_sum_bytes, f"number of {n_sum_bytes // SUM_BYTES} sums")
+        if layout.data_bytes > data_bytes:
             raise ModelFileError(
-                f"{self._path} is truncated: {data_bytes:,} bytes of data instead of {place:,}; make or fetch it again"
+                f"{self._path} is truncated: {data_bytes:,} bytes of data instead of {layout.data_bytes:,}; make or "
+                "fetch it again"
             )
-        self.require(place == data_bytes, f"size of {place:,} bytes")
+        self.require(layout.data_bytes == data_bytes, f"size of {layout.data_bytes:,} bytes")
 
-    def _parts(self, piece: Piece) -> None:
-        end = 0
-        for part in piece.parts:
-            self.require(part.offset == round_up(end, PART_ALIGNMENT), f"order in piece {piece.index}")
-            end = part.offset + part.n_bytes
-        self.require(end == piece.n_bytes, f"size of piece {piece.index}")
-
-    def slices(self, header: ShardHeader) -> None:
-        """The parts of every block are the rank's slices of it, whole and in order."""
-        parts: dict[int, list[Part]] = {}
-        for record in header.records:
-            parts.setdefault(record.piece.block, []).extend(record.piece.parts)
-        for block in blocks_of(header.spec):
-            share = header.partition.shares[block.index][header.rank]
-            waiting = iter(parts.pop(block.index, ()))
-            for slot in () if share.is_empty else block.slots:
-                self._slice(slot, share, waiting)
-            self.require(next(waiting, None) is None, f"number of slices of block {block.index}")
-        self.require(not parts, "number of blocks")
-
-    def _slice(self, slot: Slot, share: Share, parts: Iterator[Part]) -> None:
-        tensor = slot.tensor
-        rows, columns = slice_extent(slot, share)
-        if not rows.size or not columns.size:
+    def orders(self, layout: ShardLayout, header: ShardHeader) -> None:
+        if not header.marks:
             return
-        inside = 0 <= rows.start < rows.stop <= tensor.n_rows and 0 <= columns.start < columns.stop <= tensor.n_columns
-        aligned = columns.start % tensor.type.block_elements == 0 and columns.stop % tensor.type.block_elements == 0
-        self.require(inside and aligned, f"share of {tensor.name}")
-        row = 0
-        while row < rows.size:
-            part = next(parts, None)
-            if part is None or not row < part.rows.stop <= rows.size:
-                self.fail(f"the header lacks rows of {tensor.name}")
-            span = Span(row, part.rows.stop)
-            wanted = Part(slot.role, tensor.name, tensor.type_id, rows.start, span, columns, part.offset)
-            self.require(part == wanted, f"slice of {tensor.name}")
-            row = span.stop
+        parts = [part for piece in layout.pieces for part in piece.parts]
+        is_right = len(header.marks) == len(parts) and are_possible(header.orders, header.marks, parts)
+        self.require(header.packing != "" and is_right, "order of parts")
+
+
+def _least_pieces(block: Block, share: Share, piece_bytes: int) -> int:
+    """What a rank has of the block makes at least so many pieces."""
+    least = 0
+    for slot in () if share.is_empty else block.slots:
+        extent = slot.extent(share)
+        n_columns = total_size(extent.columns)
+        if n_columns and not slot.is_whole:
+            most_rows = max(1, piece_bytes // slot.tensor.type.row_bytes(n_columns))
+            least = max(least, -(-total_size(extent.rows) // most_rows))
+    if block.experts is not None:
+        least += min(block.experts.n, share.spans[block.experts.measure].size // block.experts.unit)
+    return least

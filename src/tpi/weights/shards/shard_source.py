@@ -10,39 +10,47 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
+
 from tpi.errors import ModelFileError
-from tpi.gguf.types import TYPES_BY_ID
-from tpi.model.blocks import Span
-from tpi.weights.files import open_for_reading
-from tpi.weights.layout import Part
-from tpi.weights.shards.assemble import Patch, intersect
-from tpi.weights.shards.shard import Shard, damaged_runs
-from tpi.weights.slices import RowTable
+from tpi.model.spans import Span, Spans
+from tpi.weights.files import open_for_reading, round_up
+from tpi.weights.patches import Patch, gather, intersect, placed_patches
+from tpi.weights.shards.orders import AS_IT_WAS, UNKNOWN, Restorer
+from tpi.weights.shards.shard import Shard
+from tpi.weights.slices import BUFFER_BYTES, RowTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Held:
-    """A part of the shard: which patch of its tensor it is, and where it lies."""
+    """A patch in the shard: in which piece, in a part that starts at ``offset`` of the file, from which of its rows.
+    ``mark``: see ``ShardHeader``."""
 
     patch: Patch
     piece: int
     offset: int
-    row_bytes: int
+    row: int
+    mark: int
 
 
 class ShardSource:
-    """Reads slices of what a shard holds; what its disk has damaged counts as not held."""
+    """Reads slices of what a shard holds; what its disk has damaged counts as not held, and what kernels have
+    rearranged if it is not known how."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._held: dict[str, list[_Held]] = {}
         self._is_sound: dict[int, bool] = {}
+        self._restorers = [Restorer(order) for order in shard.header.orders]
+        number = 0
         for piece in shard.pieces:
             for part in piece.parts:
-                rows = Span(part.first_row + part.rows.start, part.first_row + part.rows.stop)
+                mark, number = shard.header.mark(number), number + 1
                 offset = shard.file_offset(piece.index) + part.offset
-                held = _Held(Patch(rows, part.columns), piece.index, offset, part.row_bytes)
-                self._held.setdefault(part.tensor, []).append(held)
+                for placed in placed_patches(part) if mark != UNKNOWN else ():
+                    held = _Held(placed.patch, piece.index, offset, placed.row, mark)
+                    self._held.setdefault(part.tensor, []).append(held)
         self._descriptor: int | None = open_for_reading(shard.path)
 
     def __enter__(self) -> Self:
@@ -61,22 +69,43 @@ class ShardSource:
         """What is held of the tensor, after reading the pieces that hold it and comparing them with their sums."""
         return [held.patch for held in self._held.get(tensor, ()) if self._check(held.piece)]
 
-    def read(self, part: Part, rows: Span, out: memoryview) -> None:
+    def read(self, patch: Patch, out: memoryview) -> None:
         """See ``SliceSource``; all must lie within one of :meth:`patches`.
 
         Raises:
             ModelFileError: it does not, or the file cannot be read.
         """
-        assert self._descriptor is not None, "closed"
-        wanted = Patch(Span(part.first_row + rows.start, part.first_row + rows.stop), part.columns)
-        kind = TYPES_BY_ID[part.type_id]
-        for held in self._held.get(part.tensor, ()):
-            if intersect(wanted, held.patch) == wanted and self._check(held.piece):
-                place = held.offset + (wanted.rows.start - held.patch.rows.start) * held.row_bytes
-                first_byte = kind.row_bytes(wanted.columns.start - held.patch.columns.start)
-                RowTable(self._descriptor, self._shard.path, place, held.row_bytes).read(first_byte, rows.size, out)
+        for held in self._held.get(patch.tensor, ()):
+            if intersect(patch, held.patch) == patch and self._check(held.piece):
+                row, runs = held.row + patch.rows.start - held.patch.rows.start, patch.runs_in(held.patch.columns)
+                if held.mark == AS_IT_WAS:
+                    self._table(held, row).read(runs, patch.rows.size, out)
+                else:
+                    target = np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1)
+                    self._restore(held, row, runs, target)
                 return
-        raise ModelFileError(f"{self._shard.path} does not hold the rows of {part.tensor} that are asked for")
+        raise ModelFileError(f"{self._shard.path} does not hold the rows of {patch.tensor} that are asked for")
+
+    def _table(self, held: _Held, row: int) -> RowTable:
+        assert self._descriptor is not None, "closed"
+        row_bytes = held.patch.row_bytes
+        return RowTable(self._descriptor, self._shard.path, held.offset + row * row_bytes, row_bytes)
+
+    def _restore(self, held: _Held, row: int, runs: Spans, out: npt.NDArray[np.uint8]) -> None:
+        """Fills ``out`` with rows from ``row`` of a rearranged part, in strips of whole cells."""
+        restorer = self._restorers[held.mark - 1]
+        n_cell_rows = restorer.order.n_rows
+        row_bytes = held.patch.row_bytes
+        step = max(1, BUFFER_BYTES // (4 * n_cell_rows * row_bytes)) * n_cell_rows
+        done = 0
+        while done < len(out):
+            start = (row + done) // n_cell_rows * n_cell_rows
+            stop = min(start + step, round_up(row + len(out), n_cell_rows))
+            strip = np.empty((stop - start, row_bytes), np.uint8)
+            self._table(held, start).read((Span(0, row_bytes),), len(strip), strip.data.cast("B"))
+            rows = restorer.restore(strip)[row + done - start :][: len(out) - done]
+            gather(rows, runs, out[done : done + len(rows)])
+            done += len(rows)
 
     def _check(self, piece: int) -> bool:
         if piece not in self._is_sound:
@@ -85,9 +114,7 @@ class ShardSource:
 
     def _is_like_its_sums(self, index: int) -> bool:
         assert self._descriptor is not None, "closed"
-        record = self._shard.header.records[index]
         try:
-            runs = damaged_runs(self._descriptor, self._shard.path, self._shard.file_offset(index), record)
-            return next(runs, None) is None
+            return next(self._shard.damaged_runs(index, self._descriptor), None) is None
         except ModelFileError:
             return False

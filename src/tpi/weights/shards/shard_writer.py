@@ -1,10 +1,10 @@
 """Writes a shard file beside its final name and takes up again what an earlier writer left. Holds no piece.
 
-While it is written a shard is ``NAME.part``, with ``NAME.journal`` beside it: the sha256 of the header with zeros for
-sums, then for every finished piece its sums and their crc32. A writer for the same header goes on behind the finished
-pieces whose bytes on disk still have these sums: they are read again, because after a power cut the journal may be on
-disk without the data, and reading is much faster than fetching. One thread; a lock on the journal keeps other
-processes away: who has it may write, rename and remove the shard and what belongs to it.
+While it is written a shard is ``NAME.part``, with ``NAME.journal`` beside it: the sha256 of what comes before the data,
+with zeros for sums, then for every finished piece its sums and their crc32. A writer for the same header goes on behind
+the finished pieces whose bytes on disk still have these sums: they are read again, because after a power cut the
+journal may be on disk without the data, and reading is much faster than fetching. One thread; a lock on the journal
+keeps other processes away: who has it may write, rename and remove the shard and what belongs to it.
 """
 
 import errno
@@ -17,21 +17,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-import msgspec
-
 from tpi.errors import DiskSpaceError, ModelFileError, TpiError
 from tpi.weights.files import forget_cached, round_up
+from tpi.weights.layout import Piece
 from tpi.weights.shards.filelock import LOCK_LIMIT_S, LOCK_POLL_S, is_at, try_lock
 from tpi.weights.shards.shard import Shard, damaged_runs, open_shard
 from tpi.weights.shards.shard_format import (
     SUM_BYTES,
-    PieceRecord,
     ShardHeader,
-    data_bytes,
-    encode_header,
+    encode_start,
+    layout_of,
     n_sum_bytes,
     sum_runs,
 )
+
+PART_SUFFIX, JOURNAL_SUFFIX = ".part", ".journal"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _SYNC_BYTES = 64_000_000
@@ -39,7 +39,8 @@ _SYNC_BYTES = 64_000_000
 
 
 class ShardWriter:
-    """Writes the shard described by ``header`` (its sums are ignored) to ``path``, piece after piece in order.
+    """Writes the shard described by ``header`` to ``path``, piece after piece in order; ``layout`` is what follows from
+    it.
 
     A context manager: leaving it before :meth:`finish` keeps what is written for the next writer, except after a
     ``DiskSpaceError``, which removes it. The final name appears complete or not at all.
@@ -53,13 +54,13 @@ class ShardWriter:
         self.path = path
         self.n_finished = 0
         """Pieces that are written; at first those that an earlier writer left."""
-        self._header = header
+        self._header, self.layout = header, layout_of(header)
         self._sums: list[bytes] = []
         self._unsynced = 0
-        start = encode_header(header)
+        start = encode_start(header, bytes(self.layout.n_sum_bytes))
         self._data_start = len(start)
         self._identity = hashlib.sha256(start).digest()
-        self._part, self._journal = (path.with_name(path.name + end) for end in (".part", ".journal"))
+        self._part, self._journal = (path.with_name(path.name + end) for end in (PART_SUFFIX, JOURNAL_SUFFIX))
         self._files: list[BinaryIO] = []
         try:
             self._open()
@@ -75,11 +76,11 @@ class ShardWriter:
 
     def write(self, data: memoryview) -> None:
         """Writes the next piece, whose bytes are all of ``data``; the memory stays the caller's. Blocks."""
-        record = self._header.records[self.n_finished]
-        assert len(data) == record.piece.n_bytes, f"piece {record.piece.index} has {record.piece.n_bytes} bytes"
+        piece = self.layout.pieces[self.n_finished]
+        assert len(data) == piece.n_bytes, f"piece {piece.index} has {piece.n_bytes} bytes"
         sums = sum_runs(data)
         try:
-            self._write_at(self._data_start + record.offset, data)
+            self._write_at(self._data_start + self.layout.offsets[piece.index], data)
             self._files[1].write(sums + zlib.crc32(sums).to_bytes(SUM_BYTES, "little"))
             self._unsynced += len(data)
             if self._unsynced >= _SYNC_BYTES:
@@ -91,11 +92,10 @@ class ShardWriter:
 
     def finish(self) -> Shard:
         """Gives the complete shard its name and opens it."""
-        pairs = zip(self._header.records, self._sums, strict=True)
-        records = tuple(msgspec.structs.replace(record, sums=sums) for record, sums in pairs)
+        assert len(self._sums) == len(self.layout.pieces), "pieces are missing"
         try:
-            self._files[0].truncate(self._data_start + data_bytes(self._header))
-            self._write_at(0, memoryview(encode_header(msgspec.structs.replace(self._header, records=records))))
+            self._files[0].truncate(self._data_start + self.layout.data_bytes)
+            self._write_at(0, memoryview(encode_start(self._header, b"".join(self._sums))))
             self._sync()
             self._files[0].close()
             self._part.replace(self.path)
@@ -150,13 +150,13 @@ class ShardWriter:
         end = 0
         if journal.read(len(self._identity)) == self._identity:
             end = len(self._identity)
-            for record in self._header.records:
-                entry = journal.read(n_sum_bytes(record.piece) + SUM_BYTES)
+            for piece in self.layout.pieces:
+                entry = journal.read(n_sum_bytes(piece) + SUM_BYTES)
                 sums = entry[:-SUM_BYTES]
-                whole = len(sums) == n_sum_bytes(record.piece)
+                whole = len(sums) == n_sum_bytes(piece)
                 if not whole or zlib.crc32(sums).to_bytes(SUM_BYTES, "little") != entry[-SUM_BYTES:]:
                     break
-                if not self._is_written(msgspec.structs.replace(record, sums=sums)):
+                if not self._is_written(piece, sums):
                     break
                 self._sums.append(sums)
                 end += len(entry)
@@ -168,15 +168,17 @@ class ShardWriter:
         if not end:
             journal.write(self._identity)
 
-    def _is_written(self, record: PieceRecord) -> bool:
-        place = self._data_start + record.offset
+    def _is_written(self, piece: Piece, sums: bytes) -> bool:
+        place = self._data_start + self.layout.offsets[piece.index]
         try:
-            return next(damaged_runs(self._files[0].fileno(), self._part, place, record), None) is None
+            runs = damaged_runs(self._files[0].fileno(), self._part, place, piece.n_bytes, sums)
+            return next(runs, None) is None
         except ModelFileError:
             return False
 
     def _check_space(self) -> None:
-        needed = self._data_start + sum(round_up(r.piece.n_bytes) for r in self._header.records[self.n_finished :])
+        left = self.layout.pieces[self.n_finished :]
+        needed = self._data_start + sum(round_up(piece.n_bytes) for piece in left)
         if not hasattr(os, "statvfs"):
             return
         state = os.statvfs(self.path.parent)
@@ -201,7 +203,7 @@ class ShardWriter:
 
     def _error(self, error: OSError) -> TpiError:
         if error.errno in _FULL:
-            size = self._data_start + data_bytes(self._header)
+            size = self._data_start + self.layout.data_bytes
             return DiskSpaceError(
                 f"no room for the shard {self.path} of {size:,} bytes ({error.strerror}): "
                 "free some, or choose another folder"

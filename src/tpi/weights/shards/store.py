@@ -22,10 +22,10 @@ from tpi.weights.files import open_for_reading
 from tpi.weights.layout import Piece
 from tpi.weights.shards.filelock import LOCK_LIMIT_S, LOCK_POLL_S, is_at, try_lock
 from tpi.weights.shards.shard import Shard, open_shard
+from tpi.weights.shards.shard_writer import JOURNAL_SUFFIX, PART_SUFFIX
 from tpi.weights.streaming.readways import NOTE_SUFFIX
 
 SUFFIX = ".tpishard"
-_JOURNAL = ".journal"
 
 
 class ShardStore:
@@ -56,24 +56,24 @@ class ShardStore:
         """Where to note how the model's own files are read best, if no shard is needed."""
         return self.folder / f"{_model_key(digest)}-whole{NOTE_SUFFIX}"
 
-    def shards(self, digest: str | None = None, packing: str = "") -> list[Shard]:
-        """All readable shards, or those of one model; the latest first. Damaged headers are left out, and so are
-        rearranged shards, which are nothing to offer or to reuse.
-        """
+    def shards(self, digest: str | None = None) -> list[Shard]:
+        """All readable shards, or those of one model, rearranged or not; the latest first. Damaged headers are left
+        out."""
         found = []
         for path in sorted(self.folder.glob(f"*{SUFFIX}"), key=_age, reverse=True):
             try:
                 shard = open_shard(path)
             except TpiError:
                 continue
-            if digest in (None, shard.header.spec.digest) and shard.header.packing == packing:
+            if digest in (None, shard.header.spec.digest):
                 found.append(shard)
         return found
 
     def try_find(self, digest: str, pieces: Sequence[Piece], packing: str = "") -> Shard | None:
-        """A shard that holds exactly these pieces, whatever rank or partition it was made for; see ``hold``."""
-        wanted = tuple(pieces)
-        found = (shard for shard in self.shards(digest, packing) if shard.pieces == wanted)
+        """A shard that holds exactly these pieces, in the order of ``packing``, whatever rank or partition it was made
+        for; see ``hold``."""
+        wanted = packing, tuple(pieces)
+        found = (shard for shard in self.shards(digest) if (shard.header.packing, shard.pieces) == wanted)
         return next((shard for shard in found if self.hold(shard)), None)
 
     def hold(self, shard: Shard) -> bool:
@@ -130,12 +130,12 @@ class ShardStore:
 
 def _remove_unused(shard: Path) -> int:
     """Removes all files of the shard that nobody writes or holds; returns the bytes set free."""
-    journal = shard.with_name(shard.name + _JOURNAL)
+    journal = shard.with_name(shard.name + JOURNAL_SUFFIX)
     with contextlib.ExitStack() as stack:
         if not _try_own(journal, os.O_CREAT, stack):
             return 0
         is_unused = not shard.exists() or _try_own(shard, 0, stack)
-        endings = (".part", "", NOTE_SUFFIX, _JOURNAL) if is_unused else (".part", _JOURNAL)
+        endings = (PART_SUFFIX, "", NOTE_SUFFIX, JOURNAL_SUFFIX) if is_unused else (PART_SUFFIX, JOURNAL_SUFFIX)
         return sum(_remove(shard.with_name(shard.name + ending)) for ending in endings)
 
 

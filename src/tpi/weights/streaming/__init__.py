@@ -1,1 +1,1 @@
-"""The window: pieces pinned in memory, and those that pass through it from the disk."""
+"""The window: pieces pinned in memory, those that pass through it from the disk, and those that come on demand."""

@@ -70,29 +70,33 @@ def wait_s(sizes: Sequence[int], times: PassTimes, pinned: Collection[int], ring
 
 
 class PassClock:
-    """Times the pieces of the latest complete passes. Belongs to the thread of passes."""
+    """Times the pieces of the latest complete passes, of ``n_pieces`` those that are not ``on_demand``. Belongs to the
+    thread of passes, which tells of no other pieces."""
 
-    def __init__(self, n_pieces: int) -> None:
+    def __init__(self, n_pieces: int, on_demand: Collection[int] = ()) -> None:
         self.n_complete = 0
         """Passes that have used every piece, in order."""
         self._n_pieces = n_pieces
+        self._order = [index for index in range(n_pieces) if index not in on_demand]
         self._passes: deque[list[tuple[float, float]]] = deque(maxlen=_KEPT_PASSES)
         self._current: list[tuple[float, float]] = []
-        self._next = 0
+        self._is_in_order = True
         self._last = -1
-        self._ready_s = self._released_s = 0.0
+        self._ready_s = self._released_s = self._left_out_s = 0.0
 
     def ask(self, index: int) -> bool:
         """A piece is asked for; returns whether a pass begins with it."""
         is_new = index <= self._last
         if self._last >= 0:
-            self._current.append((self._released_s - self._ready_s, time.perf_counter() - self._released_s))
+            gap_s = time.perf_counter() - self._released_s - self._left_out_s
+            self._current.append((self._released_s - self._ready_s, gap_s))
         if is_new:
-            if len(self._current) == self._n_pieces == self._next:
+            if len(self._current) == len(self._order) and self._is_in_order:
                 self._passes.append(self._current)
                 self.n_complete += 1
-            self._current, self._next = [], 0
-        self._next = index + 1 if index == self._next else -1
+            self._current, self._is_in_order = [], True
+        number = len(self._current)
+        self._is_in_order &= number < len(self._order) and self._order[number] == index
         self._last = index
         return is_new
 
@@ -102,13 +106,20 @@ class PassClock:
 
     def release(self) -> None:
         """It is not needed any more."""
-        self._released_s = time.perf_counter()
+        self._released_s, self._left_out_s = time.perf_counter(), 0.0
+
+    def leave_out(self, waited_s: float) -> None:
+        """So long a wait for a piece on demand was, which is no work of the pass: while another piece is held, or
+        between two."""
+        if self._ready_s > self._released_s:
+            self._ready_s += waited_s
+        else:
+            self._left_out_s += waited_s
 
     def times(self, bytes_per_s: float) -> PassTimes:
-        """Medians over the latest complete passes, of which there must be one."""
-        pieces = list(zip(*self._passes, strict=True))
-        return PassTimes(
-            tuple(statistics.median(compute_s for compute_s, _ in piece) for piece in pieces),
-            tuple(statistics.median(gap_s for _, gap_s in piece) for piece in pieces),
-            bytes_per_s,
-        )
+        """Medians over the latest complete passes, of which there must be one; pieces on demand take no time."""
+        compute_s, gap_s = [0.0] * self._n_pieces, [0.0] * self._n_pieces
+        for index, piece in zip(self._order, zip(*self._passes, strict=True), strict=True):
+            compute_s[index] = statistics.median(time_s for time_s, _ in piece)
+            gap_s[index] = statistics.median(time_s for _, time_s in piece)
+        return PassTimes(tuple(compute_s), tuple(gap_s), bytes_per_s)

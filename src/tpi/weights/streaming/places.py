@@ -1,14 +1,14 @@
-"""Where the pieces of a window are: pins at fixed places, the others in a ring, in the order in which passes need them.
+"""Where the pieces that every pass needs are: pins at fixed places, the others in a ring, in the order of passes.
 
-Decides what to read next and what to forget. Owns no memory and no thread; the window's lock guards it.
+Where everything fits, pieces on demand are pins like others; else they have slots (``pool``). Decides what to read next
+and what to forget. Owns no memory and no thread; the window's lock guards it.
 """
 
 import contextlib
 import mmap
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from tpi.weights.files import round_up
 from tpi.weights.stored import StoredPiece
@@ -17,41 +17,27 @@ from tpi.weights.streaming.pins import PinPlan
 from tpi.weights.streaming.ring import Ring
 
 
-@dataclass(frozen=True)
-class WindowUse:
-    """What the bytes of a window are at one moment; together they are all of its memory.
-
-    ``pinned`` and ``loaded`` are in memory for good and until they are used; ``held`` is used now; ``free`` are also
-    pins that nothing was read into yet, dropped pieces, and what the ring cannot give out in one run.
-    """
-
-    pinned_bytes: int
-    loaded_bytes: int
-    loading_bytes: int
-    held_bytes: int
-    free_bytes: int
-
-
 class Places:
-    """The places of ``pieces`` in ``arena`` by ``plan``: an empty ring, then the pins, all still to be read; then those
-    for ``extras``, each where a page of the system begins, of which the first ``n_extras`` are pinned, too."""
+    """The places of ``pieces`` in ``arena`` by ``plan``: behind its slots an empty ring, then the pins, all still to be
+    read; then those for ``extras``, each where a page of the system begins, of which the first ``n_extras`` are pinned,
+    too."""
 
     def __init__(
         self, pieces: Sequence[StoredPiece], arena: Arena, plan: PinPlan, extras: Sequence[int], n_extras: int
     ) -> None:
         self._pieces, self._arena, self._extras = pieces, arena, extras
-        self.streamed = sorted(set(range(len(pieces))) - plan.pinned)
+        self.streamed = [piece.index for piece in pieces if not (piece.is_on_demand or piece.index in plan.pinned)]
         """Indexes of the pieces that pass through the ring."""
         self.queue: deque[Slot] = deque()
         """The places taken in the ring, in order; dropped ones among them that are still being read."""
-        self._ring = Ring(plan.ring_bytes)
+        self._ring, self._ring_offset = Ring(plan.ring_bytes), plan.pool_bytes
         self._next_stream = 0
         self._pins: dict[int, Slot] = {}
-        offset = plan.ring_bytes
+        offset = plan.pool_bytes + plan.ring_bytes
         for index in sorted(plan.pinned):
             self._pins[index] = arena.slot(pieces[index], offset, is_pinned=True)
             offset += pieces[index].arena_bytes
-        self._unread_pins = deque(sorted(self._pins))
+        self._unread_pins = deque(self._pins)
         self.n_extras = 0
         """So many of the extras are pinned."""
         self._extra_offsets = [round_up(offset, mmap.PAGESIZE)]
@@ -67,7 +53,7 @@ class Places:
 
     @property
     def n_bytes(self) -> int:
-        """What ring, pins and pinned extras take of the arena."""
+        """What all of that, slots included, takes of the arena."""
         return self._extra_offsets[self.n_extras]
 
     def find(self, index: int) -> Slot | None:
@@ -85,17 +71,17 @@ class Places:
         pin.is_loaded = True
         self._unread_pins.remove(pin.piece.index)
 
-    def use(self, n_bytes: int, holding: Slot | None) -> WindowUse:
-        """What the arena's ``n_bytes`` are used for while ``holding`` is held."""
-        pinned = loaded = loading = 0
-        for slot in (*self.queue, *self._pins.values()):
-            if slot.pending is not None:
-                loading += slot.piece.arena_bytes
-            elif slot.is_loaded and not slot.is_dropped and slot is not holding:
-                pinned += slot.piece.arena_bytes if slot.is_pinned else 0
-                loaded += 0 if slot.is_pinned else slot.piece.arena_bytes
-        held = 0 if holding is None else holding.piece.arena_bytes
-        return WindowUse(pinned, loaded, loading, held, n_bytes - pinned - loaded - loading - held)
+    def slots(self) -> Iterator[Slot]:
+        """All that are in use or will be."""
+        yield from self.queue
+        yield from self._pins.values()
+
+    def hasten(self, indexes: Sequence[int]) -> None:
+        """Of the pins that are still to be read, these come first."""
+        for index in reversed(indexes if self._unread_pins else ()):
+            if index in self._unread_pins:
+                self._unread_pins.remove(index)
+                self._unread_pins.appendleft(index)
 
     def take_next(self, position: int) -> Slot | None:
         """The slot to fill next for a pass at ``position``: what it needs first, be it a pin or streamed; a pin if the
@@ -107,7 +93,7 @@ class Places:
                 offset = self._ring.try_take(self._pieces[index].arena_bytes)
                 if offset is not None:
                     self._next_stream = (self._next_stream + 1) % len(self.streamed)
-                    slot = self._arena.slot(self._pieces[index], offset, is_pinned=False)
+                    slot = self._arena.slot(self._pieces[index], self._ring_offset + offset, is_pinned=False)
                     self.queue.append(slot)
                     return slot
         return self._pins[self._unread_pins.popleft()] if pin is not None else None
@@ -123,7 +109,7 @@ class Places:
             self._pins[index] = self._arena.slot(self._pieces[index], self._extra_offsets[number], is_pinned=True)
             self._unread_pins.append(index)
         self._next_stream %= max(1, len(self.streamed))
-        self._unread_pins = deque(sorted(self._unread_pins))
+        self._unread_pins = deque(sorted(self._unread_pins, key=self._turn))
         self.n_extras = max(self.n_extras, n_extras)
 
     def unpin_extras(self, n_extras: int) -> list[Slot]:
@@ -178,9 +164,13 @@ class Places:
 
     def cancel_reads(self) -> None:
         """Stops all reads soon."""
-        for slot in (*self.queue, *self._pins.values()):
+        for slot in self.slots():
             if slot.pending is not None:
                 slot.pending.cancel()
 
     def _distance(self, position: int, index: int) -> int:
         return (index - position) % len(self._pieces)
+
+    def _turn(self, pin: int) -> tuple[bool, int]:
+        """Pins are read in this order: those that not every pass needs come last."""
+        return self._pieces[pin].is_on_demand, pin

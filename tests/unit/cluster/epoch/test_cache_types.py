@@ -13,7 +13,8 @@ from tpi.cluster.transfer.stock import Stock
 from tpi.config import Resources
 from tpi.errors import KernelError
 from tpi.runtime.ggml.probe import CACHED, kernels_key
-from tpi.runtime.workspace import RankModel
+from tpi.runtime.rankmodel import RankModel
+from tpi.weights.shards.packing import Packer
 from tpi.weights.shards.store import ShardStore
 
 
@@ -21,7 +22,7 @@ class Asked(Exception):
     """The kernels were found to be right, so that the weights are asked for."""
 
 
-def ask(model: RankModel) -> Stock:
+def ask(model: RankModel, packer: Packer | None) -> Stock:
     raise Asked
 
 
@@ -35,6 +36,6 @@ def test_the_cache_is_of_a_type_that_the_kernels_compute_with(
     _, model = make_model(tmp_path / "model.gguf", head_dim=32)
     plan = Plan(1, 0, model.spec, model.partition, 64, 8, 8, "f32", kv_type)
     store = ShardStore(tmp_path / "shards")
-    provision = Provision(store, tmp_path, ask, lambda _: lambda *_: None, lambda _: None)
+    provision = Provision(store, tmp_path, ask, lambda _: None)
     with pytest.raises(error):
         prepare_host(plan, HostDevice("me", Resources(n_threads=1, repack=False), 0), provision, None)

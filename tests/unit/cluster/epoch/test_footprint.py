@@ -10,7 +10,8 @@ from tpi.cluster.epoch.footprint import Claim, are_cheap, chunk_tokens, needs_of
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.planner.memory import minimum_bytes
 from tpi.runtime.passes import TILED_TOKENS
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 
 SETTINGS = RankSettings(128, 512, 1, max_sampled=8)
 PROCESS_BYTES = 50_000_000

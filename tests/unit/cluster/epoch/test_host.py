@@ -13,7 +13,7 @@ from tpi.config import Resources
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.reader import Gguf
 from tpi.observe import resident_bytes
-from tpi.runtime.workspace import RankModel
+from tpi.runtime.rankmodel import RankModel
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
 

@@ -16,7 +16,7 @@ from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
 from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.reports import Event, Remark
-from tpi.cluster.transfer.stock import Stock
+from tpi.cluster.transfer.stock import Stock, find_stock
 from tpi.config import Resources
 from tpi.errors import KernelError
 from tpi.gguf.reader import read_gguf
@@ -25,11 +25,14 @@ from tpi.model.partition import divide
 from tpi.observe import resident_bytes
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.protocols import Float32Array
+from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.inventory import list_entries, try_remove
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_writer import ShardWriter
 from tpi.weights.shards.store import ShardStore
+from tpi.weights.slices import GgufSource
 from tpi.weights.stored import stored_from_gguf
 
 
@@ -63,14 +66,13 @@ class Alone:
     ) -> RankHost:
         """``copied`` is called at the start of a copy, and after each of its pieces."""
         whole = stored_from_gguf(self.gguf, self.model.pieces)
-        provision = Provision(
-            store,
-            self._cache,
-            lambda model: Stock(whole),
-            lambda how: lambda n_done, n_bytes: copied(),
-            self.events.append,
-            whole,
-        )
+
+        def stock(model: RankModel, packer: Packer | None) -> Stock:
+            if packer is None:
+                return Stock(whole)
+            return find_stock(store, model, packer, lambda: GgufSource(self.gguf), lambda *_: copied())
+
+        provision = Provision(store, self._cache, stock, self.events.append, whole)
         device = HostDevice("me", Resources(n_threads=1, repack=repack), resident_bytes())
         return prepare_host(self.plan, device, provision, before)
 
@@ -94,7 +96,7 @@ def store_copy(alone: Alone, store: ShardStore, packing: str) -> Path:
     """A finished copy for the kernels of that name; nobody reads what is in it."""
     plan, model = alone.plan, alone.model
     path = store.path_for(plan.spec.digest, 0, model.pieces, packing)
-    with ShardWriter(path, blank_header(plan.spec, plan.partition, 0, model.pieces, packing)) as writer:
+    with ShardWriter(path, ShardHeader(plan.spec, plan.partition, 0, packing=packing)) as writer:
         for piece in model.pieces:
             writer.write(memoryview(bytes(piece.n_bytes)))
         return writer.finish().path

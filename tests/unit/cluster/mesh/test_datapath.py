@@ -15,7 +15,7 @@ from tpi.cluster.mesh.frames import PayloadType
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.passframes import PassLimits, pass_capacity
 from tpi.errors import LinkError, NumericError, ProtocolError, TpiError
-from tpi.model.blocks import EMPTY, Span
+from tpi.model.spans import EMPTY, Span
 from tpi.runtime.logits import ALL, Row, Wanted, extract, join
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array

@@ -12,7 +12,7 @@ from tests.limits import said_by
 from tests.unit.runtime.rigs import make_model, make_pass, running
 from tpi.errors import Cancelled
 from tpi.runtime.ggml.compute import Compute
-from tpi.runtime.workspace import RankSettings
+from tpi.runtime.rankmodel import RankSettings
 
 
 @pytest.mark.parametrize("is_resident", [True, False])

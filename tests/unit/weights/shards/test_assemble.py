@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.weights.helpers import FakeSource, Model, check_content, cut_shard, flip, make_model
-from tpi.model.blocks import Span
+from tpi.model.spans import Span, joined
 from tpi.weights.layout import Piece
-from tpi.weights.shards.assemble import Patch, intersect, subtract, write_shard
+from tpi.weights.patches import Patch, intersect, placed_patches, subtract
+from tpi.weights.shards.assemble import write_shard
+from tpi.weights.shards.shard_format import layout_of
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.shards.store import ShardStore
 
@@ -29,7 +31,7 @@ def test_a_changed_share_fetches_only_what_is_new(
         before = cut_shard(model, tmp_path / f"old{rank}", old, rank)
         header = model.header(model.partition(*new), rank, 60_000)
         held = byte_set(model, before.pieces)
-        wanted = byte_set(model, [record.piece for record in header.records])
+        wanted = byte_set(model, layout_of(header).pieces)
         source = FakeSource(model)
         with ShardSource(before) as older:
             report = write_shard(tmp_path / f"new{rank}", header, source, [older])
@@ -46,11 +48,11 @@ def byte_set(model: Model, pieces: Sequence[Piece]) -> dict[str, set[tuple[int, 
     """The (row, byte) pairs of each tensor that pieces hold."""
     result: dict[str, set[tuple[int, int]]] = {}
     for piece in pieces:
-        for part in piece.parts:
-            kind = model.gguf.tensors[part.tensor].type
-            columns = range(kind.row_bytes(part.columns.start), kind.row_bytes(part.columns.stop))
-            rows = range(part.first_row + part.rows.start, part.first_row + part.rows.stop)
-            result.setdefault(part.tensor, set()).update((row, column) for row in rows for column in columns)
+        for patch in (place.patch for part in piece.parts for place in placed_patches(part)):
+            runs = patch.runs_in((Span(0, model.gguf.tensors[patch.tensor].n_columns),))
+            columns = [column for run in runs for column in range(run.start, run.stop)]
+            rows = range(patch.rows.start, patch.rows.stop)
+            result.setdefault(patch.tensor, set()).update((row, column) for row in rows for column in columns)
     return result
 
 
@@ -65,13 +67,16 @@ def test_damaged_pieces_are_not_reused(model: Model, tmp_path: Path) -> None:
 
 
 spans = st.tuples(st.integers(0, 6), st.integers(0, 6)).map(lambda ends: Span(min(ends), max(ends)))
-patches = st.builds(Patch, spans, spans)
+ends = st.lists(st.integers(0, 9), min_size=2, max_size=6, unique=True).map(sorted)
+several = ends.map(lambda n: joined(Span(*pair) for pair in zip(n[::2], n[1::2], strict=False)))
+patches = st.builds(Patch, st.just("t"), st.just(0), spans, several)
 
 
 @given(a=patches, b=patches)
 def test_patches_are_sets(a: Patch, b: Patch) -> None:
     def of(patch: Patch) -> set[tuple[int, int]]:
-        rows, columns = range(patch.rows.start, patch.rows.stop), range(patch.columns.start, patch.columns.stop)
+        rows = range(patch.rows.start, patch.rows.stop)
+        columns = [column for span in patch.columns for column in range(span.start, span.stop)]
         return {(row, column) for row in rows for column in columns}
 
     common = intersect(a, b)

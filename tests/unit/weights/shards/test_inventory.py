@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.weights.helpers import FakeSource, Model, make_model, used
+from tests.unit.weights.helpers import PIECE_BYTES, FakeSource, Model, make_model, used
 from tpi.errors import LinkError
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.inventory import Entry, list_entries, remove_outdated, try_remove
+from tpi.weights.shards.inventory import Entry, list_entries, try_remove
 from tpi.weights.shards.shard import Shard
-from tpi.weights.shards.shard_format import blank_header
+from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_writer import ShardWriter
 from tpi.weights.shards.store import ShardStore
 
@@ -29,7 +29,8 @@ def store_shard(model: Model, folder: Path, packing: str = "", rank: int = 0, li
     pieces = model.pieces(partition, rank)
     path = ShardStore(folder).path_for(model.spec.digest, rank, pieces, packing)
     source = FakeSource(model, limit_bytes, LinkError("broken"))
-    return write_shard(path, blank_header(model.spec, partition, rank, pieces, packing), source).shard
+    marks = bytes(sum(len(piece.parts) for piece in pieces)) if packing else b""
+    return write_shard(path, ShardHeader(model.spec, partition, rank, PIECE_BYTES, packing, (), marks), source).shard
 
 
 def begin_shard(model: Model, folder: Path) -> None:
@@ -96,19 +97,3 @@ def test_what_somebody_writes_stays(model: Model, tmp_path: Path) -> None:
     with ShardWriter(entry.path, model.header(model.partition(1, 1), 0)):
         assert entry.is_used and not try_remove(entry) and all(file.exists() for file in entry.files)
     assert try_remove(entry) and list_entries(tmp_path) == []
-
-
-def test_copies_for_other_kernels_go_and_nothing_else(model: Model, tmp_path: Path) -> None:
-    other_model = make_model(tmp_path / "other", seed=1)
-    folder = tmp_path / "shards"
-    plain = store_shard(model, folder)
-    old = store_shard(model, folder, "old kernels")
-    in_use = store_shard(model, folder, "older kernels")
-    of_rank_1 = store_shard(model, folder, "old kernels", rank=1)
-    of_another = store_shard(other_model, folder, "old kernels")
-    new = store_shard(model, folder, "new kernels")
-    n_bytes = old.path.stat().st_blocks * 512
-    with used(in_use.path):
-        assert remove_outdated(folder, new) == n_bytes
-    kept = [plain, in_use, of_rank_1, of_another, new]
-    assert names(list_entries(folder)) == sorted(shard.path.name for shard in kept)

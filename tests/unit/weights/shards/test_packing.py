@@ -19,13 +19,13 @@ from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.ggml.probe_child import Example
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.rank import Rank
-from tpi.runtime.workspace import RankModel, RankSettings, Workspace
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.workspace import Workspace
 from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import Part
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.packing import packs, write_packed
+from tpi.weights.shards.packing import packed_header, packs
 from tpi.weights.shards.shard import Shard, open_shard
-from tpi.weights.shards.shard_format import blank_header
 from tpi.weights.slices import GgufSource
 from tpi.weights.stored import stored_from_shard
 from tpi.weights.streaming.disk import PieceReader
@@ -55,8 +55,8 @@ def stocked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stocked]
         plain = write_shard(tmp_path / "plain", header, source).shard
         if not any(packs(repacker, part) for piece in plain.pieces for part in piece.parts):
             pytest.skip(f"no kernels for rearranged {request.param} on this CPU")
-        head = blank_header(model.spec, header.partition, 1, plain.pieces, repacker.name)
-        write_packed(tmp_path / "packed", head, stored_from_shard(plain), repacker, lambda *_: None)
+        head = packed_header(header, plain.pieces, repacker)
+        write_shard(tmp_path / "packed", head, source, packer=repacker)
         yield Stocked(model, repacker, open_shard(tmp_path / "plain"), open_shard(tmp_path / "packed"))
 
 
@@ -71,12 +71,12 @@ def product(
 ) -> npt.NDArray[np.float32]:
     """With the matrix that lies at ``address``: f32 [n_tokens, rows]."""
     with Example(compute) as example:
-        weights = example.call("ggml_new_tensor_2d", part.type_id, part.columns.size, part.rows.size)
+        weights = example.call("ggml_new_tensor_2d", part.type_id, part.n_columns, part.n_rows)
         Tensor.from_address(weights).data = address
         if repacker is not None:
             repacker.mark(weights)
-        found = example.call("ggml_mul_mat", weights, example.tensor(TYPE_F32, part.columns.size, inputs))
-        return example.result(found).reshape(len(inputs), part.rows.size)
+        found = example.call("ggml_mul_mat", weights, example.tensor(TYPE_F32, part.n_columns, inputs))
+        return example.result(found).reshape(len(inputs), part.n_rows)
 
 
 def test_products_are_those_of_the_plain_shard(stocked: Stocked) -> None:
@@ -92,7 +92,7 @@ def test_products_are_those_of_the_plain_shard(stocked: Stocked) -> None:
                     read = [ctypes.string_at(address, part.n_bytes) for address in (here, there)]
                     assert read[0] != read[1], "rearranged"
                     for n_tokens in (1, 8):
-                        inputs = random.standard_normal((n_tokens, part.columns.size), dtype=np.float32)
+                        inputs = random.standard_normal((n_tokens, part.n_columns), dtype=np.float32)
                         expected = product(compute, part, here, inputs, None)
                         found = product(compute, part, there, inputs, repacker)
                         assert range_difference(found, expected) <= BOUND

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 
 from tests.unit.weights.helpers import Model, cut_shard, flip, make_model
 from tpi.errors import ChecksumError, ModelFileError, TpiError
-from tpi.model.blocks import Share, Span
 from tpi.model.partition import Partition
+from tpi.model.spans import Share, Span
 from tpi.model.spec import ModelSpec, TensorSpec
-from tpi.weights.layout import Part, Piece
 from tpi.weights.shards.assemble import write_shard
+from tpi.weights.shards.orders import Order
 from tpi.weights.shards.shard import find_damage, open_shard, verify
 from tpi.weights.shards.shard_check import check_header
-from tpi.weights.shards.shard_format import MAGIC, SUM_RUN_BYTES, blank_header, encode_header, sum_runs
+from tpi.weights.shards.shard_format import (
+    MAGIC,
+    SUM_RUN_BYTES,
+    VERSION,
+    ShardHeader,
+    encode_start,
+    layout_of,
+    sum_runs,
+)
 from tpi.weights.slices import GgufSource
 
 
@@ -29,11 +37,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 GOLDEN_BODY = (
-    b"\x85\xa4spec\x8a\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
+    b"\x87\xa4spec\x8a\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
     b"\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa7entries\x83\xa1a\x01\xa1b\xcb?\xe0\0\0\0\0\0\0"
     b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
     b"\xa6shares\x91\x91\x91\x91\x92\0\x03\xa4rank\0"
-    b"\xa7records\x91\x93\x94\0\0\x08\x91\x97\xa4norm\xa1n\0\0\x92\0\x01\x92\0\x02\0\0\xc4\x04\0\0\0\0\xa7packing\xa0"
+    b"\xabpiece_bytes\x07\xa7packing\xa3cpu"
+    b"\xa6orders\x91\x94\x02\x01\xc4\x02\1\0\xc4\x01\2\xa5marks\xc4\x02\1\0"
 )
 
 
@@ -52,10 +61,11 @@ def test_golden_header() -> None:
         tensors={"n": norm},
     )
     partition = Partition(1, ((Share((Span(0, 3),)),),))
-    piece = Piece(0, 0, 8, (Part("norm", "n", 0, 0, Span(0, 1), Span(0, 2), 0),))
-    data = encode_header(blank_header(spec, partition, 0, (piece,)))
+    header = ShardHeader(spec, partition, 0, 7, "cpu", (Order(2, 1, b"\1\0", b"\2"),), b"\1\0")
+    data = encode_start(header, b"\1\2\3\4")
     assert len(data) == 4096
-    start = b"TPISHARD\x03\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + GOLDEN_BODY
+    start = b"TPISHARD\x04\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + b"\x04\0\0\0" + GOLDEN_BODY
+    start += b"\1\2\3\4"
     assert data == (start + zlib.crc32(start).to_bytes(4, "little")).ljust(4096, b"\0")
 
 
@@ -68,7 +78,7 @@ def test_shares_that_do_not_make_a_model(model: Model, tmp_path: Path, wrong: Sh
     partition = Partition(2, tuple(tuple(row) for row in shares))
     header = msgspec.structs.replace(shard.header, partition=partition)
     with pytest.raises(ModelFileError, match="partition cannot be"):
-        check_header(shard.path, header, 0, shard.n_bytes)
+        check_header(shard.path, header, len(shard.sums), shard.layout.data_bytes)
 
 
 def test_a_flipped_byte_is_found_and_named(model: Model, tmp_path: Path) -> None:
@@ -91,7 +101,7 @@ def test_damage_is_placed_within_a_large_piece(tmp_path: Path) -> None:
     model = make_model(tmp_path, "F32", n_ff=1536)
     pieces = model.pieces(model.partition(1), 0, 16_000_000)
     with GgufSource(model.gguf) as source:
-        header = blank_header(model.spec, model.partition(1), 0, pieces)
+        header = model.header(model.partition(1), 0, 16_000_000)
         shard = write_shard(tmp_path / "s", header, source).shard
     for piece in (1, 3):
         flip(shard.path, shard.file_offset(piece) + 2 * SUM_RUN_BYTES + 5)
@@ -116,8 +126,8 @@ def test_what_is_no_shard_is_refused(model: Model, tmp_path: Path) -> None:
         b"": "not a shard",
         b"TPIS": "not a shard",
         b"GGUF" + good[4:]: "not a shard",
-        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 3",
-        good[:12] + b"\xff\xff\xff\xff" + good[16:]: "header of 4,294,967,295 bytes",
+        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 4",
+        good[:12] + bytes(4) + b"\xff\xff\xff\xff" + good[20:]: "header of 4,294,967,295 bytes",
         good[:100]: "truncated",
         good[:200] + b"\0" + good[201:]: "differs from its checksum",
         good[:-4096]: "truncated",
@@ -159,18 +169,21 @@ def test_a_hostile_header_gives_an_error_of_ours(model: Model, tmp_path: Path, d
     strange: st.SearchStrategy[Any] = st.sampled_from((None, "", "x", [], {}, b"", float("nan"), 1e300, [[0, 1]], True))
     node[last] = data.draw(st.one_of(near, numbers, strange))
     body = msgspec.msgpack.encode(tree)
-    start = MAGIC + (1).to_bytes(4, "little") + len(body).to_bytes(4, "little") + body
+    sums = bytes(layout_of(original).n_sum_bytes)
+    lengths = b"".join(number.to_bytes(4, "little") for number in (VERSION, len(body), len(sums)))
+    start = MAGIC + lengths + body + sums
     start += zlib.crc32(start).to_bytes(4, "little")
     size = -(-len(start) // 4096) * 4096
     with path.open("wb") as file:
         file.write(start)
-        file.truncate(size + sum(-(-r.piece.n_bytes // 4096) * 4096 for r in original.records))
+        file.truncate(size + layout_of(original).data_bytes)
     try:
         shard = open_shard(path)
     except TpiError as error:
         assert "\n" not in str(error)
         return
-    assert shard.pieces == tuple(record.piece for record in original.records), "what is read later lies in the file"
+    last = shard.pieces[-1]
+    assert shard.file_offset(last.index) + last.n_bytes <= path.stat().st_size, "what is read later lies in the file"
 
 
 def test_sums_are_crc32_of_runs() -> None:

@@ -14,7 +14,7 @@ from tests.unit.weights.helpers import FakeSource, Model, check_content, flip, m
 from tpi.errors import DiskSpaceError, LinkError, ModelFileError
 from tpi.weights.shards.assemble import AssemblyReport, write_shard
 from tpi.weights.shards.shard import verify
-from tpi.weights.shards.shard_format import encode_header
+from tpi.weights.shards.shard_format import encode_start, layout_of
 from tpi.weights.shards.shard_writer import ShardWriter
 
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def test_a_broken_transfer_resumes_without_fetching_again(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "new" / "s"
     header = model.header(model.partition(1, 1), 0)
-    pieces = [record.piece for record in header.records]
+    pieces = layout_of(header).pieces
     total = sum(part.n_bytes for piece in pieces for part in piece.parts)
     fetched: list[int] = []
     for limit in (total // 3, total // 3, total):
@@ -47,13 +47,14 @@ def test_a_broken_transfer_resumes_without_fetching_again(model: Model, tmp_path
 def test_finished_pieces_that_the_disk_lost_are_fetched_again(model: Model, tmp_path: Path) -> None:
     path, header = tmp_path / "s", model.header(model.partition(1, 1), 0)
     with ShardWriter(path, header) as writer:
-        for record in header.records[:5]:
-            writer.write(memoryview(model.piece(record.piece)))
-    flip(path.with_name("s.part"), len(encode_header(header)) + header.records[3].offset + 10)
+        for piece in writer.layout.pieces[:5]:
+            writer.write(memoryview(model.piece(piece)))
+    layout = layout_of(header)
+    flip(path.with_name("s.part"), len(encode_start(header, bytes(layout.n_sum_bytes))) + layout.offsets[3] + 10)
     with ShardWriter(path, header) as writer:
         assert writer.n_finished == 3
-        for record in header.records[3:]:
-            writer.write(memoryview(model.piece(record.piece)))
+        for piece in layout.pieces[3:]:
+            writer.write(memoryview(model.piece(piece)))
         check_content(model, writer.finish())
 
 
@@ -61,13 +62,13 @@ def test_finished_pieces_that_the_disk_lost_are_fetched_again(model: Model, tmp_
 def test_a_cut_journal_only_costs_what_it_lost(model: Model, tmp_path: Path, keep: int) -> None:
     path, header = tmp_path / "s", model.header(model.partition(1, 1), 0)
     with ShardWriter(path, header) as writer:
-        for record in header.records[:5]:
-            writer.write(memoryview(model.piece(record.piece)))
+        for piece in writer.layout.pieces[:5]:
+            writer.write(memoryview(model.piece(piece)))
     os.truncate(path.with_name("s.journal"), keep)
     with ShardWriter(path, header) as writer:
         assert writer.n_finished == max(0, keep - 32) // 8
-        for record in header.records[writer.n_finished :]:
-            writer.write(memoryview(model.piece(record.piece)))
+        for piece in writer.layout.pieces[writer.n_finished :]:
+            writer.write(memoryview(model.piece(piece)))
         check_content(model, writer.finish())
 
 
@@ -75,7 +76,7 @@ def test_another_partition_starts_over(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "s"
     first, second = (model.header(model.partition(1, weight), 0) for weight in (1, 2))
     with ShardWriter(path, first) as writer:
-        writer.write(memoryview(model.piece(first.records[0].piece)))
+        writer.write(memoryview(model.piece(writer.layout.pieces[0])))
     with ShardWriter(path, second) as writer:
         assert writer.n_finished == 0
     with ShardWriter(path, second), pytest.raises(ModelFileError, match="another process is writing"):

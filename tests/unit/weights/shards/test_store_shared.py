@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.weights.helpers import Model, check_content, cut_shard, make_model
 from tpi.weights.shards.shard import Shard
+from tpi.weights.shards.shard_format import layout_of
 from tpi.weights.shards.shard_writer import ShardWriter
 from tpi.weights.shards.store import ShardStore
 
@@ -76,11 +77,11 @@ def make_shard(model: Model, store: ShardStore, weights: tuple[float, ...]) -> S
 def write_with_a_pause(pipe: Connection, model: Model, folder: Path) -> None:
     header = model.header(model.partition(*OTHERS), 0)
     with ShardWriter(shard_path(model, folder, OTHERS), header) as writer:
-        for number, record in enumerate(header.records):
-            if number == len(header.records) // 2:
+        for piece in writer.layout.pieces:
+            if piece.index == len(writer.layout.pieces) // 2:
                 pipe.send("half")
                 pipe.recv()
-            writer.write(memoryview(model.piece(record.piece)))
+            writer.write(memoryview(model.piece(piece)))
         writer.finish()
     pipe.send("done")
     pipe.recv()
@@ -157,7 +158,7 @@ def test_two_that_use_one_shard(model: Model, store: ShardStore) -> None:
 
 def write_again_and_again(pipe: Connection, model: Model, folder: Path) -> None:
     header = model.header(model.partition(*OTHERS), 0)
-    pieces = [memoryview(model.piece(record.piece)) for record in header.records]
+    pieces = [memoryview(model.piece(piece)) for piece in layout_of(header).pieces]
     pipe.send("begins")
     for _ in range(100):
         with ShardWriter(shard_path(model, folder, OTHERS), header) as writer:

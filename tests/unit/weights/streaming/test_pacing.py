@@ -139,6 +139,39 @@ def test_the_clock_counts_complete_passes_only() -> None:
     assert len(times.compute_s) == len(times.gap_s) == 3 and min(times.compute_s + times.gap_s) > 0
 
 
+def test_the_clock_leaves_pieces_on_demand_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four pieces 1 and 2 are on demand: what they take is the gap before 3, less the wait for the disk."""
+    now_s = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now_s[0])
+    clock = PassClock(4, {1, 2})
+    for _ in range(3):
+        for index, held_s, experts_s, waited_s in ((0, 2.0, 5.0, 4.0), (3, 3.0, 0.5, 0.0)):
+            clock.ask(index)
+            clock.ready()
+            now_s[0] += held_s
+            clock.release()
+            now_s[0] += experts_s
+            clock.leave_out(waited_s)
+    assert clock.n_complete == 2
+    assert clock.times(7.0) == PassTimes((2.0, 0.0, 0.0, 3.0), (1.0, 0.0, 0.0, 0.5), 7.0)
+
+
+def test_another_plan_leaves_the_slots_as_they_are() -> None:
+    sizes, experts = [8000, 16000, 500, 500, 4000] * 10, {number for number in range(50) if number % 5 in (2, 3)}
+    crowded = PinPlan(frozenset({0, 1, 4, 5, 6, 9}), 56_000, 74_000, 3, 500)
+    times = PassTimes((0.3, 0.6, 0.0, 0.0, 0.1) * 10, (0.0,) * 50, 10_000.0)
+    better = plan_again(sizes, times, crowded, lambda _: (), experts)
+    dense = plan_again(
+        [8000, 16000, 4000] * 10,
+        PassTimes((0.3, 0.6, 0.1) * 10, (0.0,) * 30, 10_000.0),
+        PinPlan(frozenset(range(6)), 56_000, 74_000),
+    )
+    assert better is not None and dense is not None
+    assert (better.n_slots, better.slot_bytes, better.ring_bytes) == (3, 500, dense.ring_bytes)
+    order = [index for index in range(50) if index not in experts]
+    assert better.pinned == {order[number] for number in dense.pinned}
+
+
 def test_another_plan_must_be_worth_reading_its_pins() -> None:
     sizes = [8000, 16000, 4000] * 10
     crowded = PinPlan(frozenset(range(6)), 56_000, 74_000)

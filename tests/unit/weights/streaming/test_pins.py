@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tpi.errors import MemoryBudgetError
-from tpi.weights.streaming.pins import extra_pins, minimum_budget, plan_pins
+from tpi.weights.streaming.pins import PinPlan, extra_pins, minimum_budget, plan_pins
 from tpi.weights.streaming.ring import Ring
 
 sizes_lists = st.lists(st.integers(1, 50), min_size=1, max_size=60)
@@ -88,3 +88,62 @@ def test_an_empty_ring_has_room_for_all_of_it() -> None:
         assert ring.try_take(4) is None
         ring.give_back()
     assert ring.try_take(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budget", "pinned", "extras"),
+    [
+        ([5, 16, 4] * 4 + [16, 10], 60, [2, 5, 8, 11], [3, 9, 6, 13]),
+        ([2, 5, 3, 2, 5, 3, 2, 5, 3, 4], 20, [2, 5, 8], [0, 6, 3, 9, 1, 7, 4]),
+        ([8, 16, 4] * 6, 100, [0, 1, 5, 6, 8, 9, 11, 12, 14, 17], [7, 15]),
+        ([7] * 12, 30, [2, 7], [1, 8, 5]),
+    ],
+)
+def test_plans_without_experts_stay_what_they_were(
+    sizes: list[int], budget: int, pinned: list[int], extras: list[int]
+) -> None:
+    """Noted before there were pieces on demand; and those of every pass have the same plan if there are."""
+    plan = plan_pins(sizes, budget)
+    pinned_bytes = sum(sizes[index] for index in pinned)
+    assert plan == PinPlan(frozenset(pinned), pinned_bytes, budget - pinned_bytes)
+    assert extra_pins(sizes, plan, 25) == extras
+    spread = [size for pair in zip(sizes, [3] * len(sizes), strict=True) for size in pair]
+    experts = frozenset(range(1, len(spread), 2))
+    plan = plan_pins(spread, budget + 9, experts, 3)
+    assert plan == PinPlan(frozenset(2 * n for n in pinned), pinned_bytes, budget - pinned_bytes, 3, 3)
+    assert extra_pins(spread, plan, 25, experts) == [2 * n for n in extras]
+
+
+@given(sizes=sizes_lists, extra=st.integers(0, 3000), least_slots=st.integers(0, 9), data=st.data())
+def test_a_plan_with_experts_fits_its_budget(
+    sizes: list[int], extra: int, least_slots: int, data: st.DataObject
+) -> None:
+    experts = data.draw(st.frozensets(st.integers(0, len(sizes) - 1)))
+    budget = minimum_budget(sizes, experts, least_slots) + extra
+    plan = plan_pins(sizes, budget, experts, least_slots)
+    assert plan.total_bytes <= budget
+    assert plan.pinned_bytes == sum(sizes[index] for index in plan.pinned)
+    if sum(sizes) <= budget:
+        assert plan == PinPlan(frozenset(range(len(sizes))), sum(sizes), 0)
+        return
+    dense = [size for index, size in enumerate(sizes) if index not in experts]
+    streamed = [size for index, size in enumerate(sizes) if index not in experts | plan.pinned]
+    assert not plan.pinned & experts and plan.ring_bytes >= max(streamed, default=0)
+    assert plan.slot_bytes == max((sizes[index] for index in experts), default=0)
+    least = min(max(1, least_slots), len(experts))
+    assert least <= plan.n_slots <= len(experts)
+    if streamed:
+        assert plan.n_slots == least, "what every pass needs comes first"
+        assert sum(dense) > budget - plan.pool_bytes
+    else:
+        assert plan.ring_bytes == 0 and budget - plan.total_bytes < max(1, plan.slot_bytes)
+
+
+def test_the_minimum_with_experts() -> None:
+    assert minimum_budget([5, 3, 3, 3], {1, 2, 3}) == 8
+    assert minimum_budget([5, 3, 3, 3], {1, 2, 3}, 2) == 11
+    assert minimum_budget([5, 3, 3, 3], {1, 2, 3}, 9) == 14
+    assert minimum_budget([5, 1, 9], {1, 2}, 2) == 15, "no more than everything"
+    assert minimum_budget([4, 4], {0, 1}) == 4
+    with pytest.raises(MemoryBudgetError, match="and 2 of those on demand need 11"):
+        plan_pins([5, 3, 3, 3], 10, {1, 2, 3}, 2)

@@ -181,9 +181,9 @@ def test_reading_goes_on_while_a_piece_is_held(weights: tuple[StoredWeights, lis
 def settle(window: Window) -> list[int]:
     """Waits until the reader has nothing to do; returns the pieces in the ring."""
     deadline = time.monotonic() + 5
-    while window._in_flight_bytes and time.monotonic() < deadline:
+    while window.use().loading_bytes and time.monotonic() < deadline:
         time.sleep(0.001)
-    return [slot.piece.index for slot in window._places.queue]
+    return [slot.piece.index for slot in window._reads.places.queue]
 
 
 def test_the_head_that_was_not_wanted_is_dropped(weights: tuple[StoredWeights, list[bytes]]) -> None:

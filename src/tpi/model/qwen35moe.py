@@ -1,0 +1,225 @@
+"""The ``qwen35moe`` architecture: Qwen 3.5 and 3.6 with experts. Most layers are recurrent (gated delta nets), every
+fourth one attends, with a gate for its result; all FFNs are experts, beside one that every token uses."""
+
+from dataclasses import dataclass
+from math import gcd, lcm
+
+from tpi.errors import UnsupportedModelError
+from tpi.model.blocks import Block, Measure, Slot, aligned_columns, measure_of
+from tpi.model.common import FFN_UNIT_COLUMNS, Head, output_head
+from tpi.model.heads import Heads, read_heads
+from tpi.model.inputs import Model
+from tpi.model.metadata import Metadata
+from tpi.model.numbers import inverse_root
+from tpi.model.rope import read_rope
+from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_sizes
+from tpi.model.spec import Dimensions
+from tpi.model.states import RecurrentState
+from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Unary, V
+from tpi.model.tensors import Tensors
+
+NAME = "qwen35moe"
+
+_SHARED = 1
+"""Number of the measure of the shared expert; the others are the first."""
+
+_INTERVAL = 4
+
+
+def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
+    """Recurrence or attention, and experts, of every layer, then the head.
+
+    Raises:
+        ModelFileError: an entry or a tensor is missing or impossible.
+        UnsupportedModelError: a kind of rope that is not computed.
+    """
+    heads, n_embd, found = read_heads(meta, dimensions), dimensions.n_embd, list[Block]()
+    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta)
+    n_shared = meta.positive("expert_shared_feed_forward_length")
+    attention, net = Attention(heads.dim, eps, _read_rope(meta, dimensions, heads)), _read_net(meta)
+    recurrence = Recurrence(net, eps)
+    routing = Routing(Gating.SOFTMAX, is_normalised=True, scale=meta.number("expert_weights_scale", 0.0))
+    for layer, is_recurrent in enumerate(_read_kinds(meta, dimensions.n_layers)):
+        at = f"blk.{layer}."
+        if is_recurrent:
+            slots = _recurrent_slots(at, n_embd, net, tensors)
+            measures = (_key_heads(net, slots),)
+            found.append(Block(len(found), "recurrence", layer, measures, slots, recurrence, net.state))
+        else:
+            slots = _attention_slots(at, n_embd, heads, tensors)
+            found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
+        found.append(_expert_ffn(len(found), layer, n_embd, sizes, n_shared, tensors, ExpertFfn(eps, routing)))
+    found.append(output_head(len(found), dimensions, tensors, Head(eps)))
+    return Model(tuple(found))
+
+
+@dataclass(frozen=True)
+class Net:
+    """A gated delta net: ``n_keys`` key heads and ``n_each`` times as many value heads, of ``dim`` values; a kernel
+    looks at ``n_kernel`` tokens. Value heads i, i + n_keys, i + 2 n_keys and so on look at key head i."""
+
+    n_keys: int
+    n_each: int
+    dim: int
+    n_kernel: int
+
+    @property
+    def n_values(self) -> int:
+        return self.n_keys * self.n_each
+
+    @property
+    def state(self) -> RecurrentState:
+        """Of every key head: the rows before that the kernel looks at, of q, k and its value heads; a matrix for each
+        of these."""
+        n_rows = (2 + self.n_each) * self.dim
+        return RecurrentState(((self.n_kernel - 1) * n_rows, self.n_each * self.dim * self.dim))
+
+    def starts(self, n: int, step: int) -> tuple[int, ...]:
+        """Where the heads begin that come ``n`` times, ``step`` rows each, in every run of heads."""
+        return tuple(number * self.n_keys * step for number in range(n))
+
+
+def _read_kinds(meta: Metadata, n_layers: int) -> tuple[bool, ...]:
+    """Whether each layer is recurrent."""
+    flags = meta.flags("attention.recurrent_layers", n_layers)
+    if flags is not None:
+        return flags
+    interval = meta.integer("full_attention_interval", _INTERVAL)
+    meta.require(interval > 0, "full_attention_interval", interval)
+    return tuple((layer + 1) % interval != 0 for layer in range(n_layers))
+
+
+def _read_net(meta: Metadata) -> Net:
+    n_keys, n_values = meta.positive("ssm.group_count"), meta.positive("ssm.time_step_rank")
+    dim, n_kernel = meta.positive("ssm.state_size"), meta.positive("ssm.conv_kernel")
+    meta.require(n_values % n_keys == 0, "ssm.time_step_rank", n_values)
+    meta.require(meta.positive("ssm.inner_size") == n_values * dim, "ssm.inner_size", meta.positive("ssm.inner_size"))
+    meta.require(2 <= n_kernel <= 64, "ssm.conv_kernel", n_kernel)
+    return Net(n_keys, n_values // n_keys, dim, n_kernel)
+
+
+def _read_rope(meta: Metadata, dimensions: Dimensions, heads: Heads) -> Rope:
+    """Of text all sections of a position are equal, so that they turn as one; the last one would be 0."""
+    sections = meta.each("rope.dimension_sections", 4)
+    if sections[3]:
+        raise UnsupportedModelError(f"{meta.file}: rope of {sections[3]} more dimensions is not supported")
+    return read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX, may_be_part=True)
+
+
+def _key_heads(net: Net, slots: tuple[Slot, ...]) -> Measure:
+    """Cut between key heads, as far as the columns of the output can be cut there."""
+    unit = aligned_columns(slots)
+    is_even = net.n_keys * net.dim % lcm(*(slot.tensor.type.block_elements for slot in slots[-1:])) == 0
+    unit = unit if is_even and gcd(unit, net.n_keys) == unit else net.n_keys
+    return Measure("key heads", net.n_keys, unit, unit)
+
+
+def _recurrent_slots(at: str, n_embd: int, net: Net, tensors: Tensors) -> tuple[Slot, ...]:
+    dim, n_rows = net.dim, (2 + net.n_each) * net.n_keys * net.dim
+    every, values, ones = net.starts(2 + net.n_each, dim), net.starts(net.n_each, dim), net.starts(net.n_each, 1)
+    return (
+        tensors.copy("norm", at + "attn_norm.weight", n_embd),
+        tensors.rows("qkv", at + "attn_qkv.weight", (n_embd, n_rows), dim, starts=every),
+        tensors.rows("z", at + "attn_gate.weight", (n_embd, net.n_values * dim), dim, starts=values),
+        tensors.rows("beta", at + "ssm_beta.weight", (n_embd, net.n_values), starts=ones),
+        tensors.rows("alpha", at + "ssm_alpha.weight", (n_embd, net.n_values), starts=ones),
+        tensors.values("dt", at + "ssm_dt.bias", net.n_values, starts=ones),
+        tensors.values("decay", at + "ssm_a", net.n_values, starts=ones),
+        tensors.vectors("kernels", at + "ssm_conv1d.weight", (net.n_kernel, n_rows), dim, starts=every),
+        tensors.copy("out_norm", at + "ssm_norm.weight", dim),
+        tensors.columns("out", at + "ssm_out.weight", (net.n_values * dim, n_embd), dim, starts=values),
+    )
+
+
+def _attention_slots(at: str, n_embd: int, heads: Heads, tensors: Tensors) -> tuple[Slot, ...]:
+    dim, n, n_kv = heads.dim, heads.n, heads.n_kv
+    return (
+        tensors.copy("norm", at + "attn_norm.weight", n_embd),
+        tensors.rows("q_and_gate", at + "attn_q.weight", (n_embd, 2 * n * dim), 2 * dim),
+        tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
+        tensors.rows("k", at + "attn_k.weight", (n_embd, n_kv * dim), dim, heads.group),
+        tensors.copy("k_norm", at + "attn_k_norm.weight", dim),
+        tensors.rows("v", at + "attn_v.weight", (n_embd, n_kv * dim), dim, heads.group),
+        tensors.columns("o", at + "attn_output.weight", (n * dim, n_embd), dim),
+    )
+
+
+def _expert_ffn(
+    index: int, layer: int, n_embd: int, sizes: ExpertSizes, n_shared: int, tensors: Tensors, graph: "ExpertFfn"
+) -> Block:
+    at = f"blk.{layer}."
+    experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(Activation.SWIGLU))
+    slots = (
+        tensors.copy("norm", at + "post_attention_norm.weight", n_embd),
+        tensors.matrix("router", at + "ffn_gate_inp.weight", (n_embd, sizes.n)),
+        tensors.rows("gate", at + "ffn_gate_shexp.weight", (n_embd, n_shared), measure=_SHARED),
+        tensors.rows("up", at + "ffn_up_shexp.weight", (n_embd, n_shared), measure=_SHARED),
+        tensors.columns("down", at + "ffn_down_shexp.weight", (n_shared, n_embd), measure=_SHARED),
+        tensors.matrix("shared_gate", at + "ffn_gate_inp_shexp.weight", (n_embd, 1)),
+    )
+    shared = measure_of("columns", n_shared, FFN_UNIT_COLUMNS, slots, number=_SHARED)
+    return Block(index, "ffn", layer, (experts.whole(), shared), slots, graph, experts=experts)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Grouped-query attention with normed heads; the query's matrix also makes a gate for every head."""
+
+    head_dim: int
+    rms_eps: float
+    rope: Rope
+
+    def build(self, g: Steps[V]) -> V:
+        dim = self.head_dim
+        x = g.rms_norm(g.residual(), "norm", self.rms_eps)
+        both = g.heads(g.matmul("q_and_gate", x), 2 * dim)
+        q, gate = g.rms_norm(g.some(both, 0, dim), "q_norm", self.rms_eps), g.some(both, dim, dim)
+        k = g.rms_norm(g.heads(g.matmul("k", x), dim), "k_norm", self.rms_eps)
+        q, k = g.rope(q, self.rope, dim), g.rope(k, self.rope, dim)
+        attended = g.rows(g.attention(q, k, g.matmul("v", x), inverse_root(dim)))
+        return g.matmul("o", g.multiply(attended, g.apply(Unary.SIGMOID, g.rows(gate))))
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A gated delta net: q, k and v go through a short convolution, then the delta rule, norm and gate."""
+
+    net: Net
+    rms_eps: float
+
+    def build(self, g: Steps[V]) -> V:
+        dim, n_each = self.net.dim, self.net.n_each
+        x = g.rms_norm(g.residual(), "norm", self.rms_eps)
+        qkv, z = g.matmul("qkv", x), g.matmul("z", x)
+        beta = g.apply(Unary.SIGMOID, g.matmul("beta", x))
+        alpha = g.plus(g.matmul("alpha", x), "dt")
+        decay = g.times(g.apply(Unary.SOFTPLUS, alpha), "decay")
+        mixed = g.heads(g.apply(Unary.SILU, g.causal_conv(qkv, "kernels")), dim)
+        n_keys = g.n_heads(mixed) // (2 + n_each)
+        q, k = (self._normed(g, g.some_heads(mixed, number * n_keys, n_keys)) for number in range(2))
+        v = g.some_heads(mixed, 2 * n_keys, n_each * n_keys)
+        made = g.rms_norm(g.delta_net(q, k, v, decay, beta), "out_norm", self.rms_eps)
+        gated = g.multiply(made, g.apply(Unary.SILU, g.heads(z, dim)))
+        return g.matmul("out", g.rows(gated))
+
+    def _normed(self, g: Steps[V], x: V) -> V:
+        """Every head of length 1."""
+        dim = self.net.dim
+        return g.scale(g.rms_norm(x, None, self.rms_eps / dim), inverse_root(dim))
+
+
+@dataclass(frozen=True)
+class ExpertFfn:
+    """Experts, and the shared one times its own gate."""
+
+    rms_eps: float
+    routing: Routing
+
+    def build(self, g: Steps[V]) -> V:
+        x = g.rms_norm(g.residual(), "norm", self.rms_eps)
+        made = self.routing.build(g, g.matmul("router", x), x)
+        if not g.has("gate"):
+            return made
+        gate = g.matmul("gate", x)
+        shared = g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
+        return g.add(made, g.multiply(shared, g.apply(Unary.SIGMOID, g.matmul("shared_gate", x))))

@@ -1,0 +1,130 @@
+"""Experts as most architectures have them: how tokens choose them, and what one computes."""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import lcm
+
+from tpi.model.blocks import Experts, Slot, aligned_columns
+from tpi.model.common import FFN_UNIT_COLUMNS
+from tpi.model.metadata import Metadata
+from tpi.model.spans import Span
+from tpi.model.steps import Activation, Steps, Unary, V
+from tpi.model.tensors import Tensors
+
+
+class Gating(Enum):
+    """What scores become before experts are chosen by them; ``LATER``: the softmax of the chosen ones alone."""
+
+    SOFTMAX = 1
+    SIGMOID = 2
+    LATER = 3
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How experts are chosen and weighted. Roles: ``choice_bias``, if the rank has it, is added to what decides;
+    ``down_scale`` and ``down_bias`` go by expert."""
+
+    gating: Gating
+    is_normalised: bool = False
+    scale: float = 1.0
+    n_groups: int = 1
+    n_groups_used: int = 1
+
+    def build(self, g: Steps[V], scores: V, x: V) -> V:
+        """What the experts chosen by ``scores`` make of ``x``, weighted and added up."""
+        weights = scores
+        if self.gating is Gating.SOFTMAX:
+            weights = g.softmax(scores)
+        elif self.gating is Gating.SIGMOID:
+            weights = g.apply(Unary.SIGMOID, scores)
+        deciding = g.plus(weights, "choice_bias") if g.has("choice_bias") else weights
+        if self.n_groups > 1:
+            deciding = g.best_groups(deciding, self.n_groups, self.n_groups_used)
+        g.choose(deciding, x)
+        weights = g.chosen_weights(weights)
+        if self.gating is Gating.LATER:
+            weights = g.softmax(weights)
+        if self.is_normalised:
+            weights = g.normalised(weights)
+        if self.scale not in (0.0, 1.0):
+            weights = g.scale(weights, self.scale)
+        outputs = g.expert_outputs()
+        if g.has("down_scale"):
+            outputs = g.times_chosen(outputs, "down_scale")
+        if g.has("down_bias"):
+            outputs = g.plus_chosen(outputs, "down_bias")
+        return g.weighted_sum(outputs, weights)
+
+
+@dataclass(frozen=True)
+class GatedExpert:
+    """``down(activation(gate(x)) * up(x))``, each product with a scale or a bias where there is one."""
+
+    activation: Activation
+
+    def build(self, g: Steps[V]) -> V:
+        x = g.residual()
+        gate, up = self._product(g, "gate", x), self._product(g, "up", x)
+        return g.matmul("down", g.gated(self.activation, gate, up))
+
+    def _product(self, g: Steps[V], role: str, x: V) -> V:
+        made = g.matmul(role, x)
+        if g.has(f"{role}_scale"):
+            made = g.times(made, f"{role}_scale")
+        return g.plus(made, f"{role}_bias") if g.has(f"{role}_bias") else made
+
+
+@dataclass(frozen=True)
+class ExpertSizes:
+    """``n`` experts of ``width`` columns, of which a token uses ``n_used``."""
+
+    n: int
+    n_used: int
+    width: int
+
+
+def read_sizes(meta: Metadata, width: int | None = None) -> ExpertSizes:
+    """The experts that the metadata tell of.
+
+    Raises:
+        ModelFileError: an entry is missing or impossible.
+    """
+    n, n_used = meta.positive("expert_count"), meta.positive("expert_used_count")
+    meta.require(n <= 1 << 12, "expert_count", n)
+    meta.require(n_used <= n, "expert_used_count", n_used)
+    return ExpertSizes(n, n_used, width or meta.sole("expert_feed_forward_length"))
+
+
+def gated_experts(at: str, n_embd: int, sizes: ExpertSizes, tensors: Tensors, graph: GatedExpert) -> Experts:
+    """The experts of a layer, whose tensors' names begin with ``at``; gate and up may be one tensor, gate first.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape.
+    """
+    n, width = sizes.n, sizes.width
+    fused = at + "ffn_gate_up_exps"
+    slots: list[Slot] = []
+    for number, role in enumerate(("gate", "up")):
+        name = fused if f"{fused}.weight" in tensors else f"{at}ffn_{role}_exps"
+        if name == fused:
+            rows = Span(number * width, (number + 1) * width)
+            slots.append(tensors.expert_rows(role, f"{name}.weight", (n_embd, 2 * width), n, rows))
+        else:
+            slots.append(tensors.expert_rows(role, f"{name}.weight", (n_embd, width), n))
+        scale = fused if name == fused else name
+        if f"{scale}.scale" in tensors:
+            slots.append(tensors.expert_number(f"{role}_scale", f"{scale}.scale", n))
+        elif name == fused and f"{at}ffn_up_exps.scale" in tensors:
+            slots.append(tensors.expert_number(f"{role}_scale", f"{at}ffn_up_exps.scale", n))
+        if f"{name}.bias" in tensors:
+            slots.append(tensors.expert_values(f"{role}_bias", f"{name}.bias", width, n))
+    slots.append(tensors.expert_columns("down", at + "ffn_down_exps.weight", (width, n_embd), n))
+    return Experts(n, sizes.n_used, width, _unit(width, slots), tuple(slots), graph)
+
+
+def _unit(width: int, slots: list[Slot]) -> int:
+    """Columns of an expert that are cut in: as an FFN's, if they come out even."""
+    aligned = aligned_columns(slots)
+    usual = lcm(FFN_UNIT_COLUMNS, aligned)
+    return usual if width % usual == 0 else aligned if width % aligned == 0 else width

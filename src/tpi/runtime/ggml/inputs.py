@@ -1,0 +1,142 @@
+"""What a pass brings into graphs, as tensors of one graph, and where their data's addresses are written. One thread."""
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tpi.runtime.ggml.binding import TYPE_F16, TYPE_F32, TYPE_I32, TYPE_I64, Tensor, ggml
+
+PLACEHOLDER = 4096
+"""A data pointer that says 'not yours to allocate' until the real one is written."""
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """What a graph is built for: ``n_tokens`` rows; how many cells attention of each window sees; and the lengths of
+    the runs of rows that belong to one sequence each."""
+
+    n_tokens: int
+    seen: tuple[tuple[int, int], ...] = ()
+    runs: tuple[int, ...] = ()
+
+    def n_kv(self, window: int) -> int:
+        """Cells that attention of this window sees."""
+        return dict(self.seen)[window]
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the inputs of graphs lie; the arrays outlive the graphs.
+
+    ``residual`` and ``embeddings`` f32 [n_tokens, n_embd], ``looked_up`` f32 [n_tokens, n_looked_up], ``summed`` f32
+    [n_tokens, width], ``positions`` i32 [n_tokens], ``temperature`` f32 [n_tokens]; of every window ``cells`` i64
+    [n_tokens] and ``masks`` f16 [n_tokens, n_kv]; of experts ``chosen`` i32 [n_tokens, n_used], ``outputs`` f32
+    [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows, n_embd], ``zeros`` i32 [n_rows].
+    """
+
+    n_embd: int
+    n_looked_up: int
+    residual: int
+    embeddings: int
+    looked_up: int
+    summed: int
+    positions: int
+    temperatures: Mapping[object, int]
+    cells: Mapping[int, int]
+    masks: Mapping[int, int]
+    chosen: int = 0
+    outputs: int = 0
+    expert_rows: int = 0
+    zeros: int = 0
+
+
+@dataclass(frozen=True)
+class RowInput:
+    """Where a graph's rows begin: the pointer to them, the first row's address, bytes from row to row."""
+
+    pointer: ctypes.c_void_p
+    address: int
+    row_bytes: int
+
+
+def data_pointer(tensor: int) -> ctypes.c_void_p:
+    """Where the tensor keeps its data's address."""
+    return ctypes.c_void_p.from_address(tensor + Tensor.data.offset)
+
+
+def new_tensor(context: int, type_id: int, extents: tuple[int, ...], address: int = PLACEHOLDER) -> int:
+    """A tensor of one to four dimensions whose data are not the graph's to place."""
+    sizes = (ctypes.c_int64 * len(extents))(*extents)
+    tensor = int(ggml().base.ggml_new_tensor(context, type_id, len(extents), sizes))
+    data_pointer(tensor).value = address
+    return tensor
+
+
+class Inputs:
+    """What a pass brings, as tensors that all blocks of a graph share."""
+
+    def __init__(self, context: int, shape: BatchShape, addresses: Addresses) -> None:
+        self._context, self._shape, self._addresses = context, shape, addresses
+        self._made: dict[object, int] = {}
+        self.rows: list[RowInput] = []
+
+    @property
+    def n_embd(self) -> int:
+        return self._addresses.n_embd
+
+    @property
+    def residual(self) -> int:
+        return self._floats("residual", self._addresses.n_embd, self._addresses.residual)
+
+    @property
+    def embeddings(self) -> int:
+        return self._floats("embeddings", self._addresses.n_embd, self._addresses.embeddings)
+
+    @property
+    def looked_up(self) -> int:
+        return self._floats("looked up", self._addresses.n_looked_up, self._addresses.looked_up)
+
+    def summed(self, width: int) -> int:
+        return self._floats(("summed", width), width, self._addresses.summed)
+
+    @property
+    def positions(self) -> int:
+        return self._make("positions", TYPE_I32, (self._shape.n_tokens,), self._addresses.positions, 4)
+
+    def temperature(self, kind: object) -> int:
+        """f32 [n_tokens, 1, 1]: a factor for every token."""
+        address = self._addresses.temperatures[kind]
+        return self._make(("temperature", kind), TYPE_F32, (1, 1, self._shape.n_tokens), address, 4)
+
+    def cells(self, window: int) -> int:
+        return self._make(("cells", window), TYPE_I64, (self._shape.n_tokens,), self._addresses.cells[window], 8)
+
+    def mask(self, window: int) -> int:
+        extents = self._shape.n_kv(window), self._shape.n_tokens
+        return self._make(("mask", window), TYPE_F16, extents, self._addresses.masks[window], 2 * extents[0])
+
+    def chosen(self, n_used: int) -> int:
+        return self._make("chosen", TYPE_I32, (n_used, self._shape.n_tokens), self._addresses.chosen, 4 * n_used)
+
+    def outputs(self, n_used: int) -> int:
+        extents = self._addresses.n_embd, n_used, self._shape.n_tokens
+        return self._make("outputs", TYPE_F32, extents, self._addresses.outputs, 4 * extents[0] * n_used)
+
+    @property
+    def expert_rows(self) -> int:
+        return self._floats("expert rows", self._addresses.n_embd, self._addresses.expert_rows)
+
+    @property
+    def zeros(self) -> int:
+        """The number of the only matrix, for every row."""
+        return self._make("zeros", TYPE_I32, (1, self._shape.n_tokens), self._addresses.zeros, 4)
+
+    def _floats(self, name: object, width: int, address: int) -> int:
+        return self._make(name, TYPE_F32, (width, self._shape.n_tokens), address, 4 * width)
+
+    def _make(self, name: object, type_id: int, extents: tuple[int, ...], address: int, row_bytes: int) -> int:
+        """An input with one row per token, which may begin at a later row than the first."""
+        if name not in self._made:
+            tensor = self._made[name] = new_tensor(self._context, type_id, extents, address)
+            self.rows.append(RowInput(data_pointer(tensor), address, row_bytes))
+        return self._made[name]

@@ -1,0 +1,84 @@
+"""The steps of recurrences. A sequence's run of rows begins with the state that the rows before it left, and leaves its
+own: read from one place, written to another."""
+
+from collections.abc import Iterator
+
+from tpi.runtime.ggml.binding import TYPE_F32, Tensor
+from tpi.runtime.ggml.inputs import data_pointer, new_tensor
+from tpi.runtime.ggml.nodes import NodeBuilder, Place
+
+
+class RecurrentSteps(NodeBuilder):
+    """See ``NodeBuilder``."""
+
+    entering: list[list[list[Place]]]
+    """Of every run, of every part of the state: where the address of what is read is written,"""
+    leaving: list[list[list[Place]]]
+    """and that of what is written."""
+
+    def causal_conv(self, x: int, role: str) -> int:
+        base, kernels = self._base, self._sole(role)
+        n_kernel, n_channels = self._extents(kernels)[:2]
+        result = 0
+        for run, (start, n_rows) in enumerate(self._runs()):
+            before = self._entering(run, 0, (n_kernel - 1, n_channels, 1))
+            stride = Tensor.from_address(x).nb[1]
+            rows = base.ggml_view_2d(self._context, x, n_channels, n_rows, stride, start * stride)
+            columns = base.ggml_transpose(self._context, rows)
+            window = self._append(base.ggml_concat(self._context, before, columns, 0))
+            strides = Tensor.from_address(window).nb
+            last = base.ggml_view_2d(self._context, window, n_kernel - 1, n_channels, strides[1], n_rows * strides[0])
+            self._leave(run, 0, last, (n_kernel - 1, n_channels))
+            made = self._append(base.ggml_ssm_conv(self._context, window, kernels))
+            result = self._append(base.ggml_concat(self._context, result, made, 1)) if result else made
+        return result
+
+    def delta_net(self, q: int, k: int, v: int, decay: int, beta: int) -> int:
+        base = self._base
+        dim, n_heads = self._extents(v)[:2]
+        result = 0
+        for run, (start, n_rows) in enumerate(self._runs()):
+            state = self._entering(run, 1, (dim, dim, n_heads, 1))
+            q_rows, k_rows, v_rows = (self._some_rows(x, start, n_rows) for x in (q, k, v))
+            gates = (self._gates(x, start, n_rows) for x in (decay, beta))
+            made = self._append(base.ggml_gated_delta_net(self._context, q_rows, k_rows, v_rows, *gates, state, 1))
+            head_bytes = 4 * dim
+            left = base.ggml_view_3d(
+                self._context, made, dim, dim, n_heads, head_bytes, head_bytes * dim, head_bytes * n_heads * n_rows
+            )
+            self._leave(run, 1, left, (dim, dim, n_heads))
+            heads = base.ggml_view_3d(self._context, made, dim, n_heads, n_rows, head_bytes, head_bytes * n_heads, 0)
+            result = self._append(base.ggml_concat(self._context, result, heads, 2)) if result else heads
+        return result
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """First row and length of every sequence's run."""
+        start = 0
+        for n_rows in self._shape.runs:
+            yield start, n_rows
+            start += n_rows
+
+    def _some_rows(self, x: int, start: int, n_rows: int) -> int:
+        """Of heads, those of some rows."""
+        tensor = Tensor.from_address(x)
+        width, n_heads, n_tokens = tensor.ne[:3]
+        if n_rows == n_tokens:
+            return x
+        strides = tensor.nb[1], tensor.nb[2]
+        return int(self._base.ggml_view_3d(self._context, x, width, n_heads, n_rows, *strides, start * strides[1]))
+
+    def _gates(self, x: int, start: int, n_rows: int) -> int:
+        """One number for every head: of some rows, [1, n_heads, n_rows]."""
+        n_heads = self._extents(x)[0]
+        stride = 4 * n_heads
+        return int(self._base.ggml_view_3d(self._context, x, 1, n_heads, n_rows, 4, stride, start * stride))
+
+    def _entering(self, run: int, part: int, extents: tuple[int, ...]) -> int:
+        tensor = new_tensor(self._context, TYPE_F32, extents)
+        self.entering[run][part].append(Place(data_pointer(tensor)))
+        return tensor
+
+    def _leave(self, run: int, part: int, values: int, extents: tuple[int, ...]) -> None:
+        tensor = new_tensor(self._context, TYPE_F32, extents)
+        copied = self._append(self._base.ggml_cpy(self._context, values, tensor))
+        self.leaving[run][part] += [Place(data_pointer(tensor)), Place(data_pointer(copied))]

@@ -1,0 +1,174 @@
+"""The arrays that a pass fills and graphs read: activations, positions, cells and masks of every window, experts' rows.
+
+Owns them; their addresses stay. One thread.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.errors import MemoryBudgetError
+from tpi.model.states import FULL
+from tpi.model.steps import Temperature
+from tpi.runtime.ggml.inputs import Addresses
+from tpi.runtime.passes import Pass, Run
+from tpi.runtime.protocols import Float32Array
+from tpi.runtime.rankmodel import N_KV_STEP, RankModel, RankSettings
+
+_F16_MINUS_INFINITY = np.uint16(0xFC00)
+
+Seen = tuple[tuple[int, int], ...]
+"""Of every window, how many cells graphs look at."""
+
+
+class PassArrays:
+    """Arrays are f32 [max_tokens, n_embd] unless said otherwise."""
+
+    def __init__(self, model: RankModel, settings: RankSettings) -> None:
+        """Raises:
+        MemoryBudgetError: the system does not give the memory.
+        """
+        self._model, self._settings = model, settings
+        n, width, inputs = settings.max_tokens, model.spec.n_embd, model.inputs
+        n_used = model.max_experts_used
+        try:
+            self.residual = np.zeros((n, width), np.float32)
+            self._total = np.zeros(n * model.max_sum_width, np.float32)
+            self._partial = np.zeros(n * model.max_sum_width if model.max_sum_width % width else 0, np.float32)
+            self._embeddings = np.zeros((n, width) if inputs.n_looked_up else (0, 0), np.float32)
+            self._looked_up = np.zeros((n, inputs.n_looked_up), np.float32)
+            self._positions = np.zeros(n, np.int32)
+            self._temperatures = {temperature: np.zeros(n, np.float32) for temperature in inputs.temperatures}
+            self._cells = {window: np.zeros(n, np.int64) for window in (FULL, *model.windows)}
+            self._masks = {window: np.zeros(n * settings.cells_of(window), np.uint16) for window in model.windows}
+            self._chosen = np.zeros(n * n_used, np.int32)
+            self._outputs = np.zeros(n * n_used * width, np.float32)
+            self.expert_rows = np.zeros((n if n_used else 0, width), np.float32)
+            self._zeros = np.zeros(n if n_used else 0, np.int32)
+        except MemoryError as error:
+            raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
+
+    @property
+    def addresses(self) -> Addresses:
+        """Where graphs find them."""
+        return Addresses(
+            n_embd=self._model.spec.n_embd,
+            n_looked_up=self._model.inputs.n_looked_up,
+            residual=_address(self.residual),
+            embeddings=_address(self._embeddings),
+            looked_up=_address(self._looked_up),
+            summed=_address(self._total),
+            positions=_address(self._positions),
+            temperatures={kind: _address(values) for kind, values in self._temperatures.items()},
+            cells={window: _address(values) for window, values in self._cells.items()},
+            masks={window: _address(values) for window, values in self._masks.items()},
+            chosen=_address(self._chosen),
+            outputs=_address(self._outputs),
+            expert_rows=_address(self.expert_rows),
+            zeros=_address(self._zeros),
+        )
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of the arrays when they are used to the full, and of a pass's mask while it is copied."""
+        arrays: list[npt.NDArray[Any]] = [
+            self.residual, self._total, self._partial, self._embeddings, self._looked_up, self._outputs,
+            self.expert_rows, *self._masks.values(),
+        ]  # fmt: skip
+        return sum(array.nbytes for array in arrays) + 2 * self._settings.max_tokens * self._settings.n_cells
+
+    def total(self, width: int, start: int, stop: int) -> Float32Array:
+        """Rows of a sum of ``width``."""
+        return self._total[start * width : stop * width].reshape(stop - start, width)
+
+    def partial(self, width: int, start: int, stop: int) -> Float32Array:
+        """The same of what this rank adds to it, where that is more than a graph gives."""
+        return self._partial[start * width : stop * width].reshape(stop - start, width)
+
+    def chosen(self, n_used: int, start: int, stop: int) -> npt.NDArray[np.int32]:
+        """Which experts rows have chosen, i32 [rows, n_used]."""
+        return self._chosen[start * n_used : stop * n_used].reshape(stop - start, n_used)
+
+    def outputs(self, n_used: int, start: int, stop: int) -> Float32Array:
+        """What experts have made of rows, f32 [rows, n_used, n_embd]."""
+        row = n_used * self._model.spec.n_embd
+        return self._outputs[start * row : stop * row].reshape(stop - start, n_used, -1)
+
+    def keep_rows(self, rows: npt.NDArray[np.int32]) -> None:
+        """From now on only these rows, which are ascending, go through the pass."""
+        n_kept = len(rows)
+        for array in (self.residual, self._embeddings, self._looked_up):
+            if array.size:
+                array[:n_kept] = array[rows]
+
+    def load(self, work: Pass) -> Seen:
+        """Copies the pass's inputs to where the graphs read them; returns how many cells of every window they look
+        at."""
+        n, width = work.n_tokens, self._model.spec.n_embd
+        if work.embeddings is not None:
+            self.residual[:n] = work.embeddings[:, :width]
+            if self._looked_up.size:
+                self._embeddings[:n] = work.embeddings[:, :width]
+                self._looked_up[:n] = work.embeddings[:, width:]
+        self._positions[:n] = work.positions
+        for temperature, values in self._temperatures.items():
+            values[:n] = _factors(temperature, work.positions)
+        self._cells[FULL][:n] = work.cells
+        return tuple(
+            (window, self._load_full(work) if window == FULL else self._load_window(work, window))
+            for window in self._model.windows
+        )
+
+    def _load_full(self, work: Pass) -> int:
+        n, n_seen = work.visible.shape
+        n_kv = _rounded(n_seen, self._settings.n_cells)
+        mask = self._masks[FULL][: n * n_kv].reshape(n, n_kv)
+        mask[:, n_seen:] = _F16_MINUS_INFINITY
+        np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
+        return n_kv
+
+    def _load_window(self, work: Pass, window: int) -> int:
+        """A sequence's token at position p lies in cell p modulo the window's cells, of those that the sequence has."""
+        n_ring, runs = self._settings.ring_cells(window), work.all_runs
+        is_sole = len(runs) == 1 and runs[0].sequence == 0
+        n_seen = int(work.positions[-1]) + 1 if is_sole else n_ring * (1 + max(run.sequence for run in runs))
+        n_kv = _rounded(min(n_seen, self._settings.cells_of(window)), self._settings.cells_of(window))
+        mask = self._masks[window][: work.n_tokens * n_kv].reshape(work.n_tokens, n_kv)
+        mask[:] = _F16_MINUS_INFINITY
+        for start, run in starts_of(runs):
+            rows = slice(start, start + run.n_tokens)
+            first, positions = run.sequence * n_ring, work.positions[rows].astype(np.int64)
+            self._cells[window][rows] = first + positions % n_ring
+            stop = min(first + n_ring, n_kv)
+            held = positions[-1] - (positions[-1] - np.arange(stop - first)) % n_ring  # the position in every cell
+            ages = positions[:, None] - held[None, :]
+            is_seen = (ages >= 0) & (ages < window) & (held >= 0)[None, :]
+            mask[rows, first:stop][is_seen] = 0
+        return n_kv
+
+
+def starts_of(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    """Every run with its first row."""
+    found, start = [], 0
+    for run in runs:
+        found.append((start, run))
+        start += run.n_tokens
+    return found
+
+
+def _rounded(n_seen: int, n_cells: int) -> int:
+    return min(n_cells, -(-n_seen // N_KV_STEP) * N_KV_STEP)
+
+
+def _factors(temperature: Temperature, positions: npt.NDArray[np.int32]) -> Float32Array:
+    """In 64 bits but for the quotient, as llama.cpp does."""
+    turns = (positions.astype(np.float32) + np.float32(temperature.offset)) / np.float32(temperature.length)
+    factors = np.log(np.floor(turns).astype(np.float64) + 1.0) * np.float32(temperature.scale) + 1.0
+    return np.asarray(factors, np.float32)
+
+
+def _address(array: npt.NDArray[Any]) -> int:
+    return int(array.ctypes.data) if prod(array.shape) else 0

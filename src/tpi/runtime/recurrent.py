@@ -1,0 +1,166 @@
+"""Recurrent states of one rank: of every sequence the one that its next pass begins with, the one that the pass before
+began with, and some that were kept to go back to.
+
+A pass reads a state from one slot and writes the next into another, so a pass that was stopped can be repeated: which
+slot is read follows from how many tokens the pass says that the sequence has. Which slots are given up follows from the
+passes alone, and is the same on all ranks. Owns the memory. One thread.
+"""
+
+import ctypes
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tpi.errors import ProtocolError
+from tpi.runtime.kvcache import reserve
+from tpi.runtime.protocols import Float32Array
+
+_FLOAT_BYTES = 4
+_ZEROS = 0
+"""The slot that is never written: how every sequence begins."""
+N_WORKING = 2
+"""Slots that a sequence needs at least."""
+
+
+@dataclass
+class _Slot:
+    sequence: int
+    n_tokens: int
+    is_kept: bool = False
+    age: int = 0
+
+
+class StateSlots:
+    """Which slot holds what; ``n_kept`` for each of ``n_sequences`` may be kept. Pure bookkeeping, no memory."""
+
+    def __init__(self, n_sequences: int, n_kept: int) -> None:
+        self.n_slots = 1 + n_sequences * (N_WORKING + n_kept)
+        self._slots: dict[int, _Slot] = {}
+        self._targets: dict[int, int] = {}
+        """By sequence, the slots that passes are writing."""
+        self._n_per_sequence = N_WORKING + n_kept
+        self._clock = 0
+
+    def find(self, sequence: int, n_tokens: int) -> int | None:
+        """The slot with the sequence's state after its first ``n_tokens``."""
+        if n_tokens == 0:
+            return _ZEROS
+        found = (
+            number for number, slot in self._slots.items() if slot.sequence == sequence and slot.n_tokens == n_tokens
+        )
+        return next(found, None)
+
+    def latest(self, sequence: int, n_tokens: int) -> int:
+        """After how many tokens, at most ``n_tokens``, a state of the sequence is there to go on from."""
+        return max(
+            (s.n_tokens for s in self._slots.values() if s.sequence == sequence and s.n_tokens <= n_tokens), default=0
+        )
+
+    def begin(self, sequence: int, n_tokens: int) -> tuple[int, int]:
+        """The slots that a pass of the sequence reads and writes when ``n_tokens`` came before; what was computed of
+        later tokens is forgotten.
+
+        Raises:
+            ProtocolError: no state after so many tokens was kept.
+        """
+        source = self.find(sequence, n_tokens)
+        if source is None:
+            raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
+        for number, slot in list(self._slots.items()):
+            if slot.sequence == sequence and number != source and (slot.n_tokens >= n_tokens or not slot.is_kept):
+                del self._slots[number]
+        self._targets.pop(sequence, None)
+        self._targets[sequence] = target = self._take(sequence, source)
+        return source, target
+
+    def end(self, sequence: int, target: int, n_tokens: int, keep: bool) -> None:
+        """The pass has written ``target``: the state after ``n_tokens``, to be kept or not."""
+        self._clock += 1
+        self._targets.pop(sequence, None)
+        self._slots[target] = _Slot(sequence, n_tokens, keep, self._clock)
+
+    def forget(self) -> None:
+        """All of it."""
+        self._slots.clear()
+        self._targets.clear()
+
+    def _take(self, sequence: int, source: int) -> int:
+        """A free slot; if the sequence has all that it may have, the one that was kept longest ago."""
+        own = {number: slot for number, slot in self._slots.items() if slot.sequence == sequence}
+        if len(own) >= self._n_per_sequence:
+            oldest = min((n for n in own if n != source), key=lambda n: own[n].age)
+            del self._slots[oldest]
+            return oldest
+        taken = self._slots.keys() | set(self._targets.values())
+        return next(number for number in range(1, self.n_slots) if number not in taken)
+
+
+class RecurrentStates:
+    """The memory: ``sizes`` of every block says how many values each part of its state has. A context manager;
+    ``close`` is idempotent."""
+
+    def __init__(self, sizes: Mapping[int, Sequence[int]], slots: StateSlots) -> None:
+        """Raises:
+        MemoryBudgetError: the system does not give so much memory.
+        """
+        self.slots = slots
+        self._sizes = {block: tuple(parts) for block, parts in sizes.items() if any(parts)}
+        self._maps: dict[int, mmap.mmap] = {}
+        self._addresses: dict[int, int] = {}
+        for block, parts in self._sizes.items():
+            memory = self._maps[block] = reserve(slots.n_slots * _stride(parts))
+            self._addresses[block] = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+    def __enter__(self) -> "RecurrentStates":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._addresses.clear()
+        self._maps.clear()
+
+    @property
+    def n_bytes(self) -> int:
+        """What all slots take."""
+        return sum((self.slots.n_slots - 1) * _stride(parts) for parts in self._sizes.values())
+
+    def __contains__(self, block: int) -> bool:
+        return block in self._addresses
+
+    def __bool__(self) -> bool:
+        return bool(self._sizes)
+
+    def addresses(self, block: int, slot: int) -> tuple[int, ...]:
+        """Where the parts of the block's state lie in a slot."""
+        place = self._addresses[block] + slot * _stride(self._sizes[block])
+        found = []
+        for size in self._sizes[block]:
+            found.append(place)
+            place += _aligned(size)
+        return tuple(found)
+
+    def values(self, block: int, slot: int) -> list[Float32Array]:
+        """The parts themselves, f32; for tests."""
+        place, found = slot * _stride(self._sizes[block]), list[Float32Array]()
+        for size in self._sizes[block]:
+            found.append(np.frombuffer(self._maps[block], np.float32, size, place))
+            place += _aligned(size)
+        return found
+
+
+def _aligned(n_values: int) -> int:
+    return -(-_FLOAT_BYTES * n_values // 64) * 64
+
+
+def _stride(parts: Sequence[int]) -> int:
+    """Bytes of a slot, whole pages: one that is never written costs nothing."""
+    return -(-sum(map(_aligned, parts)) // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def bytes_of(sizes: Mapping[int, Sequence[int]], n_slots: int) -> int:
+    """What ``n_slots`` take, the one of zeros not counted."""
+    return sum((n_slots - 1) * _stride(parts) for parts in sizes.values() if any(parts))

@@ -1,0 +1,1 @@
+"""Two small trained models as test data, and how they were made."""
