@@ -106,8 +106,8 @@ class Recurrence:
 def states_after(chunk: int, rows: Float32Array, kernels: Float32Array) -> tuple[list[Float32Array], Float32Array]:
     """The state after all rows in passes of so many, and what came out."""
     part = Part("kernels", "kernels", 0, (Span(0, N_ROWS),), (Span(0, N_KERNEL),), 0, True)
-    state = RecurrentState(((N_KERNEL - 1) * (2 + N_EACH) * DIM, N_EACH * DIM * DIM))
-    held = Held(Recurrence(), Share((Span(0, N_KEYS),)), (Piece(0, 0, part.n_bytes, (part,)),), state)
+    state = RecurrentState(((N_KERNEL - 1) * DIM, DIM * DIM), (2 * (N_KERNEL - 1) * DIM, 0), N_EACH)
+    held = Held(Recurrence(), Share((Span(0, N_VALUES),)), (Piece(0, 0, part.n_bytes, (part,)),), state)
     entering, zeros = np.zeros((chunk, WIDTH), np.float32), np.zeros(1, np.float32).ctypes.data
     addresses = Addresses(WIDTH, 0, entering.ctypes.data, zeros, zeros, zeros, zeros, {}, {}, {})
     slots, made = StateSlots(1, 0), list[Float32Array]()

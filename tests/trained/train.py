@@ -18,7 +18,7 @@ from tests.trained import deltas, windowed
 from tests.trained.optimizer import Optimizer
 from tests.trained.parts import Experts
 
-BALANCE, CLOSENESS = 0.01, 0.1
+BALANCE, CLOSENESS = 0.05, 0.1
 """How much uneven use of the experts and close choices of them count in the loss."""
 WARMUP_STEPS, FALLING = 40, 0.7
 """The rates rise over so many steps, and fall to zero over this last part of the time."""

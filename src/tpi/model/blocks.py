@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import gcd, lcm
 from typing import Any, Protocol
 
-from tpi.model.spans import EMPTY, Share, Span, Spans, grouped, joined
+from tpi.model.spans import EMPTY, Share, Span, Spans, grouped, joined, turned
 from tpi.model.spec import TensorSpec
 from tpi.model.states import RecurrentState, State
 from tpi.model.steps import Steps
@@ -31,6 +31,10 @@ class Measure:
     @property
     def n_units(self) -> int:
         return -(-self.total // self.unit)
+
+
+EVERY = -1
+"""Of a group all that it has."""
 
 
 class Axis(StrEnum):
@@ -71,6 +75,9 @@ class Slot:
     """The tensor's only column that the slot is about."""
     starts: tuple[int, ...] = (0,)
     """The cut is made anew from each of these rows or columns: heads whose parts lie in several places."""
+    turns: tuple[int, ...] = ()
+    """For every start which of a group lie there, counted from 0, or ``EVERY``: all that it has; empty: so
+    everywhere."""
 
     def extent(self, share: Share) -> Extent:
         """The part of the whole tensor that a rank with ``share`` needs."""
@@ -81,11 +88,21 @@ class Slot:
         span = share.spans[self.measure]
         if self.axis is Axis.FIRST:
             return Extent((rows,), (columns,)) if span.size and not span.start else Extent((), (columns,))
-        cut = grouped(span, self.step, self.group) if span.size else EMPTY
+        if not span.size:
+            return Extent((), (columns,)) if self.axis is Axis.ROWS else Extent((rows,), ())
+        cuts = (self._cut(span, number) for number in range(len(self.starts)))
         if self.axis is Axis.COLUMNS:
-            return Extent((rows,), joined(Span(at + cut.start, at + cut.stop) for at in self.starts))
-        at_rows = (rows.start + at for at in self.starts)
-        return Extent(joined(Span(at + cut.start, at + cut.stop) for at in at_rows), (columns,))
+            return Extent((rows,), joined(cuts))
+        return Extent(joined(Span(rows.start + cut.start, rows.start + cut.stop) for cut in cuts), (columns,))
+
+    def _cut(self, span: Span, number: int) -> Span:
+        """What lies behind the start of this number."""
+        at, turn = self.starts[number], self.turns[number] if self.turns else EVERY
+        cut = grouped(span, self.step, self.group)
+        if turn != EVERY:
+            cut = turned(span, turn, self.group)
+            cut = Span(cut.start * self.step, cut.stop * self.step)
+        return Span(at + cut.start, at + cut.stop)
 
 
 class Graph(Protocol):

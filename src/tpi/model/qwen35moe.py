@@ -1,11 +1,11 @@
 """The ``qwen35moe`` architecture: Qwen 3.5 and 3.6 with experts. Most layers are recurrent (gated delta nets), every
 fourth one attends, with a gate for its result; all FFNs are experts, beside one that every token uses."""
 
-from dataclasses import dataclass
-from math import gcd, lcm
+from dataclasses import dataclass, replace
+from math import gcd
 
 from tpi.errors import UnsupportedModelError
-from tpi.model.blocks import Block, Measure, Slot, aligned_columns, measure_of
+from tpi.model.blocks import EVERY, Block, Measure, Slot, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, Head, output_head
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model
@@ -43,7 +43,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         at = f"blk.{layer}."
         if is_recurrent:
             slots = _recurrent_slots(at, n_embd, net, tensors)
-            measures = (_key_heads(net, slots),)
+            measures = (_value_heads(net, slots),)
             found.append(Block(len(found), "recurrence", layer, measures, slots, recurrence, net.state))
         else:
             slots = _attention_slots(at, n_embd, heads, tensors)
@@ -69,14 +69,19 @@ class Net:
 
     @property
     def state(self) -> RecurrentState:
-        """Of every key head: the rows before that the kernel looks at, of q, k and its value heads; a matrix for each
-        of these."""
-        n_rows = (2 + self.n_each) * self.dim
-        return RecurrentState(((self.n_kernel - 1) * n_rows, self.n_each * self.dim * self.dim))
+        """The rows before that a kernel looks at: v of every value head, q and k of every key head; and a matrix for
+        every value head."""
+        n_before = (self.n_kernel - 1) * self.dim
+        return RecurrentState((n_before, self.dim * self.dim), (2 * n_before, 0), self.n_each)
 
     def starts(self, n: int, step: int) -> tuple[int, ...]:
         """Where the heads begin that come ``n`` times, ``step`` rows each, in every run of heads."""
         return tuple(number * self.n_keys * step for number in range(n))
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """A run has one value head of every key head."""
+        return tuple(range(self.n_each))
 
 
 def _read_kinds(meta: Metadata, n_layers: int) -> tuple[bool, ...]:
@@ -106,29 +111,46 @@ def _read_rope(meta: Metadata, dimensions: Dimensions, heads: Heads) -> Rope:
     return read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX, may_be_part=True)
 
 
-def _key_heads(net: Net, slots: tuple[Slot, ...]) -> Measure:
-    """Cut between key heads, as far as the columns of the output can be cut there."""
-    unit = aligned_columns(slots)
-    is_even = net.n_keys * net.dim % lcm(*(slot.tensor.type.block_elements for slot in slots[-1:])) == 0
-    unit = unit if is_even and gcd(unit, net.n_keys) == unit else net.n_keys
-    return Measure("key heads", net.n_keys, unit, unit)
+def _value_heads(net: Net, slots: tuple[Slot, ...]) -> Measure:
+    """Value heads, those of one key head after the other: cut between key heads or, among more ranks, within them, as
+    far as the columns of the output can be cut there."""
+    out = slots[-1]
+    block, n_keys = out.tensor.type.block_elements, net.n_keys
+    at_once = block // gcd(block, net.dim)
+    is_even = n_keys * net.dim % block == 0 and n_keys % at_once == 0
+    unit = net.n_each * (at_once if is_even else n_keys)
+    return Measure("value heads", net.n_values, unit, 1 if at_once == 1 else unit)
 
 
 def _recurrent_slots(at: str, n_embd: int, net: Net, tensors: Tensors) -> tuple[Slot, ...]:
-    dim, n_rows = net.dim, (2 + net.n_each) * net.n_keys * net.dim
-    every, values, ones = net.starts(2 + net.n_each, dim), net.starts(net.n_each, dim), net.starts(net.n_each, 1)
+    dim, n, n_values, each = net.dim, net.n_each, net.n_values, net.n_each
+    n_rows = n_values * dim + 2 * net.n_keys * dim
+    every, values, ones = net.starts(2 + n, dim), net.starts(n, dim), net.starts(n, 1)
+    qkv_turns = (EVERY, EVERY, *net.turns)
     return (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        tensors.rows("qkv", at + "attn_qkv.weight", (n_embd, n_rows), dim, starts=every),
-        tensors.rows("z", at + "attn_gate.weight", (n_embd, net.n_values * dim), dim, starts=values),
-        tensors.rows("beta", at + "ssm_beta.weight", (n_embd, net.n_values), starts=ones),
-        tensors.rows("alpha", at + "ssm_alpha.weight", (n_embd, net.n_values), starts=ones),
-        tensors.values("dt", at + "ssm_dt.bias", net.n_values, starts=ones),
-        tensors.values("decay", at + "ssm_a", net.n_values, starts=ones),
-        tensors.vectors("kernels", at + "ssm_conv1d.weight", (net.n_kernel, n_rows), dim, starts=every),
+        replace(
+            tensors.rows("qkv", at + "attn_qkv.weight", (n_embd, n_rows), dim, each, starts=every), turns=qkv_turns
+        ),
+        _of_values(net, tensors.rows("z", at + "attn_gate.weight", (n_embd, n_values * dim), dim, each, starts=values)),
+        _of_values(net, tensors.rows("beta", at + "ssm_beta.weight", (n_embd, n_values), 1, each, starts=ones)),
+        _of_values(net, tensors.rows("alpha", at + "ssm_alpha.weight", (n_embd, n_values), 1, each, starts=ones)),
+        _of_values(net, tensors.values("dt", at + "ssm_dt.bias", n_values, 1, each, ones)),
+        _of_values(net, tensors.values("decay", at + "ssm_a", n_values, 1, each, ones)),
+        replace(
+            tensors.vectors("kernels", at + "ssm_conv1d.weight", (net.n_kernel, n_rows), dim, each, every),
+            turns=qkv_turns,
+        ),
         tensors.copy("out_norm", at + "ssm_norm.weight", dim),
-        tensors.columns("out", at + "ssm_out.weight", (net.n_values * dim, n_embd), dim, starts=values),
+        _of_values(
+            net,
+            tensors.columns("out", at + "ssm_out.weight", (n_values * dim, n_embd), dim, group=each, starts=values),
+        ),
     )
+
+
+def _of_values(net: Net, slot: Slot) -> Slot:
+    return replace(slot, turns=net.turns)
 
 
 def _attention_slots(at: str, n_embd: int, heads: Heads, tensors: Tensors) -> tuple[Slot, ...]:
@@ -188,18 +210,19 @@ class Recurrence:
     rms_eps: float
 
     def build(self, g: Steps[V]) -> V:
-        dim, n_each = self.net.dim, self.net.n_each
+        dim = self.net.dim
         x = g.rms_norm(g.residual(), "norm", self.rms_eps)
         qkv, z = g.matmul("qkv", x), g.matmul("z", x)
         beta = g.apply(Unary.SIGMOID, g.matmul("beta", x))
         alpha = g.plus(g.matmul("alpha", x), "dt")
         decay = g.times(g.apply(Unary.SOFTPLUS, alpha), "decay")
-        mixed = g.heads(g.apply(Unary.SILU, g.causal_conv(qkv, "kernels")), dim)
-        n_keys = g.n_heads(mixed) // (2 + n_each)
+        mixed, z = g.heads(g.apply(Unary.SILU, g.causal_conv(qkv, "kernels")), dim), g.heads(z, dim)
+        n_values = g.n_heads(z)
+        n_keys = (g.n_heads(mixed) - n_values) // 2
         q, k = (self._normed(g, g.some_heads(mixed, number * n_keys, n_keys)) for number in range(2))
-        v = g.some_heads(mixed, 2 * n_keys, n_each * n_keys)
+        v = g.some_heads(mixed, 2 * n_keys, n_values)
         made = g.rms_norm(g.delta_net(q, k, v, decay, beta), "out_norm", self.rms_eps)
-        gated = g.multiply(made, g.apply(Unary.SILU, g.heads(z, dim)))
+        gated = g.multiply(made, g.apply(Unary.SILU, z))
         return g.matmul("out", g.rows(gated))
 
     def _normed(self, g: Steps[V], x: V) -> V:

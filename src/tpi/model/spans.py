@@ -66,6 +66,11 @@ def taken(spans: Spans, start: int, stop: int) -> Spans:
     return tuple(found)
 
 
+def turned(span: Span, turn: int, group: int) -> Span:
+    """The groups of which ``span`` has the member of this number."""
+    return Span(-(-(span.start - turn) // group), -(-(span.stop - turn) // group))
+
+
 def grouped(span: Span, step: int, group: int) -> Span:
     """What ``span`` touches, where ``step`` of it belong to every ``group`` that is counted."""
     return Span(span.start // group * step, -(-span.stop // group) * step)

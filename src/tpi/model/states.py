@@ -56,14 +56,18 @@ class KvState:
 
 @dataclass(frozen=True)
 class RecurrentState:
-    """What a recurrence carries from token to token: for each of what the block's first measure counts so many values,
-    f32, of every part of the state."""
+    """What a recurrence carries from token to token, f32, in parts: of each so many values for everything that the
+    block's first measure counts, and so many for every ``group`` of it."""
 
     parts: tuple[int, ...]
+    of_groups: tuple[int, ...]
+    group: int
 
     def sizes(self, share: Share) -> tuple[int, ...]:
         """Values of each part that a rank keeps."""
-        return tuple(size * share.first.size for size in self.parts)
+        n_groups = grouped(share.first, 1, self.group).size if share.first.size else 0
+        pairs = zip(self.parts, self.of_groups, strict=True)
+        return tuple(size * share.first.size + of_group * n_groups for size, of_group in pairs)
 
 
 State = KvState | RecurrentState

@@ -191,8 +191,9 @@ class Steps(Protocol[V]):
 
     def delta_net(self, q: V, k: V, v: V, decay: V, beta: V) -> V:
         """The gated delta rule (Yang et al. 2024): q and k [n_tokens, key heads, dim], v [n_tokens, value heads, dim],
-        the logarithm of the decay and beta [n_tokens, value heads]. Value head i looks at key head i modulo their
-        number. The result is value heads, scaled by 1 / sqrt(dim)."""
+        the logarithm of the decay and beta [n_tokens, value heads]. Every key head has as many value heads as belong to
+        a group of the block's state; they come in turns: first one of every key head, as far as the rank has it, then
+        the next ones. The result is value heads, scaled by 1 / sqrt(dim)."""
         ...
 
     # Experts.

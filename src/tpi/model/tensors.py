@@ -103,10 +103,11 @@ class Tensors:
         step: int = 1,
         measure: int = 0,
         *,
+        group: int = 1,
         starts: tuple[int, ...] = (0,),
     ) -> Slot:
         """A matrix that is cut between columns."""
-        return self._slot(role, name, shape, Axis.COLUMNS, step, 1, measure, starts=starts)
+        return self._slot(role, name, shape, Axis.COLUMNS, step, group, measure, starts=starts)
 
     # One of many: of the first expert.
 

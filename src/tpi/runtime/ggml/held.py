@@ -77,7 +77,10 @@ class Held:
             tuple((part.role, part.type_id, part.n_columns, part.n_rows) for part in piece.parts)
             for piece in self.pieces
         )
-        return self.graph, self.state, self.share.first.size, runs, self.is_expert, self.summed_width, *parts
+        size, start = self.share.first.size, 0
+        if isinstance(self.state, RecurrentState):  # how its heads are paired goes by where the part begins
+            start = self.share.first.start % self.state.group
+        return self.graph, self.state, size, start, runs, self.is_expert, self.summed_width, *parts
 
 
 def held_block(block: Block, state: State | None, share: Share, pieces: tuple[Piece, ...], summed_width: int) -> Held:

@@ -3,6 +3,8 @@ own: read from one place, written to another."""
 
 from collections.abc import Iterator
 
+from tpi.model.spans import turned
+from tpi.model.states import RecurrentState
 from tpi.runtime.ggml.binding import TYPE_F32, Tensor
 from tpi.runtime.ggml.inputs import data_pointer, new_tensor
 from tpi.runtime.ggml.nodes import NodeBuilder, Place
@@ -36,7 +38,7 @@ class RecurrentSteps(NodeBuilder):
     def delta_net(self, q: int, k: int, v: int, decay: int, beta: int) -> int:
         base = self._base
         dim, n_heads = self._extents(v)[:2]
-        result = 0
+        q, k, result = self._for_values(q), self._for_values(k), 0
         for run, (start, n_rows) in enumerate(self._runs()):
             state = self._entering(run, 1, (dim, dim, n_heads, 1))
             q_rows, k_rows, v_rows = (self._some_rows(x, start, n_rows) for x in (q, k, v))
@@ -49,6 +51,21 @@ class RecurrentSteps(NodeBuilder):
             self._leave(run, 1, left, (dim, dim, n_heads))
             heads = base.ggml_view_3d(self._context, made, dim, n_heads, n_rows, head_bytes, head_bytes * n_heads, 0)
             result = self._append(base.ggml_concat(self._context, result, heads, 2)) if result else heads
+        return result
+
+    def _for_values(self, x: int) -> int:
+        """Key heads so that value head i looks at head i modulo their number: as they are, or, where the rank has a
+        part of a key head's value heads, one for each."""
+        state, span = self._held.state, self._held.share.first
+        assert isinstance(state, RecurrentState)
+        if span.start % state.group == 0 and span.stop % state.group == 0:
+            return x
+        first, result = span.start // state.group, 0
+        for turn in range(state.group):
+            heads = turned(span, turn, state.group)
+            if heads.size > 0:
+                some = self.some_heads(x, heads.start - first, heads.size)
+                result = self._append(self._base.ggml_concat(self._context, result, some, 1)) if result else some
         return result
 
     def _runs(self) -> Iterator[tuple[int, int]]:
