@@ -7,6 +7,7 @@ from tests.variants_deepseek2 import DEEPSEEK2
 from tests.variants_gemma4 import GEMMA4
 from tests.variants_gpt_oss import GPT_OSS
 from tests.variants_made import CONTEXT, N_VOCAB, Made, base_entries, write_made
+from tests.variants_qwen3moe import QWEN3MOE
 from tests.variants_qwen35moe import QWEN35MOE
 
 __all__ = ["CONTEXT", "N_VOCAB", "VARIANTS", "Made", "command_r", "llama", "qwen3", "write_made"]
@@ -76,5 +77,6 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     **GPT_OSS,
     **GEMMA4,
     **DEEPSEEK2,
+    **QWEN3MOE,
     **QWEN35MOE,
 }

@@ -37,7 +37,7 @@ class PassArrays:
         try:
             self.residual = np.zeros((n, width), np.float32)
             self._total = np.zeros(n * model.max_sum_width, np.float32)
-            self._partial = np.zeros(n * model.max_sum_width if model.max_sum_width % width else 0, np.float32)
+            self._partial = np.zeros(n * model.max_sum_width if n_used else 0, np.float32)
             self._embeddings = np.zeros((n, width) if inputs.n_looked_up else (0, 0), np.float32)
             self._looked_up = np.zeros((n, inputs.n_looked_up), np.float32)
             self._positions = np.zeros(n, np.int32)

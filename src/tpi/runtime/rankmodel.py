@@ -118,8 +118,11 @@ class RankModel:
 
     @property
     def max_sum_width(self) -> int:
-        """Of all sums."""
-        return max(self.sum_width(block) for block in self.blocks)
+        """No sum is wider, whoever holds which part of a block."""
+        n_embd = self.spec.n_embd
+        return max(
+            block.n_vectors * n_embd + (HASH_VALUES if block.experts is not None else 0) for block in self.blocks
+        )
 
     @cached_property
     def windows(self) -> tuple[int, ...]:
