@@ -6,7 +6,7 @@ from typing import Any
 from tests.variants_deepseek2 import DEEPSEEK2
 from tests.variants_gemma4 import GEMMA4
 from tests.variants_gpt_oss import GPT_OSS
-from tests.variants_made import CONTEXT, N_VOCAB, Made, base_entries, write_made
+from tests.variants_made import CONTEXT, N_VOCAB, Made, add_scales, base_entries, fuse_qkv, write_made
 from tests.variants_qwen3moe import QWEN3MOE
 from tests.variants_qwen35moe import QWEN35MOE
 
@@ -74,6 +74,11 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "llama 3.2 1B": lambda: llama(16, is_tied=True),
     "qwen3 0.6B": lambda: qwen3(is_tied=True),
     "qwen3 8B": lambda: qwen3(n_layers=36),
+    "qwen3 8B fused": lambda: fuse_qkv(qwen3(n_layers=36)),
+    "qwen3 8B scaled": lambda: add_scales(qwen3(n_layers=36)),
+    "llama 1.1B fused, scaled": lambda: add_scales(fuse_qkv(llama())),
+    "qwen35moe 35B-A3B scaled": lambda: add_scales(QWEN35MOE["qwen35moe 35B-A3B"]()),
+    "qwen35moe 35B-A3B fused qkv": lambda: fuse_qkv(QWEN35MOE["qwen35moe 35B-A3B"]()),
     **GPT_OSS,
     **GEMMA4,
     **DEEPSEEK2,

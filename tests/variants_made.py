@@ -102,6 +102,33 @@ def add_ffn(made: Made, at: str, n_embd: int, n_ff: int, suffix: str = "") -> No
     made.add_output(f"{at}ffn_down{suffix}", n_embd, n_ff)
 
 
+def fuse_qkv(made: Made) -> Made:
+    """Queries, keys and values of every layer in one tensor."""
+    for layer in range(made.entries["block_count"]):
+        at = f"blk.{layer}.attn_"
+        parts = [made.tensors.pop(f"{at}{name}.weight", None) for name in "qkv"]
+        shapes = [part.shape for part in parts if part is not None]
+        if shapes:
+            made.add(f"{at}qkv", sum(n_rows for n_rows, _ in shapes), shapes[0][1])
+    return made
+
+
+def add_scales(made: Made) -> Made:
+    """A number beside every matrix of attention and FFN, one for each expert."""
+    for name, tensor in list(made.tensors.items()):
+        kind = name.split(".")[-2]
+        if kind in _SCALED and len(tensor.shape) > 1:
+            shape = tensor.shape[:1] if len(tensor.shape) > 2 else (1,)
+            made.add(name.removesuffix(".weight") + ".scale", *shape, draw=uniform(0.5, 1.5))
+    return made
+
+
+_SCALED = {
+    *(f"attn_{name}" for name in ("q", "k", "v", "output")),
+    *(f"ffn_{name}{suffix}" for name in ("gate", "up", "down") for suffix in ("", "_exps", "_shexp")),
+}
+
+
 def add_experts(
     made: Made, at: str, n_embd: int, n_ff: int, n_experts: int, *, is_fused: bool = False, kind: str | None = None
 ) -> None:

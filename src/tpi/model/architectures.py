@@ -148,6 +148,8 @@ def _model(meta: Metadata, spec: ModelSpec) -> Model:
     if skipped:
         remark = f"{spec.name}: its heads that predict further tokens ({skipped} tensors) are left out"
         model = replace(model, remarks=(*model.remarks, remark))
+    blocks = tuple(replace(block, slots=tensors.scaled(block.slots)) for block in model.blocks)
+    model = replace(model, blocks=blocks)
     if unused := tensors.unused:
         raise UnsupportedModelError(
             f"{meta.file}: {len(unused)} tensors are not of a plain {spec.architecture} model, e.g. {min(unused)}; "

@@ -2,13 +2,13 @@
 are summed as one block."""
 
 from dataclasses import dataclass
-from math import sqrt
 
 from tpi.model.blocks import Block, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, output_head
 from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
+from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
@@ -37,13 +37,14 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         q_norm = (tensors.vectors("q_norm", at + "attn_q_norm.weight", (dim, heads.n)),) if has_norms else ()
         k_shape, k_name = (dim, heads.n_kv), at + "attn_k_norm.weight"
         k_norm = (tensors.vectors("k_norm", k_name, k_shape, group=heads.group),) if has_norms else ()
+        q, k, v = heads.qkv(tensors, at, n_embd)
         slots = (
             tensors.copy("norm", at + "attn_norm.weight", n_embd),
-            tensors.rows("q", at + "attn_q.weight", (n_embd, heads.n * dim), dim),
+            q,
             *q_norm,
-            tensors.rows("k", at + "attn_k.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            k,
             *k_norm,
-            tensors.rows("v", at + "attn_v.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            v,
             tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
             tensors.rows("gate", at + "ffn_gate.weight", (n_embd, n_ff), measure=_COLUMNS),
             tensors.rows("up", at + "ffn_up.weight", (n_embd, n_ff), measure=_COLUMNS),
@@ -80,7 +81,7 @@ class Layer:
     def _attend(self, g: Steps[V], x: V) -> V:
         q = self._heads(g, g.matmul("q", x), "q_norm")
         k = self._heads(g, g.matmul("k", x), "k_norm")
-        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), inverse_root(self.head_dim))))
 
     def _heads(self, g: Steps[V], x: V, norm: str) -> V:
         x = g.heads(x, self.head_dim)

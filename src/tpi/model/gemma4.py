@@ -7,6 +7,7 @@ from math import lcm
 
 from tpi.model.blocks import OWN, Block, Measure, Slot, aligned_columns, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, output_head
+from tpi.model.heads import Heads
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse, inverse_root, root
@@ -20,6 +21,7 @@ from tpi.model.tensors import Tensors
 
 NAME = "gemma4"
 
+_USUAL_CAP = 30.0
 _COLUMNS = 1
 """Number of the measure of a layer's dense network where it has experts, too."""
 
@@ -49,7 +51,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         found.append(_after_attention(len(found), shape, dimensions.n_embd, tensors, eps))
         found.append(_ffn(len(found), shape, meta, dimensions.n_embd, tensors, eps))
         found.append(_after_ffn(len(found), shape, dimensions, n_extra, tensors, eps))
-    cap = meta.number("final_logit_softcapping", 0.0)
+    cap = meta.number("final_logit_softcapping", _USUAL_CAP)
     meta.require(cap >= 0, "final_logit_softcapping", cap)
     found.append(output_head(len(found), dimensions, tensors, Head(eps, cap)))
     inputs = ModelInputs(root(dimensions.n_embd))
@@ -120,9 +122,11 @@ def _attention(
     at, n_embd, state = f"blk.{shape.layer}.", dimensions.n_embd, shape.state
     dim, group, n = state.head_dim, state.group, shape.n_heads
     n_kv = n // group
+    is_fused = at + "attn_qkv.weight" in tensors
+    made = Heads(n, n_kv, dim).qkv(tensors, at, n_embd) if is_fused else None
     q = (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
+        made[0] if made else tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
         tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
     )
     factors = (tensors.copy("factors", "rope_freqs.weight", dim // 2),) if shape.has_factors else ()
@@ -161,12 +165,10 @@ def _ffn(index: int, shape: LayerShape, meta: Metadata, n_embd: int, tensors: Te
         return Block(index, "ffn", shape.layer, (columns,), dense, Ffn(eps), is_kept=True)
     sizes: ExpertSizes = read_sizes(meta)
     experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(Activation.GEGLU))
-    scale = at + "ffn_down_exps.scale"
     slots = (
         tensors.copy("router_scale", at + "ffn_gate_inp.scale", n_embd),
         tensors.matrix("router", at + "ffn_gate_inp.weight", (n_embd, sizes.n)),
         tensors.copy("experts_norm", at + "pre_ffw_norm_2.weight", n_embd),
-        *((tensors.copy("down_scale", scale, sizes.n),) if scale in tensors else ()),
         *dense,
     )
     graph = DenseAndExperts(eps, inverse_root(n_embd), Routing(Gating.SOFTMAX, is_normalised=True))

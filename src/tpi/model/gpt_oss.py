@@ -31,7 +31,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta)
     rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX)
     windows = meta.windows(dimensions.n_layers, _PATTERN)
-    ffn = ExpertFfn(eps, Routing(Gating.LATER, scale=meta.number("expert_weights_scale", 0.0)))
+    ffn = ExpertFfn(eps, Routing(Gating.LATER))
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         slots = _attention_slots(at, heads, n_embd, tensors)
@@ -51,15 +51,17 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
 
 
 def _attention_slots(at: str, heads: Heads, n_embd: int, tensors: Tensors) -> tuple[Slot, ...]:
-    dim, n, n_kv, group = heads.dim, heads.n, heads.n_kv, heads.group
+    dim, n = heads.dim, heads.n
+    q, k, v = heads.qkv(tensors, at, n_embd)
+    q_bias, k_bias, v_bias = heads.qkv_biases(tensors, at)
     return (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
-        tensors.values("q_bias", at + "attn_q.bias", n * dim, dim),
-        tensors.rows("k", at + "attn_k.weight", (n_embd, n_kv * dim), dim, group),
-        tensors.values("k_bias", at + "attn_k.bias", n_kv * dim, dim, group),
-        tensors.rows("v", at + "attn_v.weight", (n_embd, n_kv * dim), dim, group),
-        tensors.values("v_bias", at + "attn_v.bias", n_kv * dim, dim, group),
+        q,
+        q_bias,
+        k,
+        k_bias,
+        v,
+        v_bias,
         tensors.values("sinks", at + "attn_sinks.weight", n),
         tensors.columns("o", at + "attn_output.weight", (n * dim, n_embd), dim),
         tensors.first("o_bias", at + "attn_output.bias", (n_embd, 1)),

@@ -1,7 +1,6 @@
 """The ``llama`` architecture: Llama 2 and 3, Mistral, TinyLlama, Yi and others with the same blocks."""
 
 from dataclasses import dataclass
-from math import sqrt
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Block
@@ -9,6 +8,7 @@ from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
 from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
+from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Rope, RopeStyle, Steps, V
@@ -34,12 +34,13 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     attention, ffn = Attention(dim, eps, rope, bool(factors)), GatedFfn(eps)
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
+        q, k, v = heads.qkv(tensors, at, n_embd)
         slots = (
             tensors.copy("attn_norm", at + "attn_norm.weight", n_embd),
-            tensors.rows("q", at + "attn_q.weight", (n_embd, heads.n * dim), dim),
-            tensors.rows("k", at + "attn_k.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            q,
+            k,
             *factors,
-            tensors.rows("v", at + "attn_v.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            v,
             tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
         )
         found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
@@ -62,4 +63,4 @@ class Attention:
         factors = "rope_factors" if self.has_factors else None
         q, k = g.matmul("q", x), g.matmul("k", x)
         q, k = g.rope(q, self.rope, self.head_dim, factors), g.rope(k, self.rope, self.head_dim, factors)
-        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), inverse_root(self.head_dim))))

@@ -1,13 +1,13 @@
 """The ``qwen3`` architecture: dense Qwen 3. Heads of queries and keys are normed before they are turned."""
 
 from dataclasses import dataclass
-from math import sqrt
 
 from tpi.model.blocks import Block
 from tpi.model.common import GatedFfn, Head, gated_ffn, output_head
 from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
+from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Rope, RopeStyle, Steps, V
@@ -29,13 +29,14 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     attention, ffn = Attention(dim, eps, rope), GatedFfn(eps)
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
+        q, k, v = heads.qkv(tensors, at, n_embd)
         slots = (
             tensors.copy("attn_norm", at + "attn_norm.weight", n_embd),
-            tensors.rows("q", at + "attn_q.weight", (n_embd, heads.n * dim), dim),
+            q,
             tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
-            tensors.rows("k", at + "attn_k.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            k,
             tensors.copy("k_norm", at + "attn_k_norm.weight", dim),
-            tensors.rows("v", at + "attn_v.weight", (n_embd, heads.n_kv * dim), dim, heads.group),
+            v,
             tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
         )
         found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
@@ -57,4 +58,4 @@ class Attention:
         q = g.rms_norm(g.heads(g.matmul("q", x), self.head_dim), "q_norm", self.rms_eps)
         k = g.rms_norm(g.heads(g.matmul("k", x), self.head_dim), "k_norm", self.rms_eps)
         q, k = g.rope(q, self.rope, self.head_dim, None), g.rope(k, self.rope, self.head_dim, None)
-        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), 1 / sqrt(self.head_dim))))
+        return g.matmul("o", g.rows(g.attention(q, k, g.matmul("v", x), inverse_root(self.head_dim))))

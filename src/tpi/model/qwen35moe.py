@@ -38,7 +38,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     n_shared = meta.positive("expert_shared_feed_forward_length")
     attention, net = Attention(heads.dim, eps, _read_rope(meta, dimensions, heads)), _read_net(meta)
     recurrence = Recurrence(net, eps)
-    routing = Routing(Gating.SOFTMAX, is_normalised=True, scale=meta.number("expert_weights_scale", 0.0))
+    routing = Routing(Gating.SOFTMAX, is_normalised=True)
     for layer, is_recurrent in enumerate(_read_kinds(meta, dimensions.n_layers)):
         at = f"blk.{layer}."
         if is_recurrent:
@@ -154,14 +154,15 @@ def _of_values(net: Net, slot: Slot) -> Slot:
 
 
 def _attention_slots(at: str, n_embd: int, heads: Heads, tensors: Tensors) -> tuple[Slot, ...]:
-    dim, n, n_kv = heads.dim, heads.n, heads.n_kv
+    dim, n = heads.dim, heads.n
+    q, k, v = heads.qkv(tensors, at, n_embd, 2)
     return (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        tensors.rows("q_and_gate", at + "attn_q.weight", (n_embd, 2 * n * dim), 2 * dim),
+        replace(q, role="q_and_gate"),
         tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
-        tensors.rows("k", at + "attn_k.weight", (n_embd, n_kv * dim), dim, heads.group),
+        k,
         tensors.copy("k_norm", at + "attn_k_norm.weight", dim),
-        tensors.rows("v", at + "attn_v.weight", (n_embd, n_kv * dim), dim, heads.group),
+        v,
         tensors.columns("o", at + "attn_output.weight", (n * dim, n_embd), dim),
     )
 

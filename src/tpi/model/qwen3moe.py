@@ -44,14 +44,15 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
 
 
 def _attention_slots(at: str, heads: Heads, n_embd: int, tensors: Tensors) -> tuple[Slot, ...]:
-    dim, n, n_kv, group = heads.dim, heads.n, heads.n_kv, heads.group
+    dim, n = heads.dim, heads.n
+    q, k, v = heads.qkv(tensors, at, n_embd)
     return (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
+        q,
         tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
-        tensors.rows("k", at + "attn_k.weight", (n_embd, n_kv * dim), dim, group),
+        k,
         tensors.copy("k_norm", at + "attn_k_norm.weight", dim),
-        tensors.rows("v", at + "attn_v.weight", (n_embd, n_kv * dim), dim, group),
+        v,
         tensors.columns("o", at + "attn_output.weight", (n * dim, n_embd), dim),
     )
 

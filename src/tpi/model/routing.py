@@ -23,7 +23,7 @@ class Gating(Enum):
 @dataclass(frozen=True)
 class Routing:
     """How experts are chosen and weighted. Roles: ``choice_bias``, if the rank has it, is added to what decides;
-    ``down_scale`` and ``down_bias`` go by expert."""
+    ``down_bias`` goes by expert."""
 
     gating: Gating
     is_normalised: bool = False
@@ -50,8 +50,6 @@ class Routing:
         if self.scale not in (0.0, 1.0):
             weights = g.scale(weights, self.scale)
         outputs = g.expert_outputs()
-        if g.has("down_scale"):
-            outputs = g.times_chosen(outputs, "down_scale")
         if g.has("down_bias"):
             outputs = g.plus_chosen(outputs, "down_bias")
         return g.weighted_sum(outputs, weights)
@@ -59,7 +57,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class GatedExpert:
-    """``down(activation(gate(x)) * up(x))``, each product with a scale or a bias where there is one."""
+    """``down(activation(gate(x)) * up(x))``, gate and up with a bias where there is one."""
 
     activation: Activation
 
@@ -70,8 +68,6 @@ class GatedExpert:
 
     def _product(self, g: Steps[V], role: str, x: V) -> V:
         made = g.matmul(role, x)
-        if g.has(f"{role}_scale"):
-            made = g.times(made, f"{role}_scale")
         return g.plus(made, f"{role}_bias") if g.has(f"{role}_bias") else made
 
 
@@ -112,14 +108,12 @@ def gated_experts(at: str, n_embd: int, sizes: ExpertSizes, tensors: Tensors, gr
             slots.append(tensors.expert_rows(role, f"{name}.weight", (n_embd, 2 * width), n, rows))
         else:
             slots.append(tensors.expert_rows(role, f"{name}.weight", (n_embd, width), n))
-        scale = fused if name == fused else name
-        if f"{scale}.scale" in tensors:
-            slots.append(tensors.expert_number(f"{role}_scale", f"{scale}.scale", n))
-        elif name == fused and f"{at}ffn_up_exps.scale" in tensors:
-            slots.append(tensors.expert_number(f"{role}_scale", f"{at}ffn_up_exps.scale", n))
+        scale = at + "ffn_up_exps.scale" if name == fused else f"{name}.scale"
+        slots += tensors.expert_scale(role, scale, n)
         if f"{name}.bias" in tensors:
             slots.append(tensors.expert_values(f"{role}_bias", f"{name}.bias", width, n))
     slots.append(tensors.expert_columns("down", at + "ffn_down_exps.weight", (width, n_embd), n))
+    slots += tensors.expert_scale("down", at + "ffn_down_exps.scale", n)
     return Experts(n, sizes.n_used, width, _unit(width, slots), tuple(slots), graph)
 
 

@@ -209,7 +209,7 @@ class Steps(Protocol[V]):
 
     def choose(self, scores: V, x: V) -> None:
         """For every row the experts with the highest scores, in this order; they compute ``x``. At most once in a
-        block: the next five steps are about this choice."""
+        block: the next four steps are about this choice."""
         ...
 
     def chosen_weights(self, weights: V) -> V:
@@ -227,10 +227,6 @@ class Steps(Protocol[V]):
 
     def plus_chosen(self, outputs: V, role: str) -> V:
         """Outputs plus each expert's own vector of ``role``, [n_experts, n_embd]."""
-        ...
-
-    def times_chosen(self, outputs: V, role: str) -> V:
-        """Outputs times each expert's own number of ``role``, [n_experts]."""
         ...
 
     def weighted_sum(self, outputs: V, weights: V) -> V:

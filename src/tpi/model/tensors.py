@@ -1,6 +1,6 @@
 """The tensors of a model while its blocks are made: each is looked up, checked, and counted as used."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from tpi.model.blocks import Axis, Slot
@@ -9,6 +9,12 @@ from tpi.model.spans import Span
 from tpi.model.spec import TensorSpec
 
 EMBEDDING = "token_embd.weight"
+_NUMBER_BYTES = 4
+
+
+def scale_of(role: str) -> str:
+    """The role of the number by which products with ``role`` are multiplied."""
+    return f"{role}.scale"
 
 
 class Tensors:
@@ -129,10 +135,25 @@ class Tensors:
         assert not n or start + n <= n_columns
         return self._in_32_bits(replace(slot, rows=Span(0, 1)))
 
-    def expert_number(self, role: str, name: str, n_experts: int) -> Slot:
-        """A number for every expert; of 32 bits."""
-        slot = self._slot(role, name, (n_experts, 1), Axis.COPY)
-        return self._in_32_bits(replace(slot, column=0))
+    def expert_scale(self, role: str, name: str, n_experts: int) -> tuple[Slot, ...]:
+        """The number by which the product with ``role`` is multiplied, for every expert, if there is one; of 32
+        bits."""
+        if name not in self:
+            return ()
+        slot = self._slot(scale_of(role), name, (n_experts, 1), Axis.COPY)
+        return (replace(self._in_32_bits(slot), column=0),)
+
+    def scaled(self, slots: Iterable[Slot]) -> tuple[Slot, ...]:
+        """``slots``, and behind each whose tensor has a number beside it, by which products are multiplied, that
+        number; of 32 bits."""
+        found: list[Slot] = []
+        for slot in slots:
+            found.append(slot)
+            name = slot.tensor.name.removesuffix(".weight") + ".scale"
+            if slot.tensor.name.endswith(".weight") and name in self and self._tensors[name].n_bytes == _NUMBER_BYTES:
+                number = self._slot(scale_of(slot.role), name, (1, 1), Axis.COPY, measure=slot.measure)
+                found.append(self._in_32_bits(number))
+        return tuple(found)
 
     def _slot(
         self,

@@ -74,13 +74,6 @@ class ExpertSteps(NodeBuilder):
     def plus_chosen(self, outputs: int, role: str) -> int:
         return self._append(self._base.ggml_add_id(self._context, outputs, self._sole(role), self._chosen()))
 
-    def times_chosen(self, outputs: int, role: str) -> int:
-        n_tokens, n_experts = self._shape.n_tokens, self._experts().n
-        factors = self._alias(self._sole(role), (1, n_experts, 1))
-        each = self._append(self._base.ggml_repeat_4d(self._context, factors, 1, n_experts, n_tokens, 1))
-        picked = self._append(self._base.ggml_get_rows(self._context, each, self._chosen()))
-        return self.multiply(outputs, picked)
-
     def weighted_sum(self, outputs: int, weights: int) -> int:
         base, context, n_tokens = self._base, self._context, self._shape.n_tokens
         each = base.ggml_reshape_3d(context, weights, 1, self._experts().n_used, n_tokens)

@@ -8,6 +8,7 @@ import ctypes
 from dataclasses import dataclass
 
 from tpi.model.steps import Activation, Unary
+from tpi.model.tensors import scale_of
 from tpi.runtime.ggml.binding import Tensor, ggml
 from tpi.runtime.ggml.held import GraphSettings, Held
 from tpi.runtime.ggml.inputs import BatchShape, Inputs, data_pointer, new_tensor
@@ -101,7 +102,7 @@ class NodeBuilder:
             self._enter(piece)
             rows = self._append(self._product(weight, x))
             result = self._append(self._base.ggml_concat(self._context, result, rows, 0)) if result else rows
-        return result
+        return self.times(result, scale_of(role)) if self.has(scale_of(role)) else result
 
     def _product(self, weight: int, x: int) -> int:
         """An expert's is computed by the kernel for experts, which sums in another order than the one for matrices."""
