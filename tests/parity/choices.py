@@ -54,6 +54,18 @@ class Perturbed:
         return changed
 
 
+@dataclass(frozen=True)
+class Everywhere:
+    """Several that perturb, one after the other."""
+
+    each: list[Perturbed]
+
+    def __call__(self, pass_id: int, block: int, first_row: int, ids: Ids, scores: Float32Array) -> Ids:
+        for one in self.each:
+            ids = one(pass_id, block, first_row, ids, scores)
+        return ids
+
+
 def differing(reference: Noted, other: Noted, n_used: int) -> list[tuple[float, float]]:
     """Of every row that would have chosen other experts than in the reference, although all before it was the same: how
     far the reference's last chosen score and the first one after it lie apart, and by how much scores differ at

@@ -115,10 +115,11 @@ def cluster_logits(
     context: int = 512,
     piece_bytes: int = PIECE_BYTES,
     repack: bool = False,
-    is_resident: bool = False,
+    is_resident: bool | Sequence[bool] = False,
     kv_type: TensorType = F16,
     release: Callable[[], None] = lambda: None,
     choices: Sequence[Choices | None] = (),
+    n_parts: int = 1,
 ) -> list[Float32Array]:
     """Every rank's slice of the logits, f32 [n_tokens, its rows]: ranks as threads, windows in memory. ``shares``, or
     the text of a layout whose devices are ranks. ``choices``: of every rank who may change which experts it chooses."""
@@ -133,13 +134,14 @@ def cluster_logits(
     def work(rank: int) -> None:
         try:
             pieces = lay_out(blocks, partition, rank, piece_bytes)
-            settings = RankSettings(max(map(len, chunks)), context, n_threads, kv_type)
+            settings = RankSettings(max(map(len, chunks)), context, n_threads, kv_type, n_parts=n_parts)
             with ExitStack() as stack:
                 table = stack.enter_context(EmbeddingTable(gguf, spec))
                 repacker = stack.enter_context(Repacker()) if repack else None
                 model = RankModel(spec, blocks, partition, rank, pieces, inputs_of(spec))
                 workspace = stack.enter_context(Workspace(model, settings, repacker))
-                window = MemoryWindow(gguf, pieces, repacker, is_resident)
+                resident = is_resident if isinstance(is_resident, bool) else is_resident[rank]
+                window = MemoryWindow(gguf, pieces, repacker, resident)
                 runner = Rank(workspace, window, allreduces[rank], choices=choices[rank] if choices else None)
                 first = 0
                 for number, chunk in enumerate(chunks):

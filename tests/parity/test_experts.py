@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.architectures import N_VOCAB, VARIANTS, write_made
-from tests.parity.choices import Imposed, Noted, Perturbed, differing
+from tests.parity.choices import Everywhere, Imposed, Noted, Perturbed, differing
 from tests.parity.rig import cluster_logits, range_difference
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
@@ -78,6 +78,46 @@ def test_all_ranks_follow_the_lowest(tmp_path: Path, algorithm: str, payload: st
     lowest = logits(perturbed, None, None)
     assert np.array_equal(lowest, logits(perturbed, perturbed, perturbed))
     assert not np.array_equal(lowest, usual)
+
+
+LONG = [TOKENS + TOKENS[:60], TOKENS[:40]]
+
+
+def long_logits(
+    path: Path, shares: tuple[float, ...] | str, n_parts: int, residents: list[bool], choices: list[Choices | None]
+) -> Float32Array:
+    """Of a pass of 160 rows: in two parts, whose sums another thread carries, or in one."""
+    few = 8 * 512
+    with open_sums(
+        len(residents), ALGORITHMS["one-shot"], Scale(PayloadFormat.F32, 160 * 1024, n_parts), max_few_values=few
+    ) as shared:
+        parts = cluster_logits(
+            path, LONG, shared.ends, shares=shares, n_threads=1, release=shared.abort, choices=choices,
+            n_parts=n_parts, is_resident=residents,
+        )  # fmt: skip
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("residents", [[True, True], [True, False], [False, False]], ids=str)
+def test_long_passes_in_two_parts(tmp_path: Path, residents: list[bool]) -> None:
+    """Sums of other widths are under way at once, weights are held or streamed, and choices differ in either part."""
+    path = write_made(tmp_path / "model.gguf", VARIANTS["gpt-oss 20B"](), "F32")
+    usual = long_logits(path, (1, 1), 1, residents, [None, None])
+    assert np.array_equal(long_logits(path, (1, 1), 2, residents, [None, None]), usual)
+    blocks = [block.index for block in blocks_of(read_spec(read_gguf(path), "")) if block.experts is not None]
+    for row in (4, 120):
+        perturbed = Everywhere([Perturbed(0, block, row) for block in blocks[:4]])
+        assert np.array_equal(long_logits(path, (1, 1), 2, residents, [None, perturbed]), usual)
+
+
+@pytest.mark.parametrize("layout", ["0-11:0,1 12-23:2", "0-11:0,1 12-23:1,2", "0-11:0,1 12-23:0,1,2 head:*"])
+def test_all_ranks_follow_the_lowest_in_every_layout(tmp_path: Path, layout: str) -> None:
+    """Also where those that contribute to a sum do not go on with it."""
+    path = write_made(tmp_path / "model.gguf", VARIANTS["gpt-oss 20B"](), "F32")
+    block = next(b for b in reversed(blocks_of(read_spec(read_gguf(path), ""))) if b.layer == 11)
+    usual = long_logits(path, layout, 1, [True] * 3, [None] * 3)
+    perturbed = Perturbed(0, block.index, 4)
+    assert np.array_equal(long_logits(path, layout, 1, [True] * 3, [None, perturbed, None]), usual)
 
 
 def test_a_hash_tells_choices_apart() -> None:

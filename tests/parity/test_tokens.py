@@ -109,7 +109,7 @@ def states_after(chunk: int, rows: Float32Array, kernels: Float32Array) -> tuple
     state = RecurrentState(((N_KERNEL - 1) * DIM, DIM * DIM), (2 * (N_KERNEL - 1) * DIM, 0), N_EACH)
     held = Held(Recurrence(), Share((Span(0, N_VALUES),)), (Piece(0, 0, part.n_bytes, (part,)),), state)
     entering, zeros = np.zeros((chunk, WIDTH), np.float32), np.zeros(1, np.float32).ctypes.data
-    addresses = Addresses(WIDTH, 0, entering.ctypes.data, zeros, zeros, zeros, zeros, {}, {}, {})
+    addresses = Addresses(WIDTH, 0, entering.ctypes.data, zeros, zeros, zeros, WIDTH, zeros, {}, {}, {})
     slots, made = StateSlots(1, 0), list[Float32Array]()
     with Compute(1) as compute, RecurrentStates({0: state.sizes(held.share)}, slots) as states:
         for first in range(0, len(rows), chunk):

@@ -155,6 +155,7 @@ def _plan_facts(memory: MemoryPlan) -> dict[str, Any]:
         "tokenizer_bytes": needs.tokenizer_bytes,
         "growth_bytes": needs.growth_bytes,
         "kv_cache_bytes": needs.kv_bytes,
+        "states_bytes": needs.states_bytes,
         "graphs_bytes": needs.graphs_bytes,
         "activations_bytes": needs.activations_bytes,
         "links_bytes": needs.links_bytes,
@@ -187,6 +188,7 @@ _PARTS = {
     "tokenizer": "tokenizer and chat template",
     "growth": "code, stacks and graphs as they are first used",
     "kv_cache": "{kv_type}, {cells} cells",
+    "states": "recurrent: the latest, the one before, and some to go back to",
     "graphs": "intermediates and work buffer, passes of {chunk_tokens} tokens, threads: {threads}",
     "activations": "residual stream, sums, mask",
     "links": "frames and payloads",
@@ -200,10 +202,14 @@ _PARTS = {
 }
 
 
+_SOMETIMES = ("states", "experts")
+"""Not of every model."""
+
+
 def memory_lines(facts: dict[str, Any]) -> list[str]:
     """The plan as a table."""
     sizes = {name.removesuffix("_bytes"): size(value) for name, value in facts.items() if name.endswith("_bytes")}
-    parts = {name: what for name, what in _PARTS.items() if name != "experts" or facts["slots"]}
+    parts = {name: what for name, what in _PARTS.items() if name not in _SOMETIMES or facts[f"{name}_bytes"]}
     rows = [(name, facts[f"{name}_bytes"], what.format(**{**sizes, **facts})) for name, what in parts.items()]
     lines = [f"memory of rank {facts['rank']} of {facts['ranks']}, whose weights are {sizes['weights']}:"]
     return lines + [f"  {name.replace('_', ' '):<11}{_mb(n_bytes):>10}  {what}" for name, n_bytes, what in rows]

@@ -83,7 +83,7 @@ class TokenSequence:
             if old != new:
                 break
             n_kept += 1
-        resumed = self._retention.resume(n_kept) if n_kept < len(self._tokens) else n_kept
+        resumed = self._retention.resume(n_kept)
         self._mark = n_kept if n_kept - resumed >= _WORTH_KEEPING else 0
         del self._tokens[resumed:]
         return resumed
@@ -119,7 +119,8 @@ class TokenSequence:
         assert 0 < len(tokens) <= self._runner.max_tokens and stop <= self._runner.n_cells
         positions = np.arange(first, stop)
         self._n_passes += 1
-        self._retention.begin(first)
+        if first:
+            self._retention.begin(first, stop)
         rows = self._runner.run(
             Pass(
                 pass_id=self._n_passes,
@@ -132,6 +133,9 @@ class TokenSequence:
                 runs=(Run(0, len(tokens), keep),) if self._retention.keeps_states else (),
             )
         )
+        if not first:  # in what may be another epoch
+            self._retention = self._runner.retention
+            self._retention.begin(0, stop)
         self._retention.end(stop, keep)
         self._tokens.extend(tokens)
         return rows

@@ -66,7 +66,10 @@ def flows_of(blocks: Sequence[Block], partition: Partition) -> tuple[Flow, ...]:
                     else Flow(block.index, here, here, False, is_own=True)
                 )
                 continue
-            flows.append(Flow(block.index, partition.contributors(block.index), receivers, is_handed_over))
+            contributors = partition.contributors(block.index)
+            if block.experts is not None and len(contributors) > 1:  # the sum says whether they have chosen alike
+                receivers = tuple(sorted({*receivers, *contributors}))
+            flows.append(Flow(block.index, contributors, receivers, is_handed_over))
     return tuple(flows)
 
 

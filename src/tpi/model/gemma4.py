@@ -7,7 +7,6 @@ from math import lcm
 
 from tpi.model.blocks import OWN, Block, Measure, Slot, aligned_columns, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, output_head
-from tpi.model.heads import Heads
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse, inverse_root, root
@@ -122,11 +121,9 @@ def _attention(
     at, n_embd, state = f"blk.{shape.layer}.", dimensions.n_embd, shape.state
     dim, group, n = state.head_dim, state.group, shape.n_heads
     n_kv = n // group
-    is_fused = at + "attn_qkv.weight" in tensors
-    made = Heads(n, n_kv, dim).qkv(tensors, at, n_embd) if is_fused else None
     q = (
         tensors.copy("norm", at + "attn_norm.weight", n_embd),
-        made[0] if made else tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
+        tensors.rows("q", at + "attn_q.weight", (n_embd, n * dim), dim),
         tensors.copy("q_norm", at + "attn_q_norm.weight", dim),
     )
     factors = (tensors.copy("factors", "rope_freqs.weight", dim // 2),) if shape.has_factors else ()

@@ -11,6 +11,8 @@ from tpi.model.spans import Span
 from tpi.model.steps import Activation, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
+_MOST_USED = 64
+
 
 class Gating(Enum):
     """What scores become before experts are chosen by them; ``LATER``: the softmax of the chosen ones alone."""
@@ -88,7 +90,7 @@ def read_sizes(meta: Metadata, width: int | None = None) -> ExpertSizes:
     """
     n, n_used = meta.positive("expert_count"), meta.positive("expert_used_count")
     meta.require(n <= 1 << 12, "expert_count", n)
-    meta.require(n_used <= n, "expert_used_count", n_used)
+    meta.require(n_used <= min(n, _MOST_USED), "expert_used_count", n_used)
     return ExpertSizes(n, n_used, width or meta.sole("expert_feed_forward_length"))
 
 

@@ -32,6 +32,8 @@ class Needs:
     """The head's results, on the master those of all ranks."""
     growth_bytes: int
     """See ``MASTER_GROWTH_BYTES``."""
+    states_bytes: int = 0
+    """Recurrent states."""
     tokenizer_bytes: int = 0
     """Tokenizer and chat template; 0 where they are part of ``process_bytes``, and on workers."""
 
@@ -94,7 +96,7 @@ def plan_memory(
             process = needs.process_bytes + needs.growth_bytes + needs.tokenizer_bytes
             raise MemoryBudgetError(
                 f"--memory {_mib(limit_bytes)} is too small: this rank needs at least {_mib(minimum, up=True)} "
-                f"(process {_mib(process)}, KV cache {_mib(needs.kv_bytes)}, graphs "
+                f"(process {_mib(process)}, KV cache {_mib(needs.kv_bytes + needs.states_bytes)}, graphs "
                 f"{_mib(needs.graphs_bytes + needs.activations_bytes)}, links and logits "
                 f"{_mib(needs.links_bytes + needs.logits_bytes)}, window {_mib(minimum_window_bytes)}); "
                 "allow more, or use a smaller --context or more devices"

@@ -20,6 +20,9 @@ from tpi.runtime.rankmodel import N_KV_STEP, RankModel, RankSettings
 
 _F16_MINUS_INFINITY = np.uint16(0xFC00)
 
+_AGE_BYTES = 7
+"""Of a cell and a row while a window's mask is made: how long ago it was, and three conditions."""
+
 Seen = tuple[tuple[int, int], ...]
 """Of every window, how many cells graphs look at."""
 
@@ -61,6 +64,7 @@ class PassArrays:
             embeddings=_address(self._embeddings),
             looked_up=_address(self._looked_up),
             summed=_address(self._total),
+            summed_stride=self._model.max_sum_width,
             positions=_address(self._positions),
             temperatures={kind: _address(values) for kind, values in self._temperatures.items()},
             cells={window: _address(values) for window, values in self._cells.items()},
@@ -78,15 +82,25 @@ class PassArrays:
             self.residual, self._total, self._partial, self._embeddings, self._looked_up, self._outputs,
             self.expert_rows, *self._masks.values(),
         ]  # fmt: skip
-        return sum(array.nbytes for array in arrays) + 2 * self._settings.max_tokens * self._settings.n_cells
+        copied = self._settings.max_tokens * max(
+            2 * self._settings.n_cells,
+            *(_AGE_BYTES * self._settings.ring_cells(window) for window in self._model.windows if window != FULL),
+            0,
+        )
+        return sum(array.nbytes for array in arrays) + copied
 
     def total(self, width: int, start: int, stop: int) -> Float32Array:
-        """Rows of a sum of ``width``."""
-        return self._total[start * width : stop * width].reshape(stop - start, width)
+        """Rows of a sum of ``width``. Parts of a pass have memory of their own: their sums may be of different
+        width."""
+        return self._rows(self._total, width, start, stop)
 
     def partial(self, width: int, start: int, stop: int) -> Float32Array:
         """The same of what this rank adds to it, where that is more than a graph gives."""
-        return self._partial[start * width : stop * width].reshape(stop - start, width)
+        return self._rows(self._partial, width, start, stop)
+
+    def _rows(self, array: Float32Array, width: int, start: int, stop: int) -> Float32Array:
+        first = start * self._model.max_sum_width
+        return array[first : first + (stop - start) * width].reshape(stop - start, width)
 
     def chosen(self, n_used: int, start: int, stop: int) -> npt.NDArray[np.int32]:
         """Which experts rows have chosen, i32 [rows, n_used]."""
@@ -140,10 +154,12 @@ class PassArrays:
         mask[:] = _F16_MINUS_INFINITY
         for start, run in starts_of(runs):
             rows = slice(start, start + run.n_tokens)
-            first, positions = run.sequence * n_ring, work.positions[rows].astype(np.int64)
+            first, positions = run.sequence * n_ring, work.positions[rows]
             self._cells[window][rows] = first + positions % n_ring
             stop = min(first + n_ring, n_kv)
-            held = positions[-1] - (positions[-1] - np.arange(stop - first)) % n_ring  # the position in every cell
+            held = (
+                positions[-1] - (positions[-1] - np.arange(stop - first, dtype=np.int32)) % n_ring
+            )  # the position in every cell
             ages = positions[:, None] - held[None, :]
             is_seen = (ages >= 0) & (ages < window) & (held >= 0)[None, :]
             mask[rows, first:stop][is_seen] = 0

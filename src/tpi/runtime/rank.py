@@ -112,8 +112,9 @@ class Rank:
             return self._run_program(program, work.pass_id)
         parts, is_narrow, logits = parts_of(work.n_tokens, self._workspace.settings.n_parts), False, None
         for turn in self._turns:
+            self._settle(trip, parts)
             if not is_narrow and turn.block.index >= self._first_per_row:
-                parts, is_narrow = self._keep_sampled(trip, work, parts), True
+                parts, is_narrow = self._keep_sampled(work, parts), True
                 if not parts:
                     break
             if turn.block.is_head:
@@ -124,10 +125,11 @@ class Rank:
                 self._run_block(trip, turn, parts)
             else:
                 for part in parts:
-                    self._finish(trip, part)
+                    self._summing.finish(part)
                     self._summing.start(trip.pass_id, turn, part, None)
+        self._settle(trip, parts)
         for part in parts:
-            self._finish(trip, part)
+            self._summing.finish(part)
         return logits
 
     def _run_token(self, trip: _Trip, resident: _Resident) -> Float32Array | None:
@@ -191,23 +193,30 @@ class Rank:
         running = self._running
         return self.times.doing if running is None else running.doing
 
-    def _keep_sampled(self, trip: _Trip, work: Pass, parts: Sequence[Part]) -> list[Part]:
+    def _keep_sampled(self, work: Pass, parts: Sequence[Part]) -> list[Part]:
         """No row needs another any more: only those that are sampled go on."""
         for part in parts:
-            self._finish(trip, part)
+            self._summing.finish(part)
         n_sampled = len(work.sampled)
         if n_sampled != work.n_tokens or n_sampled > 1:
             self._workspace.arrays.keep_rows(work.sampled)
         return [Part(0, 0, n_sampled)] if n_sampled else []
 
-    def _finish(self, trip: _Trip, part: Part) -> None:
-        """Ends the sum that is under way, if one is; of ranks that have chosen different experts anew, with the choice
-        of the lowest."""
-        if part.summing is None:
+    def _settle(self, trip: _Trip, parts: Sequence[Part]) -> None:
+        """Ends sums of experts before anything else begins, on all ranks alike; where ranks have chosen different
+        experts, the block is computed and summed anew with the choice of the lowest, for one part after the other."""
+        if not any(part.summing is not None and part.summing[1].says_choice for part in parts):
             return
-        turn = part.summing[1]
-        if self._summing.finish(part):
-            return
+        turns = [part.summing[1] if part.summing is not None else None for part in parts]
+        are_sound = [self._summing.finish(part) for part in parts]
+        for part, turn, is_sound in zip(parts, turns, are_sound, strict=True):
+            if turn is not None and not is_sound:
+                self._sum_again(trip, turn, part)
+
+    def _sum_again(self, trip: _Trip, turn: Turn, part: Part) -> None:
+        def start(part: Part, graph: Graph) -> None:
+            self._summing.start(trip.pass_id, turn, part, graph.result(), is_again=True)
+
         self.times.n_rechosen += 1
         experts = turn.block.experts
         assert experts is not None
@@ -216,13 +225,7 @@ class Rank:
         if agreed is None:
             self._summing.start(trip.pass_id, turn, part, None, is_again=True)
         else:
-            self._compute(
-                trip,
-                turn,
-                [part],
-                lambda part, graph: self._summing.start(trip.pass_id, turn, part, graph.result(), is_again=True),
-                agreed,
-            )
+            self._compute(trip, turn, [part], start, agreed)
         if not self._summing.finish(part):
             raise NumericError(f"ranks chose different experts of block {turn.block.index} again")
 
@@ -260,8 +263,8 @@ class Rank:
         their sums of the block before as late as possible. ``imposed`` is the choice of a single part."""
         if self._resident is not None:
             for part in parts:
+                self._summing.finish(part)
                 graph = self._graph(trip, turn, part, 0)
-                self._finish(trip, part)
                 self._point(trip, turn, part, graph)
                 self._run_resident(trip, turn, part, graph, imposed)
                 done(part, graph)
@@ -269,16 +272,14 @@ class Rank:
         block, pieces = turn.block, self._workspace.pieces[turn.block.index]
         # A block of several pieces has both parts under way, each in a lane of its own.
         graphs = [self._graph(trip, turn, part, part.number if len(pieces) > 1 else 0) for part in parts]
-        for number, part in enumerate(parts):
-            if number == 0 or (part.summing is not None and part.summing[1].says_choice):
-                self._finish(trip, part)  # the choice may have to be made anew, which holds other pieces
+        self._summing.finish(parts[0])
         dense = [piece for piece in pieces if piece.expert is None]
         for number, piece in enumerate(dense):
             started = self.times.now("disk")
             with self._window.hold(piece.index) as held:
                 self.times.held(started, block.index)
                 for part, graph in zip(parts, graphs, strict=True):
-                    self._finish(trip, part)
+                    self._summing.finish(part)
                     self._point(trip, turn, part, graph)
                     started = self.times.now("compute")
                     graph.run_piece(self._workspace.compute, number, held.part_addresses)

@@ -17,7 +17,8 @@ class Retention:
         windows = {state.window for state in states if isinstance(state, KvState)} - {FULL}
         self._rings = [(window, settings.ring_cells(window)) for window in sorted(windows)]
         self._slots = StateSlots(1, settings.n_kept_states) if has_recurrent_state(blocks) else None
-        self._n_tokens = 0
+        self._n_written = 0
+        """Of so many positions the rings have been written."""
         self._target = 0
 
     @property
@@ -27,20 +28,17 @@ class Retention:
 
     def resume(self, n_tokens: int) -> int:
         """Of the first ``n_tokens`` of the sequence, all of which were computed, how many need not be again."""
-        if self._n_tokens == n_tokens:
-            return n_tokens
-        if any(self._n_tokens - n_ring > max(0, n_tokens + 1 - window) for window, n_ring in self._rings):
+        if any(self._n_written - n_ring > max(0, n_tokens + 1 - window) for window, n_ring in self._rings):
             return 0
         return n_tokens if self._slots is None else self._slots.latest(0, n_tokens)
 
-    def begin(self, n_tokens: int) -> None:
-        """A pass begins behind the first ``n_tokens``."""
-        self._n_tokens = n_tokens
+    def begin(self, n_tokens: int, stop: int) -> None:
+        """A pass begins behind the first ``n_tokens``, and goes to ``stop``."""
+        self._n_written = max(self._n_written, stop) if n_tokens else stop
         if self._slots is not None:
             _, self._target = self._slots.begin(0, n_tokens)
 
     def end(self, n_tokens: int, keep: bool) -> None:
         """It is through: the sequence has ``n_tokens``."""
-        self._n_tokens = n_tokens
         if self._slots is not None:
             self._slots.end(0, self._target, n_tokens, keep)

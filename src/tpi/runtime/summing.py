@@ -93,8 +93,11 @@ class Summing:
         self._allreduce.start(step, own, out)
         self._allreduce.finish(step)
         agreed = out.astype(np.int32)
-        if not ((agreed == out) & (agreed >= 0) & (agreed < experts.n)).all():
-            raise ProtocolError(f"rank {contributors[0]} chose experts that block {turn.block.index} does not have")
+        are_there = ((agreed == out) & (agreed >= 0) & (agreed < experts.n)).all()
+        if not (are_there and (np.diff(np.sort(agreed, axis=1), axis=1) > 0).all()):
+            raise ProtocolError(
+                f"rank {contributors[0]} chose experts that block {turn.block.index} does not have, or one twice"
+            )
         return agreed
 
     def _with_choice(self, turn: Turn, part: Part, partial: Float32Array) -> Float32Array:

@@ -29,6 +29,10 @@ _EXPERT_STEPS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24
 """Rows for which graphs of experts are made; beyond these, multiples of the last."""
 
 
+_Graphs = OrderedDict[tuple[int, BatchShape, int], Graph]
+"""By structure, shape and lane, the least recently used first."""
+
+
 @dataclass(frozen=True)
 class PassState:
     """What the sequences of a pass read and write, by run: the first row, the number of rows, and the slots of
@@ -61,7 +65,8 @@ class Workspace:
         self.pieces: Mapping[int, tuple[Piece, ...]] = model.pieces_of
         self.arrays = PassArrays(model, settings)
         self._addresses = self.arrays.addresses
-        self._graphs: OrderedDict[tuple[int, BatchShape, int], Graph] = OrderedDict()
+        self._graphs: _Graphs = OrderedDict()
+        self._expert_graphs: _Graphs = OrderedDict()
         self._held = {index: self._hold(model.blocks[index]) for index in self.pieces}
         self._numbers: dict[Structure, int] = {}
         self._structures = {index: self._number(held) for index, held in self._held.items()}
@@ -86,9 +91,10 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        for graph in self._graphs.values():
-            graph.close()
-        self._graphs.clear()
+        for graphs in (self._graphs, self._expert_graphs):
+            for graph in graphs.values():
+                graph.close()
+            graphs.clear()
         self._drop_pass_graph()
         self.compute.close()
         self.cache.close()
@@ -144,29 +150,26 @@ class Workspace:
         """The graph of ``block`` for ``shape``, placed and ready; blocks of equal structure share one. One of lane 1
         may be run piece by piece in turns with one of lane 0. It is to be pointed at its state."""
         held = self._held[block.index]
-        return self._find(held, self._structures[block.index], _shape_for(held, shape), lane)
+        return self._find(self._graphs, held, self._structures[block.index], _shape_for(held, shape), lane)
 
     def expert_graph(self, piece: int, n_rows: int) -> tuple[Graph, int]:
         """The graph of an expert's piece for at least so many rows, and how many rows it takes."""
         held, structure = self._experts[piece]
         n_taken = min(_expert_rows(n_rows), self.settings.max_tokens)
-        return self._find(held, structure, BatchShape(n_taken), 0, 1), n_taken
+        # Experts are computed between the halves of other graphs: in a lane of their own, and none of those may go.
+        return self._find(self._expert_graphs, held, structure, BatchShape(n_taken), self.settings.n_parts), n_taken
 
-    def _find(self, held: Held, structure: int, shape: BatchShape, lane: int, allocator: int = 0) -> Graph:
+    def _find(self, graphs: _Graphs, held: Held, structure: int, shape: BatchShape, lane: int) -> Graph:
         key = structure, shape, lane
-        graph = self._graphs.get(key)
+        graph = graphs.get(key)
         if graph is None:
             graph = self._build([held], shape)
-            graph.place(self.compute, self._lane(lane, allocator))
-            self._graphs[key] = graph
-            if len(self._graphs) > _GRAPHS_KEPT:
-                self._graphs.popitem(last=False)[1].close()
-        self._graphs.move_to_end(key)
+            graph.place(self.compute, lane)
+            graphs[key] = graph
+            if len(graphs) > _GRAPHS_KEPT:
+                graphs.popitem(last=False)[1].close()
+        graphs.move_to_end(key)
         return graph
-
-    def _lane(self, lane: int, allocator: int) -> int:
-        """Experts are computed between the halves of other graphs, in a lane of their own."""
-        return self.settings.n_parts if allocator else lane
 
     def states_of(self, blocks: Iterable[Block], runs: Sequence[tuple[int, int, int]] = ()) -> list[StateAddresses]:
         """Where the state of those of the blocks lies that have some, for graphs whose rows are these runs."""

@@ -120,7 +120,8 @@ def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0)
         activations += settings.max_tokens * model.embedding_width * _F32_BYTES
     return Needs(
         process_bytes=process_bytes,
-        kv_bytes=workspace.kept_bytes,
+        kv_bytes=workspace.cache.n_bytes,
+        states_bytes=workspace.states.n_bytes,
         graphs_bytes=workspace.compute.scratch_bytes,
         activations_bytes=activations,
         links_bytes=_link_bytes(model, settings),

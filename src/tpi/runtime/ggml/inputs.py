@@ -40,6 +40,8 @@ class Addresses:
     embeddings: int
     looked_up: int
     summed: int
+    summed_stride: int
+    """Values from row to row of parts, whose rows lie closer."""
     positions: int
     temperatures: Mapping[object, int]
     cells: Mapping[int, int]
@@ -97,7 +99,8 @@ class Inputs:
         return self._floats("looked up", self._addresses.n_looked_up, self._addresses.looked_up)
 
     def summed(self, width: int) -> int:
-        return self._floats(("summed", width), width, self._addresses.summed)
+        extents, stride = (width, self._shape.n_tokens), 4 * self._addresses.summed_stride
+        return self._make(("summed", width), TYPE_F32, extents, self._addresses.summed, stride)
 
     @property
     def positions(self) -> int:
