@@ -29,7 +29,7 @@ from tpi.testing.meshes import open_sums
 from tpi.weights.layout import Part, Piece
 
 FOLDER = Path(__file__).parents[1] / "trained"
-MODELS = ("windowed",)
+MODELS = ("windowed", "deltas")
 PROMPTS = (
     "Tell me a story about a fox and a lantern.",
     "Please write a long story about a bear who finds a golden key.",
