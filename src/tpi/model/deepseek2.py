@@ -13,7 +13,7 @@ from tpi.model.common import FFN_UNIT_COLUMNS, GatedFfn, Head, gated_ffn, output
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
-from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_sizes
+from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.states import KvState
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Temperature, V
@@ -117,14 +117,8 @@ def _read_routing(meta: Metadata, dimensions: Dimensions) -> Routing:
     gating = meta.integer("expert_gating_func", 0) or usual
     if gating not in (1, 2):
         raise UnsupportedModelError(f"{meta.file}: experts are chosen in a way (number {gating}) that is not supported")
-    n, n_groups = meta.integer("expert_count", 1), meta.integer("expert_group_count", 0) or 1
-    n_used = meta.integer("expert_group_used_count", 0) or 1
-    fits = n_groups == 1 or (n % n_groups == 0 and n // n_groups >= 2 and n_used <= n_groups)
-    meta.require(fits, "expert_group_count", n_groups)
-    n_chosen = meta.integer("expert_used_count", 1)
-    meta.require(n_groups == 1 or n_chosen <= n // n_groups * n_used, "expert_used_count", n_chosen)
     is_normalised, scale = meta.flag("expert_weights_norm", False), meta.number("expert_weights_scale", 0.0)
-    return Routing(Gating(gating), is_normalised, scale, n_groups, n_used)
+    return Routing(Gating(gating), is_normalised, scale, *read_groups(meta))
 
 
 def _attention_slots(at: str, n_embd: int, shape: Shape, tensors: Tensors) -> tuple[Slot, ...]:

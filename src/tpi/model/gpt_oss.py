@@ -10,7 +10,7 @@ from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
-from tpi.model.routing import GatedExpert, Gating, Routing, gated_experts, read_sizes
+from tpi.model.routing import GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
@@ -31,7 +31,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta)
     rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX)
     windows = meta.windows(dimensions.n_layers, _PATTERN)
-    ffn = ExpertFfn(eps, Routing(Gating.LATER))
+    ffn = ExpertFfn(eps, Routing(Gating.LATER, False, 1.0, *read_groups(meta)))
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         slots = _attention_slots(at, heads, n_embd, tensors)

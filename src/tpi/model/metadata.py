@@ -14,6 +14,9 @@ class Metadata:
         self.file = file
         self._architecture, self._entries = architecture, entries
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._entries
+
     def _get(self, key: str, default: Entry | None) -> Entry:
         value = self._entries.get(key, default)
         if value is None:

@@ -12,7 +12,7 @@ from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
-from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_sizes
+from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.states import RecurrentState
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Unary, V
@@ -34,11 +34,11 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         UnsupportedModelError: a kind of rope that is not computed.
     """
     heads, n_embd, found = read_heads(meta, dimensions), dimensions.n_embd, list[Block]()
-    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta)
-    n_shared = meta.positive("expert_shared_feed_forward_length")
+    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta, may_be_silent=True)
+    n_shared = meta.integer("expert_shared_feed_forward_length", 0) or meta.sole("feed_forward_length")
     attention, net = Attention(heads.dim, eps, _read_rope(meta, dimensions, heads)), _read_net(meta)
     recurrence = Recurrence(net, eps)
-    routing = Routing(Gating.SOFTMAX, is_normalised=True)
+    routing = Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta))
     for layer, is_recurrent in enumerate(_read_kinds(meta, dimensions.n_layers)):
         at = f"blk.{layer}."
         if is_recurrent:

@@ -10,7 +10,7 @@ from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
-from tpi.model.routing import GatedExpert, Gating, Routing, gated_experts, read_sizes
+from tpi.model.routing import GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
@@ -26,9 +26,12 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         UnsupportedModelError: a kind of rope scaling that is not computed.
     """
     heads, n_embd, found = read_heads(meta, dimensions), dimensions.n_embd, list[Block]()
-    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta)
+    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta, may_be_silent=True)
     rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX)
-    attention, ffn = Attention(heads.dim, eps, rope), ExpertFfn(eps, Routing(Gating.SOFTMAX, is_normalised=True))
+    attention, ffn = (
+        Attention(heads.dim, eps, rope),
+        ExpertFfn(eps, Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta))),
+    )
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         slots = _attention_slots(at, heads, n_embd, tensors)

@@ -82,8 +82,9 @@ class ExpertSizes:
     width: int
 
 
-def read_sizes(meta: Metadata, width: int | None = None) -> ExpertSizes:
-    """The experts that the metadata tell of.
+def read_sizes(meta: Metadata, *, may_be_silent: bool = False) -> ExpertSizes:
+    """The experts that the metadata tell of. ``may_be_silent``: where they do not say how wide one is, those that a
+    token uses are together as wide as a dense network.
 
     Raises:
         ModelFileError: an entry is missing or impossible.
@@ -91,7 +92,26 @@ def read_sizes(meta: Metadata, width: int | None = None) -> ExpertSizes:
     n, n_used = meta.positive("expert_count"), meta.positive("expert_used_count")
     meta.require(n <= 1 << 12, "expert_count", n)
     meta.require(n_used <= min(n, _MOST_USED), "expert_used_count", n_used)
-    return ExpertSizes(n, n_used, width or meta.sole("expert_feed_forward_length"))
+    if may_be_silent and "expert_feed_forward_length" not in meta:
+        width = meta.sole("feed_forward_length") // n_used
+        meta.require(width > 0, "feed_forward_length", meta.sole("feed_forward_length"))
+        return ExpertSizes(n, n_used, width)
+    return ExpertSizes(n, n_used, meta.sole("expert_feed_forward_length"))
+
+
+def read_groups(meta: Metadata) -> tuple[int, int]:
+    """In how many groups experts stand, and of how many a token may choose.
+
+    Raises:
+        ModelFileError: impossible.
+    """
+    n, n_groups = meta.integer("expert_count", 1), meta.integer("expert_group_count", 0) or 1
+    n_used = meta.integer("expert_group_used_count", 0) or 1
+    fits = n_groups == 1 or (n % n_groups == 0 and n // n_groups >= 2 and n_used <= n_groups)
+    meta.require(fits, "expert_group_count", n_groups)
+    n_chosen = meta.integer("expert_used_count", 1)
+    meta.require(n_groups == 1 or n_chosen <= n // n_groups * n_used, "expert_used_count", n_chosen)
+    return n_groups, n_used
 
 
 def gated_experts(at: str, n_embd: int, sizes: ExpertSizes, tensors: Tensors, graph: GatedExpert) -> Experts:

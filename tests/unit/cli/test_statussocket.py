@@ -166,6 +166,13 @@ def test_below_the_table_stands_how_sums_are_added_up() -> None:
     assert len(describe(cluster_state(1))) == 3
 
 
+def test_choices_that_were_made_anew_are_told() -> None:
+    state = cluster_state(3)
+    ranks = tuple(msgspec.structs.replace(rank, n_rechosen=rank.rank) for rank in state.ranks)
+    line = "devices chose different experts 2 times; the lowest rank's were taken"
+    assert line in describe(msgspec.structs.replace(state, ranks=ranks)) and line not in describe(state)
+
+
 def test_silent_devices_and_notes_stand_at_the_end() -> None:
     status = msgspec.structs.replace(cluster_state(1), silent=("attic", "cellar"), notes=("turned away a: b",))
     *_, silent, note = describe(status)
