@@ -112,6 +112,7 @@ def test_a_device_that_does_not_answer_keeps_its_share_in_the_status(tmp_path: P
         before = cluster.status()
         assert before.silent == ()
         workers[1].process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)  # a process in the middle of an answer stops when it is next scheduled
         try:
             status = cluster.status()
         finally:

@@ -90,7 +90,7 @@ def test_inspect_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["inspect", "demo", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["kind"], facts["name"]) == ("GGUF model", "tpi demo storyteller")
-    assert main(["inspect", "demo", "--memory", "300MiB"]) == 0
+    assert main(["inspect", "demo", "--memory", "1GiB"]) == 0
     assert "memory of rank 0 of 1" in capsys.readouterr().out
     write_random_model(tmp_path / "demo")  # a file of that name comes first
     assert main(["inspect", "demo", "--json"]) == 0
