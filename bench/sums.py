@@ -2,8 +2,9 @@
 
     python -m bench.sums TASK-AS-JSON
 
-:func:`measure_sums` starts all ranks. A sum lasts from the last rank's start to the last rank's end: devices of one
-machine share its clock.
+:func:`measure_sums` starts all ranks. They begin every sum at one instant, which they agree on by a file: a rank that
+began before the others would hide a part of what its message takes. A sum lasts from the last rank's start to the last
+rank's end: devices of one machine share its clock.
 """
 
 import functools
@@ -14,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -44,6 +46,8 @@ from tpi.testing.meshes import enrol
 
 _PORT = 7650
 _TIMEOUT_S = 600.0
+_INSTANTS = "instants"
+_BEGIN_S = 60.0
 _WARM_UP = 3
 LEAST_ROUNDS = _WARM_UP + 1
 """With which one is counted."""
@@ -110,12 +114,13 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
         LinkError: a rank failed; its last words.
     """
     n_ranks = len(bed.devices)
-    settings = {"n_rounds": 40, "gap_s": 0.02, **options}
+    settings: dict[str, Any] = {"n_rounds": 40, "gap_s": 0.02, **options}
     addresses = [bed.address(rank) for rank in range(n_ranks)]
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority.open(Path(folder) / "authority")
         for rank in range(n_ranks):
             enrol(authority, f"device-{rank}", Path(folder) / f"device-{rank}")
+        make_instants(Path(folder), n_ranks, (settings["n_rounds"] + 1) * len(kinds))
         processes = []
         for rank in range(n_ranks):
             task = msgspec.convert(
@@ -127,6 +132,30 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
         ranks = [_times_of(process) for process in processes]
     sums = [_summary(kind, number, ranks) for number, kind in enumerate(kinds)]
     return Outcome(sums, [rank.links for rank in ranks], [rank.tried for rank in ranks])
+
+
+def make_instants(folder: Path, n_ranks: int, n_sums: int) -> None:
+    """Writes the file by which ranks agree when a sum begins: ``float64[n_sums, n_ranks]``, zero until a rank has
+    written the instant from which it can begin."""
+    np.zeros((n_sums, n_ranks)).tofile(folder / _INSTANTS)
+
+
+def _wait_for_instant(instants: "np.ndarray[Any, np.dtype[np.float64]]", rank: int, gap_s: float) -> None:
+    """Idles ``gap_s`` and until the last rank has done so.
+
+    Args:
+        instants: ``float64[n_ranks]`` of this sum, shared by all ranks.
+
+    Raises:
+        LinkError: a rank never came.
+    """
+    instants[rank] = time.monotonic() + gap_s
+    deadline = time.monotonic() + _BEGIN_S
+    while not instants.all():
+        if time.monotonic() > deadline:
+            raise LinkError(f"ranks {np.flatnonzero(instants == 0).tolist()} did not begin within {_BEGIN_S:.0f} s")
+        time.sleep(1e-3)
+    time.sleep(max(0.0, instants.max() - time.monotonic()))
 
 
 def measure_swap_s(bed: Testbed, n_bytes: int, gap_s: float, n_rounds: int) -> float:
@@ -189,10 +218,14 @@ def run(task: SumTask) -> RankTimes:
             Measured(1, links.latencies_s, links.n_bytes, links.exchange_s),
             tried,
         )
+        path = Path(task.folder) / _INSTANTS
+        shape = (task.n_rounds + 1, len(task.kinds), n_ranks)
+        instants = np.memmap(path, np.float64, "r+", shape=shape)
         for turn in range(task.n_rounds + 1):
             gap_s = task.gap_s if turn < task.n_rounds else max(task.idle_s, task.gap_s)
             for number, kind in enumerate(task.kinds):
-                _add_once(sums[kind], kind, SumStep(turn * 1000 + number, flow), mesh, gap_s, times, number)
+                begin = functools.partial(_wait_for_instant, instants[turn, number], task.rank, gap_s)
+                _add_once(sums[kind], kind, SumStep(turn * 1000 + number, flow), mesh, begin, times, number)
     return times
 
 
@@ -205,9 +238,9 @@ def _sums_for(mesh: Mesh, kind: SumKind, arithmetic: Arithmetic) -> Sums:
 
 
 def _add_once(
-    sums: Sums, kind: SumKind, step: SumStep, mesh: Mesh, gap_s: float, times: RankTimes, number: int
+    sums: Sums, kind: SumKind, step: SumStep, mesh: Mesh, begin: Callable[[], None], times: RankTimes, number: int
 ) -> None:
-    """One sum after ``gap_s``: as a pass of one token runs it, in C if the mesh is."""
+    """One sum after ``begin``: as a pass of one token runs it, in C if the mesh is."""
     n_ranks = len(step.flow.participants)
     partial = np.full((1, kind.n_values), mesh.rank + 0.5, np.float32)
     total = np.empty((1, kind.n_values), np.float32)
@@ -217,13 +250,13 @@ def _add_once(
         payload_type, largest = native.type_of(step.flow)
         start, finish, at = mesh.library.sum_start, mesh.library.sum_finish, native.address
         how = at, step.pass_id, step.flow.block, payload_type, largest, partial.ctypes.data, total.ctypes.data
-        time.sleep(gap_s)
+        begin()
         cpu, started = time.process_time(), time.monotonic()
         result = start(*how, kind.n_values) or finish(at, -1)
         ended, cpu_s = time.monotonic(), time.process_time() - cpu
         assert not result
     else:
-        time.sleep(gap_s)
+        begin()
         cpu, started = time.process_time(), time.monotonic()
         sums.start(step, partial, total)
         sums.finish(step)

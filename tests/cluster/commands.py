@@ -144,6 +144,15 @@ class Running:
             time.sleep(0.05)
         return self.err()
 
+    def stop(self) -> None:
+        """Sends SIGSTOP and waits until none of its threads runs: the signal alone takes effect some time later."""
+        self.process.send_signal(signal.SIGSTOP)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        threads = list(Path(f"/proc/{self.process.pid}/task").glob("*/stat"))
+        while not all(path.read_text().rpartition(")")[2].split()[0] == "T" for path in threads):
+            assert time.monotonic() < deadline_s, f"process {self.process.pid} does not stop"
+            time.sleep(0.01)
+
     def wait(self, stdin: str = "") -> Ended:
         """Sends ``stdin`` and its end, waits for the command's end."""
         out, _ = self.process.communicate(stdin.encode(), timeout=TIMEOUT_S)

@@ -71,7 +71,7 @@ def run_with_stalls(homes: Sequence[Home], seconds: float, seed: int = 1) -> Out
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s:
             victim = chooser.choice(running)
-            victim.process.send_signal(signal.SIGSTOP)
+            victim.stop()
             time.sleep(STALL_S)
             victim.process.send_signal(signal.SIGCONT)
             n_stalls += 1

@@ -53,7 +53,7 @@ def test_keys_of_a_master_that_was_killed_go_with_the_next_one(home: Home) -> No
     with home.start("run", "demo", PROMPT, "--max-tokens", "1000", "--local-devices", "2") as master:
         assert master.process.stdout is not None
         assert master.process.stdout.read(10)
-        master.process.send_signal(signal.SIGSTOP)
+        master.stop()
         (keys,) = place.iterdir()
         assert stat.S_IMODE(keys.stat().st_mode) == 0o700 and list(keys.rglob("device.pem"))
         assert home.run("run", "demo", PROMPT, "--max-tokens", "2", "--local-devices", "2").code == 0

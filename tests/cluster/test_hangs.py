@@ -88,7 +88,7 @@ def test_a_worker_that_stands_still_while_it_prepares_is_given_up(home: Home, aw
     ):
         serve.wait_for("1 of 1 devices")
         time.sleep(0.5)
-        join.process.send_signal(signal.SIGSTOP)
+        join.stop()
         assert ends_within(serve, 4) == 1
         assert "stuck (rank 1) is gone: " in serve.err() and "gave no sign of life for 1.9 s" in serve.err()
 
