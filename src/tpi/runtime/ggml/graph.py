@@ -76,7 +76,8 @@ class Graph:
                 result = builder.build(residual, summed)
                 builders.append(builder)
             self._base.ggml_set_output(result)
-            self._row_inputs = inputs.rows
+            nodes = range(int(self._base.ggml_graph_n_nodes(self.graph)))
+            self._row_inputs = inputs.rows(self._base.ggml_graph_node(self.graph, index) for index in nodes)
             self._steps = self._cut(builders)
         except BaseException:
             self.close()

@@ -1,7 +1,7 @@
 """What a pass brings into graphs, as tensors of one graph, and where their data's addresses are written. One thread."""
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tpi.runtime.ggml.binding import TYPE_F16, TYPE_F32, TYPE_I32, TYPE_I64, Tensor, ggml
@@ -80,7 +80,7 @@ class Inputs:
     def __init__(self, context: int, shape: BatchShape, addresses: Addresses) -> None:
         self._context, self._shape, self._addresses = context, shape, addresses
         self._made: dict[object, int] = {}
-        self.rows: list[RowInput] = []
+        self._rows: dict[int, RowInput] = {}
 
     @property
     def n_embd(self) -> int:
@@ -141,5 +141,16 @@ class Inputs:
         """An input with one row per token, which may begin at a later row than the first."""
         if name not in self._made:
             tensor = self._made[name] = new_tensor(self._context, type_id, extents, address)
-            self.rows.append(RowInput(data_pointer(tensor), address, row_bytes))
+            self._rows[tensor] = RowInput(data_pointer(tensor), address, row_bytes)
         return self._made[name]
+
+    def rows(self, nodes: Iterable[int]) -> list[RowInput]:
+        """Where all inputs begin, and what of ``nodes`` are views of them: a view keeps the address that its source had
+        when it was placed."""
+        found = list(self._rows.values())
+        for node in nodes:
+            tensor = Tensor.from_address(node)
+            source = self._rows.get(tensor.view_src or 0)
+            if source is not None:
+                found.append(RowInput(data_pointer(node), source.address + tensor.view_offs, source.row_bytes))
+        return found
