@@ -51,7 +51,8 @@ class Allreduce(Protocol):
     """Adds up the partial results of one block over the ranks that hold parts of it."""
 
     def start(self, step: SumStep, partial: Float32Array | None, out: Float32Array | None) -> None:
-        """Begins a sum whose result will be in ``out``; sends what can be sent and does not wait.
+        """Begins a sum whose result will be in ``out``: sends what can be sent, and waits for nothing but the end of
+        sums of other blocks.
 
         Arrays are C-contiguous ``[n_tokens, n_embd]``. ``partial`` is None exactly on ranks that are not among the
         contributors, ``out`` on those that are not among the receivers. ``partial`` may change afterwards; ``out``
@@ -59,7 +60,7 @@ class Allreduce(Protocol):
         part is under way, and of both parts the one that began first is finished first.
 
         Raises LinkError when a peer is lost or the links were shut down, ProtocolError when a peer sends what cannot
-        be.
+        be, and what a sum ends with that it has waited for.
         """
 
     def finish(self, step: SumStep) -> None:

@@ -3,6 +3,9 @@
 Owns the algorithms and the helper's thread; the mesh is the caller's. The thread that runs passes begins all sums. It
 carries small ones through itself; large ones, of which two may be under way, the helper carries through while that
 thread computes. One lock guards the links; nobody holds it while waiting.
+
+Nothing of a sum is sent before those of the blocks before have ended here: frames of a link come in the order in which
+they were sent, and a peer that waits for the end of an earlier sum, before it begins this one, would never see it.
 """
 
 import contextlib
@@ -29,13 +32,22 @@ _THREAD = "tpi-sums"
 
 @dataclass(slots=True)
 class _Running:
-    """A sum that has begun."""
+    """A sum that is carried through in Python."""
 
     waits: Waits
     exchange: Exchange
     is_helped: bool = False
     is_done: bool = False
     error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class _Begun:
+    """A sum, and what carries it through until it has ended."""
+
+    step: SumStep
+    is_few: bool
+    running: _Running | NativePhases | None
 
 
 class Sums:
@@ -49,7 +61,7 @@ class Sums:
         self._max_few_values = 0
         self._rank = mesh.rank if mesh is not None else 0
         self._arithmetic = Arithmetic()
-        self._running: dict[int, _Running | NativePhases | None] = {}
+        self._begun: dict[int, _Begun] = {}
         self._helper: _Helper | None = None
 
     def __enter__(self) -> Self:
@@ -86,37 +98,46 @@ class Sums:
     def start(self, step: SumStep, partial: Float32Array | None, out: Float32Array | None) -> None:
         """See ``Allreduce``."""
         check_sum(step, self._rank, partial, out)
+        values = partial if partial is not None else out
+        assert values is not None, "who takes part contributes or receives"
+        is_few = values.size <= self._max_few_values
+        for begun in self._begun.values():
+            if begun.step.flow.block != step.flow.block or begun.is_few != is_few:
+                self._end(begun)
+        self._begun[step.part] = _Begun(step, is_few, self._begin(step, partial, out, is_few))
+
+    def _begin(
+        self, step: SumStep, partial: Float32Array | None, out: Float32Array | None, is_few: bool
+    ) -> _Running | NativePhases | None:
         if step.flow.is_local:
             assert partial is not None and out is not None
             raise_fault(step, None if self._arithmetic.is_finite(partial.reshape(-1)) else self._rank)
             if partial is not out:
                 np.copyto(out, partial)
-            self._running[step.part] = None
-            return
+            return None
         flat_partial = None if partial is None else partial.reshape(-1)
         flat_out = None if out is None else out.reshape(-1)
-        values = flat_partial if flat_partial is not None else flat_out
-        assert values is not None, "who takes part contributes or receives"
-        is_few = values.size <= self._max_few_values
         way = self._handing_over if len(step.flow.contributors) == 1 else self._few if is_few else self._many
         assert way is not None, "a rank that is alone has local sums only"
         if is_few and way.native is not None and way.native.can_run(step):
             way.native.start(step, flat_partial, flat_out)
-            self._running[step.part] = way.native
-            return
+            return way.native
         waits = way.algorithm.run(step, flat_partial, flat_out)
         if is_few or self._helper is None:
-            self._running[step.part] = _Running(waits, next(waits))
-        else:
-            self._running[step.part] = self._helper.begin(waits)
+            return _Running(waits, next(waits))
+        return self._helper.begin(waits)
 
     def finish(self, step: SumStep) -> None:
         """See ``Allreduce``."""
-        running = self._running.pop(step.part)
+        self._end(self._begun.pop(step.part))
+
+    def _end(self, begun: _Begun) -> None:
+        """Waits for a sum's end, once."""
+        running, begun.running = begun.running, None
         if running is None:
             return
         if isinstance(running, NativePhases):
-            running.finish(step)
+            running.finish(begun.step)
             return
         if running.is_helped:
             assert self._helper is not None
