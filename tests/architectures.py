@@ -7,6 +7,7 @@ from tests.variants_deepseek2 import DEEPSEEK2
 from tests.variants_gemma4 import GEMMA4
 from tests.variants_gpt_oss import GPT_OSS
 from tests.variants_made import CONTEXT, N_VOCAB, Made, add_scales, base_entries, fuse_qkv, write_made
+from tests.variants_olmo2 import OLMO2
 from tests.variants_qwen3moe import QWEN3MOE
 from tests.variants_qwen35moe import QWEN35MOE
 
@@ -82,6 +83,8 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     **GPT_OSS,
     **GEMMA4,
     **DEEPSEEK2,
+    **OLMO2,
+    "olmo2 32B fused": lambda: fuse_qkv(OLMO2["olmo2 32B"]()),
     **QWEN3MOE,
     **QWEN35MOE,
 }

@@ -24,6 +24,7 @@ from tests.variants_deepseek2 import deepseek2
 from tests.variants_gemma4 import Shape as gemma_shape
 from tests.variants_gemma4 import gemma4
 from tests.variants_gpt_oss import gpt_oss
+from tests.variants_olmo2 import olmo2
 from tests.variants_qwen3moe import Shape as qwen3_shape
 from tests.variants_qwen3moe import qwen3moe
 from tests.variants_qwen35moe import Shape as qwen_shape
@@ -54,6 +55,7 @@ MODELS: dict[str, Callable[[], Made]] = {
     "deepseek2": lambda: deepseek2(replace(deepseek_shape(2, 64, 16, GROUPS), has_q_lora=False)),
     "deepseek2, predicting": lambda: deepseek2(deepseek_shape(2, 64, 16, GROUPS, gating=2, n_predicting=1)),
     "deepseek2, unsplit": lambda: deepseek2(deepseek_shape(2, 64, 16, {}, is_unsplit=True)),
+    "olmo2": lambda: olmo2(2, 4, 2, window=8),
     "qwen3moe": lambda: qwen3moe(qwen3_shape(2, 64, 8, 8)),
     "qwen35moe": lambda: qwen35moe(qwen_shape(2, 64, 10, 2, 4, ("interval", "layers"))),
 }

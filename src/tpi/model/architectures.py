@@ -9,7 +9,7 @@ import msgspec
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model import command_r, deepseek2, gemma4, gpt_oss, llama, qwen3, qwen3moe, qwen35moe
+from tpi.model import command_r, deepseek2, gemma4, gpt_oss, llama, olmo2, qwen3, qwen3moe, qwen35moe
 from tpi.model.blocks import Block
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata, printable
@@ -41,7 +41,9 @@ class Architecture(Protocol):
         ...
 
 
-_MODULES: tuple[Architecture, ...] = (command_r, deepseek2, gemma4, gpt_oss, llama, qwen3, qwen3moe, qwen35moe)
+_MODULES: tuple[Architecture, ...] = (
+    command_r, deepseek2, gemma4, gpt_oss, llama, olmo2, qwen3, qwen3moe, qwen35moe,
+)  # fmt: skip
 _BY_NAME = {module.NAME: module for module in _MODULES}
 
 

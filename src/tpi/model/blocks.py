@@ -159,6 +159,20 @@ def _of_expert(slot: Slot, expert: int, n_experts: int) -> Slot:
 
 
 @dataclass(frozen=True)
+class Leavings:
+    """What a block leaves to the next one, which goes on where it stopped because something had to be summed first: of
+    every row ``n_summed`` values, which are summed in 32 bits, and behind them what stays on the rank: parts of so many
+    values for every so many of what the block's first measure counts."""
+
+    n_summed: int
+    parts: tuple[tuple[int, int], ...]
+
+    def widths(self, share: Share) -> tuple[int, ...]:
+        """Values of each part that a rank has."""
+        return tuple(grouped(share.first, step, group).size for step, group in self.parts)
+
+
+@dataclass(frozen=True)
 class Block:
     """The unit that is scheduled. ``slots`` stand in the order in which the graph uses them."""
 
@@ -180,6 +194,8 @@ class Block:
     is_own: bool = False
     """It follows a sum: every rank that takes part in its layer holds all of it and computes it for itself, from the
     residual stream and the sum that was kept; what comes out is the residual stream."""
+    leaves: Leavings | None = None
+    """It ends in a sum in the middle of something; it is kept, and the next block, cut alike, goes on from it."""
     reads_state_of: int | None = None
     """Index of the block whose state it looks at, as it has none; both are cut alike and lie on the same ranks."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tpi.model.blocks import Block, Graph, measure_of
+from tpi.model.blocks import OWN, Block, Graph, measure_of
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Steps, V
 from tpi.model.tensors import EMBEDDING, Tensors
@@ -35,6 +35,22 @@ def gated_ffn(index: int, layer: int, n_embd: int, n_ff: int, tensors: Tensors, 
     )
     measure = measure_of("columns", n_ff, FFN_UNIT_COLUMNS, slots)
     return Block(index, "ffn", layer, (measure,), slots, graph)
+
+
+@dataclass(frozen=True)
+class PostNorm:
+    """A sum is normed, then added to the stream."""
+
+    rms_eps: float
+
+    def build(self, g: Steps[V]) -> V:
+        return g.add(g.rms_norm(g.summed(), "post_norm", self.rms_eps), g.residual())
+
+
+def after_sum(index: int, name: str, layer: int, n_embd: int, tensors: Tensors, graph: PostNorm) -> Block:
+    """What follows the sum of the block that files call ``name``."""
+    slots = (tensors.copy("post_norm", f"blk.{layer}.post_{name}_norm.weight", n_embd),)
+    return Block(index, f"after {name}", layer, OWN, slots, graph, is_own=True)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Flow(msgspec.Struct, frozen=True):
     """The sum holds the residual stream itself, and replaces it."""
     is_own: bool = False
     """Every contributor computes all of the residual stream for itself: nothing is added, nothing travels."""
+    is_exact: bool = False
+    """The sum is no part of the residual stream, but what its ranks go on with: its values travel in 32 bits."""
 
     @property
     def participants(self) -> tuple[int, ...]:
@@ -67,6 +69,9 @@ def flows_of(blocks: Sequence[Block], partition: Partition) -> tuple[Flow, ...]:
                 )
                 continue
             contributors = partition.contributors(block.index)
+            if block.leaves is not None:
+                flows.append(Flow(block.index, contributors, contributors, False, is_exact=True))
+                continue
             if block.experts is not None and len(contributors) > 1:  # the sum says whether they have chosen alike
                 receivers = tuple(sorted({*receivers, *contributors}))
             flows.append(Flow(block.index, contributors, receivers, is_handed_over))
@@ -90,7 +95,7 @@ def n_stages(flows: Sequence[Flow]) -> int:
 
 def typical_flow(flows: Sequence[Flow]) -> Flow | None:
     """The flow over which ways to add up are tried: one with the most ranks that add; None if nothing is added."""
-    summed = [flow for flow in flows if len(flow.contributors) > 1 and not flow.is_own]
+    summed = [flow for flow in flows if len(flow.contributors) > 1 and not (flow.is_own or flow.is_exact)]
     adding = [flow for flow in summed if not flow.is_handed_over] or summed
     return max(adding, key=lambda flow: len(flow.participants), default=None)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import lcm
 
 from tpi.model.blocks import OWN, Block, Measure, Slot, aligned_columns, measure_of
-from tpi.model.common import FFN_UNIT_COLUMNS, output_head
+from tpi.model.common import FFN_UNIT_COLUMNS, PostNorm, after_sum, output_head
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse, inverse_root, root
@@ -47,7 +47,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
                 reads_state_of=None if is_source else 4 * shape.source,
             )
         )  # fmt: skip
-        found.append(_after_attention(len(found), shape, dimensions.n_embd, tensors, eps))
+        found.append(after_sum(len(found), "attention", shape.layer, dimensions.n_embd, tensors, PostNorm(eps)))
         found.append(_ffn(len(found), shape, meta, dimensions.n_embd, tensors, eps))
         found.append(_after_ffn(len(found), shape, dimensions, n_extra, tensors, eps))
     cap = meta.number("final_logit_softcapping", _USUAL_CAP)
@@ -142,11 +142,6 @@ def _attention(
     return (*q, *k, *factors, *v, o), graph
 
 
-def _after_attention(index: int, shape: LayerShape, n_embd: int, tensors: Tensors, eps: float) -> Block:
-    slots = (tensors.copy("post_norm", f"blk.{shape.layer}.post_attention_norm.weight", n_embd),)
-    return Block(index, "after attention", shape.layer, OWN, slots, AfterAttention(eps), is_own=True)
-
-
 def _ffn(index: int, shape: LayerShape, meta: Metadata, n_embd: int, tensors: Tensors, eps: float) -> Block:
     at, n_ff = f"blk.{shape.layer}.", shape.n_ff
     has_experts = at + "ffn_gate_inp.weight" in tensors
@@ -222,16 +217,6 @@ class Attention:
         q, k = g.rope(q, self.rope, dim, factors), g.rope(k, self.rope, dim, factors)
         v = g.rms_norm(g.heads(g.matmul("v", x), dim) if g.has("v") else plain, None, eps)
         return g.matmul("o", g.rows(g.attention(q, k, v, 1.0)))
-
-
-@dataclass(frozen=True)
-class AfterAttention:
-    """The sum is normed, then added to the stream."""
-
-    rms_eps: float
-
-    def build(self, g: Steps[V]) -> V:
-        return g.add(g.rms_norm(g.summed(), "post_norm", self.rms_eps), g.residual())
 
 
 @dataclass(frozen=True)

@@ -81,14 +81,17 @@ def is_whole(blocks: Sequence[Block], partition: Partition) -> bool:
     if n_ranks < 1 or len(partition.shares) != len(blocks) or any(len(row) != n_ranks for row in partition.shares):
         return False
     return partition.shares == complete(blocks, n_ranks, partition.shares) and all(
-        _is_block_whole(block, shares) and _is_where_its_state_is(block, partition)
+        _is_block_whole(block, shares) and _is_where_it_must_be(block, partition)
         for block, shares in zip(blocks, partition.shares, strict=True)
     )
 
 
-def _is_where_its_state_is(block: Block, partition: Partition) -> bool:
-    source = block.reads_state_of
-    return source is None or partition.shares[block.index] == partition.shares[source]
+def _is_where_it_must_be(block: Block, partition: Partition) -> bool:
+    """Where the state is that it looks at, and the block that goes on where it stops."""
+    others = () if block.reads_state_of is None else (block.reads_state_of,)
+    if block.leaves is not None:
+        others = (*others, block.index + 1)
+    return all(partition.shares[block.index] == partition.shares[other] for other in others)
 
 
 def _is_block_whole(block: Block, shares: Sequence[Share]) -> bool:

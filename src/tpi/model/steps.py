@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeVar
 
+from tpi.model.states import KvState
+
 V = TypeVar("V")
 
 
@@ -78,6 +80,14 @@ class Steps(Protocol[V]):
         """Of a block that follows a sum, that sum: its vector of this number, f32 [n_tokens, n_embd]."""
         ...
 
+    def left(self, number: int) -> V:
+        """What the block before has left on this rank: its part of this number, f32 [n_tokens, width]."""
+        ...
+
+    def left_sums(self) -> V:
+        """What the block before has left and all ranks have summed, f32 [n_tokens, n_summed]."""
+        ...
+
     def embeddings(self) -> V:
         """The residual stream as it began, f32 [n_tokens, n_embd]."""
         ...
@@ -127,6 +137,17 @@ class Steps(Protocol[V]):
 
     def rms_norm(self, x: V, role: str | None, eps: float) -> V:
         """Root-mean-square normalisation of every row, or of every head, times the weights of ``role``, if any."""
+        ...
+
+    def square_sums(self, x: V, state: KvState | None = None) -> V:
+        """The sum of the squares of every row of ``x``, f32 [n_tokens, 1]; all ranks' add up to that of the whole row.
+        With ``state`` ``x`` is its keys or values: of a head that several ranks hold each gives as large a part of the
+        sum as it has of the query heads."""
+        ...
+
+    def rms_scaled(self, x: V, square_sums: V, n: int, eps: float, role: str) -> V:
+        """Every row of ``x`` divided by the root of the mean of ``n`` squares, of which ``square_sums`` [n_tokens, 1]
+        is the sum, times the weights of ``role``. A rank that has the whole row takes the kernel for norms."""
         ...
 
     def layer_norm(self, x: V, role: str, eps: float) -> V:

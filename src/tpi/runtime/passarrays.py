@@ -40,7 +40,8 @@ class PassArrays:
         try:
             self.residual = np.zeros((n, width), np.float32)
             self._total = np.zeros(n * model.max_sum_width, np.float32)
-            self._partial = np.zeros(n * model.max_sum_width if n_used else 0, np.float32)
+            self._left = np.zeros(n * model.max_left_width, np.float32)
+            self._partial = np.zeros(n * model.max_sum_width if n_used or self._left.size else 0, np.float32)
             self._embeddings = np.zeros((n, width) if inputs.n_looked_up else (0, 0), np.float32)
             self._looked_up = np.zeros((n, inputs.n_looked_up), np.float32)
             self._positions = np.zeros(n, np.int32)
@@ -65,6 +66,8 @@ class PassArrays:
             looked_up=_address(self._looked_up),
             summed=_address(self._total),
             summed_stride=self._model.max_sum_width,
+            left=_address(self._left),
+            left_stride=self._model.max_left_width,
             positions=_address(self._positions),
             temperatures={kind: _address(values) for kind, values in self._temperatures.items()},
             cells={window: _address(values) for window, values in self._cells.items()},
@@ -79,8 +82,8 @@ class PassArrays:
     def n_bytes(self) -> int:
         """Memory of the arrays when they are used to the full, and of a pass's mask while it is copied."""
         arrays: list[npt.NDArray[Any]] = [
-            self.residual, self._total, self._partial, self._embeddings, self._looked_up, self._outputs,
-            self.expert_rows, *self._masks.values(),
+            self.residual, self._total, self._partial, self._left, self._embeddings, self._looked_up,
+            self._outputs, self.expert_rows, *self._masks.values(),
         ]  # fmt: skip
         copied = self._settings.max_tokens * max(
             2 * self._settings.n_cells,
@@ -92,14 +95,19 @@ class PassArrays:
     def total(self, width: int, start: int, stop: int) -> Float32Array:
         """Rows of a sum of ``width``. Parts of a pass have memory of their own: their sums may be of different
         width."""
-        return self._rows(self._total, width, start, stop)
+        return self._rows(self._total, self._model.max_sum_width, width, start, stop)
 
     def partial(self, width: int, start: int, stop: int) -> Float32Array:
         """The same of what this rank adds to it, where that is more than a graph gives."""
-        return self._rows(self._partial, width, start, stop)
+        return self._rows(self._partial, self._model.max_sum_width, width, start, stop)
 
-    def _rows(self, array: Float32Array, width: int, start: int, stop: int) -> Float32Array:
-        first = start * self._model.max_sum_width
+    def left(self, width: int, start: int, stop: int) -> Float32Array:
+        """Rows of what a block has left to the next one."""
+        return self._rows(self._left, self._model.max_left_width, width, start, stop)
+
+    @staticmethod
+    def _rows(array: Float32Array, most: int, width: int, start: int, stop: int) -> Float32Array:
+        first = start * most
         return array[first : first + (stop - start) * width].reshape(stop - start, width)
 
     def chosen(self, n_used: int, start: int, stop: int) -> npt.NDArray[np.int32]:

@@ -79,6 +79,7 @@ class Rank:
         self._first_per_row = first_per_row(model.blocks)
         self._experts = ExpertRunner(workspace, window, choices)
         self._has_experts = any(block.experts is not None for block in model.blocks)
+        self._has_program = not (self._has_experts or any(block.leaves is not None for block in model.blocks))
         is_sole = model.partition.n_ranks == 1 and not self._has_experts
         self._is_alone = is_sole and workspace.settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
         self._resident: _Resident | None = None
@@ -144,10 +145,11 @@ class Rank:
 
     def _find_program(self, work: Pass, seen: Seen) -> PassProgram | None:
         """The pass as one call into C, if weights are resident, all rows are sampled, and sums can be carried through
-        there. Experts, and states that lie elsewhere from pass to pass, are Python's."""
+        there. Experts, blocks that stop in the middle, and states that lie elsewhere from pass to pass, are
+        Python's."""
         if self._resident is None or len(work.sampled) != work.n_tokens or work.n_tokens > _MOST_PROGRAM_TOKENS:
             return None
-        if self._has_experts or self._workspace.states:
+        if not self._has_program or self._workspace.states:
             return None
         key = work.n_tokens, seen
         if key not in self._programs:

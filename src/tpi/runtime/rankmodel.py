@@ -112,6 +112,8 @@ class RankModel:
 
     def sum_width(self, block: Block) -> int:
         """Values of a row of the sum after the block. Of experts, ranks say in it what they have chosen."""
+        if block.leaves is not None:
+            return block.leaves.n_summed
         flow = self.flows[block.index]
         says_choice = block.experts is not None and len(flow.contributors) > 1
         return block.n_vectors * self.spec.n_embd + (HASH_VALUES if says_choice else 0)
@@ -123,6 +125,16 @@ class RankModel:
         return max(
             block.n_vectors * n_embd + (HASH_VALUES if block.experts is not None else 0) for block in self.blocks
         )
+
+    def left_before(self, block: Block) -> tuple[int, ...]:
+        """Values of the parts that the block before has left on this rank; none if it has ended in no middle."""
+        before = self.blocks[block.index - 1].leaves if block.index else None
+        return () if before is None else before.widths(self.share(block.index))
+
+    @property
+    def max_left_width(self) -> int:
+        """Values of a row that a block leaves on this rank, at most."""
+        return max((sum(self.left_before(self.blocks[index])) for index in self.pieces_of), default=0)
 
     @cached_property
     def windows(self) -> tuple[int, ...]:

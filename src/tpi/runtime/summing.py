@@ -54,6 +54,8 @@ class Summing:
             np.add(partial, arrays.residual[part.rows], out=partial)
         if turn.says_choice and partial is not None:
             partial = self._with_choice(turn, part, partial)
+        if turn.block.leaves is not None and partial is not None:
+            partial = self._without_left(turn, part, partial)
         flow = msgspec.structs.replace(turn.flow, block=turn.flow.block + _AGAIN_BLOCKS) if is_again else turn.flow
         step = SumStep(pass_id, flow, part.number)
         total = arrays.total(turn.width, part.start, part.stop) if turn.is_received else None
@@ -107,6 +109,14 @@ class Summing:
         wide[:, :-HASH_VALUES] = partial
         wide[:, -HASH_VALUES:] = hash_bits(arrays.chosen(experts.n_used, part.start, part.stop))
         return wide
+
+    def _without_left(self, turn: Turn, part: Part, partial: Float32Array) -> Float32Array:
+        """What is summed of a block's result; the rest is put where the next one finds it."""
+        arrays, n_summed = self._workspace.arrays, turn.width
+        np.copyto(arrays.left(partial.shape[1] - n_summed, part.start, part.stop), partial[:, n_summed:])
+        summed = arrays.partial(n_summed, part.start, part.stop)
+        np.copyto(summed, partial[:, :n_summed])
+        return summed
 
     def _add(self, turn: Turn, part: Part) -> bool:
         if not turn.is_received:

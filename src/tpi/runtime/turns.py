@@ -34,7 +34,7 @@ def turns_of(model: RankModel) -> list[Turn]:
         width = model.sum_width(block)
         if is_held or is_received:
             hands_over = flow.is_handed_over and not block.is_own and model.rank == flow.contributors[0]
-            says_choice = width > block.n_vectors * model.spec.n_embd
+            says_choice = block.experts is not None and width > block.n_vectors * model.spec.n_embd
             found.append(Turn(block, flow, is_held, is_received, width, says_choice, hands_over))
     return found
 

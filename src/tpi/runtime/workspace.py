@@ -220,8 +220,9 @@ class Workspace:
 
     def _hold(self, block: Block) -> Held:
         model = self.model
-        width = model.sum_width(model.blocks[block.index - 1]) if block.is_own else 0
-        return held_block(block, model.state_of(block), model.share(block.index), self.pieces[block.index], width)
+        left, share = model.left_before(block), model.share(block.index)
+        width = model.sum_width(model.blocks[block.index - 1]) if block.is_own or left else 0
+        return held_block(block, model.state_of(block), share, self.pieces[block.index], width, left)
 
     def _hold_expert(self, piece: Piece) -> tuple[Held, int]:
         experts = self.model.blocks[piece.block].experts

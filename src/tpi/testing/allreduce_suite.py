@@ -129,7 +129,7 @@ def expected_sum(algorithm: str, flow: Flow, partials: Partials, form: PayloadFo
     """What ``algorithm`` declares to be the sum of ``partials``."""
     if flow.is_local:
         return partials[flow.contributors[0]]
-    used = PayloadFormat.F32 if flow.is_handed_over else form
+    used = PayloadFormat.F32 if flow.is_handed_over or flow.is_exact else form
     flat = {rank: partial.reshape(-1) for rank, partial in partials.items()}
     return ARITHMETIC[algorithm](flow, flat, used).reshape(partials[flow.contributors[0]].shape)
 
@@ -138,9 +138,13 @@ def expected_sum(algorithm: str, flow: Flow, partials: Partials, form: PayloadFo
 
 
 def flow_of(
-    contributors: Sequence[int], receivers: Sequence[int], block: int = 1, is_handed_over: bool = False
+    contributors: Sequence[int],
+    receivers: Sequence[int],
+    block: int = 1,
+    is_handed_over: bool = False,
+    is_exact: bool = False,
 ) -> Flow:
-    return Flow(block, tuple(contributors), tuple(receivers), is_handed_over)
+    return Flow(block, tuple(contributors), tuple(receivers), is_handed_over, is_exact=is_exact)
 
 
 def everybody(n_ranks: int, block: int = 1) -> Flow:
@@ -253,7 +257,7 @@ class AllreduceSuite:
             cases.append((chosen[0], chosen[1]))
         with self.cluster(n_ranks, payload_format) as ends:
             for block, (contributors, receivers) in enumerate(cases):
-                flow = flow_of(contributors, receivers, block, is_handed_over=block % 2 == 1)
+                flow = flow_of(contributors, receivers, block, block % 3 == 1, is_exact=block % 3 == 2)
                 partials = random_partials(random, flow.contributors, 5)
                 self.check(ends, SumStep(0, flow), partials, payload_format)
 

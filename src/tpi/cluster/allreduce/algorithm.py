@@ -33,8 +33,9 @@ class Scale:
     arithmetic: Arithmetic = field(default_factory=Arithmetic)
 
     def format_of(self, step: SumStep) -> PayloadFormat:
-        """In what format a step's values travel: a residual stream that is handed over as it is."""
-        return PayloadFormat.F32 if step.flow.is_handed_over else self.payload_format
+        """In what format a step's values travel: in full where they are a residual stream that is handed over, or no
+        part of one."""
+        return PayloadFormat.F32 if step.flow.is_handed_over or step.flow.is_exact else self.payload_format
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,14 @@ import numpy as np
 from tpi.cluster.allreduce.algorithm import Cost, Scale, Waits, keys_of
 from tpi.cluster.allreduce.arithmetic import Arithmetic, largest_of
 from tpi.cluster.allreduce.mpiworld import MpiGroup, MpiRanks, MpiWorld, Running
-from tpi.cluster.allreduce.payload import FAULT_BYTES, PayloadBuffer, encoded_bytes, raise_fault, slices_of
+from tpi.cluster.allreduce.payload import (
+    FAULT_BYTES,
+    PayloadBuffer,
+    PayloadFormat,
+    encoded_bytes,
+    raise_fault,
+    slices_of,
+)
 from tpi.cluster.mesh.datalink import Exchange, check_step
 from tpi.cluster.mesh.frames import HEADER_BYTES, KEY_BYTES, PayloadType, unpack_header
 from tpi.cluster.mesh.mesh import Mesh
@@ -95,7 +102,7 @@ class Mpi:
         """
         self._mesh, self.scale, self._math = mesh, scale, scale.arithmetic
         self._ranks: MpiRanks = MpiWorld().ranks(mesh.rank, mesh.check_open)
-        self._routes: dict[tuple[bool, bool, int, tuple[int, ...], tuple[int, ...]], _Route] = {}
+        self._routes: dict[tuple[bool, PayloadFormat, int, tuple[int, ...], tuple[int, ...]], _Route] = {}
 
     @staticmethod
     def cost(n_ranks: int) -> Cost:
@@ -185,7 +192,7 @@ class Mpi:
 
     def _route(self, step: SumStep, is_few: bool) -> _Route:
         flow = step.flow
-        key = is_few, flow.is_handed_over, step.part, flow.contributors, flow.receivers
+        key = is_few, self.scale.format_of(step), step.part, flow.contributors, flow.receivers
         if key not in self._routes:
             self._routes[key] = self._make_route(step, is_few)
         return self._routes[key]

@@ -134,6 +134,8 @@ _BASE = {
     "ggml_rms_norm": (_T, [c_void_p, _T, c_float]),
     "ggml_norm": (_T, [c_void_p, _T, c_float]),
     "ggml_scale": (_T, [c_void_p, _T, c_float]),
+    "ggml_scale_bias": (_T, [c_void_p, _T, c_float, c_float]),
+    "ggml_sqrt": (_T, [c_void_p, _T]),
     "ggml_swiglu_split": (_T, [c_void_p, _T, _T]),
     "ggml_geglu_split": (_T, [c_void_p, _T, _T]),
     "ggml_swiglu_oai": (_T, [c_void_p, _T, _T, c_float, c_float]),

@@ -59,12 +59,12 @@ class Builder(AttentionSteps, RecurrentSteps, ExpertSteps):
         if isinstance(held.state, RecurrentState):
             self.entering = [[[] for _ in held.state.parts] for _ in shape.runs]
             self.leaving = [[[] for _ in held.state.parts] for _ in shape.runs]
-        self._residual = self._summed = 0
+        self._residual = self._summed = self._left = 0
 
-    def build(self, residual: int, summed: int) -> int:
-        """All nodes of the block, from the tensors of the residual stream and of the sum before (0: none); returns its
-        result."""
-        self._residual, self._summed = residual, summed
+    def build(self, residual: int, summed: int, left: int) -> int:
+        """All nodes of the block, from the tensors of the residual stream, of the sum before and of what was left with
+        it (0: none); returns its result."""
+        self._residual, self._summed, self._left = residual, summed, left
         result = self._append(self._held.graph.build(self))
         self._enter(len(self._parts) - 1)
         return result
@@ -85,6 +85,12 @@ class Builder(AttentionSteps, RecurrentSteps, ExpertSteps):
     def summed(self, number: int = 0) -> int:
         width = self._inputs.n_embd
         return self.some(self._summed, number * width, width)
+
+    def left(self, number: int) -> int:
+        return self.some(self._left, sum(self._held.left[:number]), self._held.left[number])
+
+    def left_sums(self) -> int:
+        return self._summed
 
     def embeddings(self) -> int:
         return self._inputs.embeddings

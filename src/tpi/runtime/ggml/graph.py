@@ -65,15 +65,16 @@ class Graph:
             self.graph: int = self._base.ggml_new_graph_custom(self._context, n_nodes, False)
             inputs = Inputs(self._context, shape, addresses)
             builders: list[Builder] = []
-            result = summed = 0
+            result = summed = left = 0
             residual = inputs.expert_rows if blocks[0].is_expert else inputs.residual
             for number, held in enumerate(blocks):
                 if number:
-                    residual, summed = self._follow(blocks[number - 1], result, residual)
-                elif held.is_own:
+                    residual, summed, left = self._follow(blocks[number - 1], result, residual)
+                elif held.summed_width:
                     summed = inputs.summed(held.summed_width)
+                    left = inputs.left(sum(held.left)) if held.left else 0
                 builder = Builder(held, shape, settings, self._context, self.graph, inputs)
-                result = builder.build(residual, summed)
+                result = builder.build(residual, summed, left)
                 builders.append(builder)
             self._base.ggml_set_output(result)
             nodes = range(int(self._base.ggml_graph_n_nodes(self.graph)))
@@ -208,15 +209,21 @@ class Graph:
         """What the last block gives, f32 [n_tokens, width]: a view of the intermediates' buffer."""
         return self._values
 
-    def _follow(self, before: Held, result: int, residual: int) -> tuple[int, int]:
-        """The residual stream and the sum that enter the block after ``before``."""
+    def _follow(self, before: Held, result: int, residual: int) -> tuple[int, int, int]:
+        """The residual stream, the sum, and what was left, that enter the block after ``before``."""
+        if before.n_left_sums:
+            tensor = Tensor.from_address(result)
+            (width, n_rows), stride, n = tensor.ne[:2], tensor.nb[1], before.n_left_sums
+            summed = self._base.ggml_view_2d(self._context, result, n, n_rows, stride, 0)
+            left = self._base.ggml_view_2d(self._context, result, width - n, n_rows, stride, 4 * n)
+            return residual, summed, left
         if before.is_kept:
-            return residual, result
+            return residual, result, 0
         if before.is_own:
-            return result, 0
+            return result, 0, 0
         added = self._base.ggml_add(self._context, result, residual)
         self._base.ggml_build_forward_expand(self.graph, added)
-        return added, 0
+        return added, 0, 0
 
     def _placed_states(self, states: Sequence[StateAddresses]) -> Iterator[tuple[ctypes.c_void_p, int]]:
         for lists, addresses in zip(self._state_places, states, strict=True):

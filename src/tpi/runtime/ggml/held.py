@@ -42,9 +42,12 @@ class Held:
     """It is one expert: its rows are those that chose it."""
     is_own: bool = False
     is_kept: bool = False
-    n_vectors: int = 1
     summed_width: int = 0
     """Of the rows of the sum that it follows, if it does."""
+    n_left_sums: int = 0
+    """So many values of its result are summed, and the others stay here for the next block, if it leaves some."""
+    left: tuple[int, ...] = ()
+    """Values of the parts that the block before has left here."""
 
     @property
     def has_state(self) -> bool:
@@ -80,12 +83,19 @@ class Held:
         size, start = self.share.first.size, 0
         if isinstance(self.state, RecurrentState):  # how its heads are paired goes by where the part begins
             start = self.share.first.start % self.state.group
-        return self.graph, self.state, size, start, runs, self.is_expert, self.summed_width, *parts
+        return self.graph, self.state, size, start, runs, self.is_expert, self.summed_width, self.left, *parts
 
 
-def held_block(block: Block, state: State | None, share: Share, pieces: tuple[Piece, ...], summed_width: int) -> Held:
-    """What a rank with ``share`` and ``pieces`` holds of a block; ``state`` is its own or the one that it looks at, and
-    ``summed_width`` that of the sum before, if the block follows one."""
+def held_block(
+    block: Block,
+    state: State | None,
+    share: Share,
+    pieces: tuple[Piece, ...],
+    summed_width: int,
+    left: tuple[int, ...],
+) -> Held:
+    """What a rank with ``share`` and ``pieces`` holds of a block; ``state`` is its own or the one that it looks at,
+    ``summed_width`` that of the sum before, if the block follows one, and ``left`` what the block before has left."""
     return Held(
         block.graph,
         share,
@@ -94,8 +104,9 @@ def held_block(block: Block, state: State | None, share: Share, pieces: tuple[Pi
         block.experts,
         is_own=block.is_own,
         is_kept=block.is_kept,
-        n_vectors=block.n_vectors,
         summed_width=summed_width,
+        n_left_sums=0 if block.leaves is None else block.leaves.n_summed,
+        left=left,
     )
 
 

@@ -28,10 +28,10 @@ class BatchShape:
 class Addresses:
     """Where the inputs of graphs lie; the arrays outlive the graphs.
 
-    ``residual`` and ``embeddings`` f32 [n_tokens, n_embd], ``looked_up`` f32 [n_tokens, n_looked_up], ``summed`` f32
-    [n_tokens, width], ``positions`` i32 [n_tokens], ``temperature`` f32 [n_tokens]; of every window ``cells`` i64
-    [n_tokens] and ``masks`` f16 [n_tokens, n_kv]; of experts ``chosen`` i32 [n_tokens, n_used], ``outputs`` f32
-    [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows, n_embd], ``zeros`` i32 [n_rows].
+    ``residual`` and ``embeddings`` f32 [n_tokens, n_embd], ``looked_up`` f32 [n_tokens, n_looked_up], ``summed`` and
+    ``left`` f32 [n_tokens, width], ``positions`` i32 [n_tokens], ``temperature`` f32 [n_tokens]; of every window
+    ``cells`` i64 [n_tokens] and ``masks`` f16 [n_tokens, n_kv]; of experts ``chosen`` i32 [n_tokens, n_used],
+    ``outputs`` f32 [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows, n_embd], ``zeros`` i32 [n_rows].
     """
 
     n_embd: int
@@ -46,6 +46,8 @@ class Addresses:
     temperatures: Mapping[object, int]
     cells: Mapping[int, int]
     masks: Mapping[int, int]
+    left: int = 0
+    left_stride: int = 0
     chosen: int = 0
     outputs: int = 0
     expert_rows: int = 0
@@ -101,6 +103,10 @@ class Inputs:
     def summed(self, width: int) -> int:
         extents, stride = (width, self._shape.n_tokens), 4 * self._addresses.summed_stride
         return self._make(("summed", width), TYPE_F32, extents, self._addresses.summed, stride)
+
+    def left(self, width: int) -> int:
+        extents, stride = (width, self._shape.n_tokens), 4 * self._addresses.left_stride
+        return self._make("left", TYPE_F32, extents, self._addresses.left, stride)
 
     @property
     def positions(self) -> int:

@@ -7,6 +7,9 @@ Allocates nothing but tensors' descriptions, in a C context that the caller owns
 import ctypes
 from dataclasses import dataclass
 
+from tpi.model.numbers import inverse
+from tpi.model.spans import Span
+from tpi.model.states import KvState
 from tpi.model.steps import Activation, Unary
 from tpi.model.tensors import scale_of
 from tpi.runtime.ggml.binding import Tensor, ggml
@@ -149,6 +152,29 @@ class NodeBuilder:
     def rms_norm(self, x: int, role: str | None, eps: float) -> int:
         normed = self._base.ggml_rms_norm(self._context, x, eps)
         return self._append(normed) if role is None else self.times(normed, role)
+
+    def square_sums(self, x: int, state: KvState | None = None) -> int:
+        squares, total = self._append(self._base.ggml_mul(self._context, x, x)), 0
+        width, n_rows = self._extents(squares)[:2]
+        runs = [(Span(0, 1), Span(0, 1))] if state is None else state.runs(self._held.share)
+        head_dim, group = (width, 1) if state is None else (state.head_dim, state.group)
+        for heads, kv_heads in runs:
+            some, offset = kv_heads.size * head_dim, 4 * kv_heads.start * head_dim
+            view = self._base.ggml_view_2d(self._context, squares, some, n_rows, 4 * width, offset)
+            added = self._append(self._base.ggml_sum_rows(self._context, view))
+            if heads.size != kv_heads.size * group:
+                added = self.scale(added, heads.size / (kv_heads.size * group))
+            total = self.add(total, added) if total else added
+        return total
+
+    def rms_scaled(self, x: int, square_sums: int, n: int, eps: float, role: str) -> int:
+        if self._extents(x)[0] == n:
+            return self.rms_norm(x, role, eps)
+        base, context = self._base, self._context
+        means = base.ggml_scale_bias(context, self._contiguous(square_sums), inverse(n), eps)
+        roots = self._append(base.ggml_sqrt(context, means))
+        factors = base.ggml_div(context, base.ggml_fill(context, roots, 1.0), roots)
+        return self.times(self.multiply(x, factors), role)
 
     def layer_norm(self, x: int, role: str, eps: float) -> int:
         return self.times(self._base.ggml_norm(self._context, x, eps), role)

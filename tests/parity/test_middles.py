@@ -1,0 +1,80 @@
+"""Blocks that stop for a sum and leave the rest to the next one: however passes are computed, and by how many."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.architectures import N_VOCAB, write_made
+from tests.parity.rig import cluster_logits, range_difference
+from tests.variants_made import normal
+from tests.variants_olmo2 import olmo2
+from tpi.cluster.allreduce.algorithm import Scale
+from tpi.cluster.allreduce.algorithms import ALGORITHMS
+from tpi.cluster.allreduce.driver import Sums
+from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.gguf.reader import read_gguf
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.flow import flows_of
+from tpi.model.partition import Partition, divide, is_whole
+from tpi.runtime.protocols import Float32Array
+from tpi.testing.meshes import open_sums
+
+CHUNKS = [[int(token) for token in np.random.default_rng(7).integers(3, N_VOCAB, n)] for n in (140, 9, 1, 1)]
+
+
+def _cluster(path: Path, shares: tuple[float, ...], algorithm: str, form: PayloadFormat, n_parts: int) -> Float32Array:
+    with open_sums(len(shares), ALGORITHMS[algorithm], Scale(form, 140 * 256, n_parts)) as shared:
+        parts = cluster_logits(
+            path, CHUNKS, shared.ends, shares=shares, n_threads=1, release=shared.abort, n_parts=n_parts
+        )
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize("is_resident", [False, True])
+def test_pieces_and_whole_passes_give_the_same_bits(tmp_path: Path, is_resident: bool) -> None:
+    path = write_made(tmp_path / "model.gguf", olmo2(4, 8, 2, window=32), "Q4_0")
+    alone = [Sums(None, None)]
+    plain = cluster_logits(path, CHUNKS, alone)[0]
+    cut = cluster_logits(path, CHUNKS, alone, is_resident=is_resident, piece_bytes=60_000)[0]
+    assert np.array_equal(plain, cut)
+
+
+@pytest.mark.parametrize("algorithm", ["star", "one-shot", "two-shot", "ring", "tree"])
+@pytest.mark.parametrize("shares, n_parts", [((1, 1), 2), ((3, 0, 2, 1), 2), ((1,) * 9, 1)])
+def test_ranks_equal_one(tmp_path: Path, algorithm: str, shares: tuple[float, ...], n_parts: int) -> None:
+    path = write_made(tmp_path / "model.gguf", olmo2(3, 8, 2), "F32")
+    one = cluster_logits(path, CHUNKS, [Sums(None, None)], n_threads=1)[0]
+    assert range_difference(_cluster(path, shares, algorithm, PayloadFormat.F32, n_parts), one) < 1e-3
+
+
+@pytest.mark.parametrize("form", [PayloadFormat.F16, PayloadFormat.INT8])
+def test_squares_are_summed_in_full(tmp_path: Path, form: PayloadFormat) -> None:
+    """Sums of squares that 16 bits cannot hold, and 8 could not tell apart."""
+    made = olmo2(3, 8, 2)
+    for name, tensor in made.tensors.items():
+        if name.endswith(("attn_q.weight", "attn_k.weight")):
+            made.tensors[name] = replace(tensor, draw=normal(50.0))
+    path = write_made(tmp_path / "model.gguf", made, "F32")
+    one = cluster_logits(path, CHUNKS, [Sums(None, None)], n_threads=1)[0]
+    plain = olmo2(3, 8, 2)
+    plain_path = write_made(tmp_path / "plain.gguf", plain, "F32")
+    plain_one = cluster_logits(plain_path, CHUNKS, [Sums(None, None)], n_threads=1)[0]
+    usual = range_difference(_cluster(plain_path, (1, 1), "one-shot", form, 1), plain_one)
+    assert range_difference(_cluster(path, (1, 1), "one-shot", form, 1), one) < 3 * usual
+
+
+def test_both_halves_lie_on_the_same_ranks(tmp_path: Path) -> None:
+    gguf = read_gguf(write_made(tmp_path / "model.gguf", olmo2(2, 8, 2)))
+    blocks = blocks_of(read_spec(gguf, "test"))
+    partition = divide(blocks, [2, 0, 1])
+    assert is_whole(blocks, partition)
+    heads, attention, after, *_ = flows_of(blocks, partition)
+    assert heads.is_exact and heads.receivers == heads.contributors == (0, 2)
+    assert not attention.is_exact and after.is_own
+    shares = list(partition.shares)
+    shares[1] = tuple(reversed(shares[1]))
+    assert not is_whole(blocks, Partition(3, tuple(shares)))
+    even = divide(blocks, [1, 0, 1]).shares
+    assert not is_whole(blocks, Partition(3, (even[0], *shares[1:])))
