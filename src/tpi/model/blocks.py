@@ -111,7 +111,7 @@ class Graph(Protocol):
 
     def build(self, g: Steps[Any]) -> Any:
         """The steps; the result is this rank's partial sum, or the logits, or of a block that follows a sum the
-        residual stream."""
+        residual stream. One that leaves something gives its part of the sum, then the parts that stay."""
 
 
 @dataclass(frozen=True)

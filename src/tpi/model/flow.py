@@ -6,6 +6,8 @@ layer to the next the ranks may change (pipelines, mixtures): then the next laye
 If one of them has no residual stream of its own, the lowest contributor adds its stream to what it contributes, and the
 sum replaces everybody's: the stream is handed over.
 
+The sum of a block that leaves something (``Block.leaves``) is for those alone who hold a part of it, as they go on.
+
 After a block that is everybody's own (``Block.is_own``) nothing is added up: each rank of the layer has computed the
 same stream. Where the next layer lies elsewhere, the lowest of them hands it over."""
 

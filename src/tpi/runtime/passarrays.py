@@ -41,7 +41,7 @@ class PassArrays:
             self.residual = np.zeros((n, width), np.float32)
             self._total = np.zeros(n * model.max_sum_width, np.float32)
             self._left = np.zeros(n * model.max_left_width, np.float32)
-            self._partial = np.zeros(n * model.max_sum_width if n_used or self._left.size else 0, np.float32)
+            self._partial = np.zeros(n * model.max_partial_width, np.float32)
             self._embeddings = np.zeros((n, width) if inputs.n_looked_up else (0, 0), np.float32)
             self._looked_up = np.zeros((n, inputs.n_looked_up), np.float32)
             self._positions = np.zeros(n, np.int32)
@@ -98,8 +98,8 @@ class PassArrays:
         return self._rows(self._total, self._model.max_sum_width, width, start, stop)
 
     def partial(self, width: int, start: int, stop: int) -> Float32Array:
-        """The same of what this rank adds to it, where that is more than a graph gives."""
-        return self._rows(self._partial, self._model.max_sum_width, width, start, stop)
+        """The same of what this rank adds to it, where a graph gives less than that, or more."""
+        return self._rows(self._partial, self._model.max_partial_width, width, start, stop)
 
     def left(self, width: int, start: int, stop: int) -> Float32Array:
         """Rows of what a block has left to the next one."""

@@ -126,6 +126,13 @@ class RankModel:
             block.n_vectors * n_embd + (HASH_VALUES if block.experts is not None else 0) for block in self.blocks
         )
 
+    @property
+    def max_partial_width(self) -> int:
+        """Values of a row of a rank's part of a sum, at most, where a graph does not give just that."""
+        blocks = (self.blocks[index] for index in self.pieces_of)
+        widths = (self.sum_width(block) for block in blocks if block.experts is not None or block.leaves is not None)
+        return max(widths, default=0)
+
     def left_before(self, block: Block) -> tuple[int, ...]:
         """Values of the parts that the block before has left on this rank; none if it has ended in no middle."""
         before = self.blocks[block.index - 1].leaves if block.index else None

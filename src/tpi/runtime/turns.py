@@ -43,6 +43,6 @@ def first_per_row(blocks: Sequence[Block]) -> int:
     """Index of the block from which on no row needs another, so that only sampled rows are computed, and summed, and
     none if none is sampled."""
     first = 1 + max((block.index for block in blocks if block.looks_back), default=-1)
-    while blocks[first].is_own:  # it needs the sum before
+    while blocks[first].is_own or blocks[first - 1].leaves is not None:  # it needs what the one before has given
         first += 1
     return first

@@ -160,7 +160,7 @@ def _link_bytes(model: RankModel, settings: RankSettings) -> int:
     frames = frame_bytes(limits_of(model, settings), begins, model.rank == 0)
     if all(flow.is_local or model.rank not in flow.participants for flow in model.flows):
         return frames
-    few = n_ranks * few_tokens(settings)
+    few = n_ranks * few_tokens(settings) * (settings.n_parts if model.max_left_width else 1)
     many = 2 * (settings.part_tokens + (settings.max_tokens // 2 if settings.n_parts > 1 else 0))
     return frames + round((few + many) * model.max_sum_width * settings.wire_bytes)
 

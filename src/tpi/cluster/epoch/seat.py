@@ -90,7 +90,8 @@ def _make_sums(plan: Plan, mesh: Mesh | None, choice: Choice | None, arithmetic:
         # What one rank alone contributes goes straight to who needs it.
         scale = Scale(PayloadFormat(choice.many.payload), settings.part_tokens * width, plan.n_parts, arithmetic)
         sums = Sums(mesh, OneShot(mesh, scale))
-        few_scale = Scale(PayloadFormat(choice.few.payload), few * width, arithmetic=arithmetic)
+        # Both parts of a long pass come here, too: where a block sums a few values only.
+        few_scale = Scale(PayloadFormat(choice.few.payload), few * width, plan.n_parts, arithmetic)
         sums.use_for_few(_make(choice.few.algorithm, mesh, few_scale), few * width)
         many_scale = Scale(PayloadFormat(choice.many.payload), settings.part_tokens * width, plan.n_parts, arithmetic)
         sums.use_for_many(_make(choice.many.algorithm, mesh, many_scale))

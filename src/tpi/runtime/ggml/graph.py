@@ -211,9 +211,9 @@ class Graph:
 
     def _follow(self, before: Held, result: int, residual: int) -> tuple[int, int, int]:
         """The residual stream, the sum, and what was left, that enter the block after ``before``."""
-        if before.n_left_sums:
+        if before.leaves is not None:
             tensor = Tensor.from_address(result)
-            (width, n_rows), stride, n = tensor.ne[:2], tensor.nb[1], before.n_left_sums
+            (width, n_rows), stride, n = tensor.ne[:2], tensor.nb[1], before.leaves.n_summed
             summed = self._base.ggml_view_2d(self._context, result, n, n_rows, stride, 0)
             left = self._base.ggml_view_2d(self._context, result, width - n, n_rows, stride, 4 * n)
             return residual, summed, left

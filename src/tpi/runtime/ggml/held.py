@@ -1,10 +1,11 @@
 """A block, or an expert, as a rank holds it: what its graph is made from. Pure data."""
 
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from tpi.gguf.types import F16, TensorType
-from tpi.model.blocks import Block, Experts, Graph
+from tpi.model.blocks import Block, Experts, Graph, Leavings
 from tpi.model.spans import Share, Span
 from tpi.model.states import KvState, RecurrentState, State
 from tpi.runtime.ggml.repack import Repacker
@@ -44,8 +45,7 @@ class Held:
     is_kept: bool = False
     summed_width: int = 0
     """Of the rows of the sum that it follows, if it does."""
-    n_left_sums: int = 0
-    """So many values of its result are summed, and the others stay here for the next block, if it leaves some."""
+    leaves: Leavings | None = None
     left: tuple[int, ...] = ()
     """Values of the parts that the block before has left here."""
 
@@ -81,8 +81,11 @@ class Held:
             for piece in self.pieces
         )
         size, start = self.share.first.size, 0
-        if isinstance(self.state, RecurrentState):  # how its heads are paired goes by where the part begins
+        # How heads are paired, or shared with other ranks, goes by where the part begins.
+        if isinstance(self.state, RecurrentState):
             start = self.share.first.start % self.state.group
+        elif self.leaves is not None:
+            start = self.share.first.start % lcm(*(group for _, group in self.leaves.parts))
         return self.graph, self.state, size, start, runs, self.is_expert, self.summed_width, self.left, *parts
 
 
@@ -105,7 +108,7 @@ def held_block(
         is_own=block.is_own,
         is_kept=block.is_kept,
         summed_width=summed_width,
-        n_left_sums=0 if block.leaves is None else block.leaves.n_summed,
+        leaves=block.leaves,
         left=left,
     )
 
