@@ -142,7 +142,7 @@ def test_rearranged_shards_of_several_ranks_need_no_more_space(home: Home, tmp_p
         assert ended.code == 0, ended.err
         assert "no room for a rearranged copy of the weights" not in ended.err
         shards = [open_shard(path) for path in home.folder.glob("shards/*/*.tpishard")]
-        assert len(shards) == 2 and all(shard.header.packing for shard in shards)
+        assert len(shards) == 2 and all(shard.header.repacking for shard in shards)
 
 
 def test_too_little_memory_names_the_minimum(home: Home) -> None:

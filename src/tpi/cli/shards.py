@@ -106,12 +106,12 @@ def _find(folder: Path) -> list[_Stored]:
     """What all devices of this user keep here; each has a folder of its own."""
     devices = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     entries = [entry for device in devices for entry in list_entries(device)]
-    packing = _packing() if any(entry.shard and entry.shard.header.packing for entry in entries) else ""
+    repacking = _repacking() if any(entry.shard and entry.shard.header.repacking for entry in entries) else ""
     names = {entry.model_key: entry.shard.header.spec.name for entry in entries if entry.shard}
-    return [_Stored(entry, _facts(entry, packing, names.get(entry.model_key))) for entry in entries]
+    return [_Stored(entry, _facts(entry, repacking, names.get(entry.model_key))) for entry in entries]
 
 
-def _packing() -> str:
+def _repacking() -> str:
     """What the installed kernels call their order of weights; empty if they have none."""
     try:
         with Repacker() as repacker:
@@ -120,7 +120,7 @@ def _packing() -> str:
         return ""
 
 
-def _facts(entry: Entry, packing: str, model: str | None) -> ShardFacts:
+def _facts(entry: Entry, repacking: str, model: str | None) -> ShardFacts:
     header = entry.shard.header if entry.shard else None
     return ShardFacts(
         device=entry.path.parent.name,
@@ -130,8 +130,8 @@ def _facts(entry: Entry, packing: str, model: str | None) -> ShardFacts:
         rank=header.rank if header else None,
         n_ranks=header.partition.n_ranks if header else None,
         disk_bytes=entry.n_bytes,
-        is_rearranged=header.packing != "" if header else None,
-        is_for_these_kernels=entry.suits(packing) if header else None,
+        is_rearranged=header.repacking != "" if header else None,
+        is_for_these_kernels=entry.suits(repacking) if header else None,
         state="finished" if header else "unreadable" if entry.is_finished else "unfinished",
         is_used=entry.is_used,
         written_s=entry.written_s,

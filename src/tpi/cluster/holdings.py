@@ -14,7 +14,7 @@ from tpi.gguf.reader import read_gguf
 from tpi.observe import available_memory_bytes
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.shard import ByteProgress, open_shard
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.shards.store import ShardStore
@@ -59,12 +59,12 @@ class Holdings:
     def stock(
         self,
         model: RankModel,
-        packer: Packer | None,
+        repacker: RepackingKernels | None,
         open_source: Callable[[], SliceSource],
         progress: Callable[[str], ByteProgress],
     ) -> Stock:
-        """What a plan asks for, in the packer's order if there is one: the shard that the user names, one in the store,
-        or a new one, made from the one named, cut from the model's own file if that is here, or else from
+        """What a plan asks for, in the repacker's order if there is one: the shard that the user names, one in the
+        store, or a new one, made from the one named, cut from the model's own file if that is here, or else from
         ``open_source``.
 
         Raises:
@@ -73,15 +73,15 @@ class Holdings:
         """
         given = self.given
         if given is None:
-            return find_stock(self.store, model, packer, *self._source(model, open_source, progress))
+            return find_stock(self.store, model, repacker, *self._source(model, open_source, progress))
         if given.header.spec.digest != model.spec.digest or given.pieces != model.pieces:
             raise ModelFileError(
                 f"{given.path} is not rank {model.rank}'s shard of the model that is served: cut it again with "
                 "`tpi shard` from the same file, with the same shares"
             )
-        if given.header.packing == (packer.name if packer is not None else ""):
+        if given.header.repacking == (repacker.name if repacker is not None else ""):
             return stock_of(given, False)
-        return find_stock(self.store, model, packer, lambda: ShardSource(given), progress("rearranged"))
+        return find_stock(self.store, model, repacker, lambda: ShardSource(given), progress("rearranged"))
 
     def _source(
         self, model: RankModel, open_source: Callable[[], SliceSource], progress: Callable[[str], ByteProgress]

@@ -29,7 +29,7 @@ from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import model_of, read_spec
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import Digesting
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.shard import ByteProgress
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.slices import GgufSource
@@ -167,12 +167,12 @@ class Master:
         is_alone = model.partition.n_ranks == 1 and lies_in_gguf(self.gguf, model.pieces)
         whole = stored_from_gguf(self.gguf, model.pieces) if is_alone else None
 
-        def stock(model: RankModel, packer: Packer | None) -> Stock:
-            if whole is not None and packer is None:
+        def stock(model: RankModel, repacker: RepackingKernels | None) -> Stock:
+            if whole is not None and repacker is None:
                 return Stock(whole, disk_note=self._store.disk_note(model.spec.digest))
             progress = self._progress("cut" if whole is None else "rearranged", opening.poll)
             strips = self._strips.reader(lambda: model.rank, opening.poll)
-            found = find_stock(self._store, model, packer, lambda: GgufSource(self.gguf, strips), progress)
+            found = find_stock(self._store, model, repacker, lambda: GgufSource(self.gguf, strips), progress)
             strips.leave()
             return found
 

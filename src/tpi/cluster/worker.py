@@ -297,7 +297,7 @@ class _Worker:
         return Provision(
             self._holdings.store,
             self._settings.folders.cache,
-            lambda model, packer: self._holdings.stock(model, packer, self._open_source, progress),
+            lambda model, repacker: self._holdings.stock(model, repacker, self._open_source, progress),
             self._show,
         )
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tpi.gguf.reader import Gguf
 from tpi.weights.layout import PART_ALIGNMENT, Part, Piece
-from tpi.weights.shards.packing import Packer, packs
+from tpi.weights.shards.repacking import RepackingKernels, repacks
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 
@@ -27,10 +27,10 @@ class MemoryWindow:
     """Satisfies ``runtime.protocols.PieceWindow``; remembers the order of holds in ``held``."""
 
     def __init__(
-        self, gguf: Gguf, pieces: Sequence[Piece], packer: Packer | None = None, is_resident: bool = False
+        self, gguf: Gguf, pieces: Sequence[Piece], repacker: RepackingKernels | None = None, is_resident: bool = False
     ) -> None:
         self._is_resident = is_resident
-        self._arrays = [[_packed(_cut(gguf, part), part, packer) for part in piece.parts] for piece in pieces]
+        self._arrays = [[_packed(_cut(gguf, part), part, repacker) for part in piece.parts] for piece in pieces]
         self.held: list[int] = []
 
     def try_resident(self) -> tuple[MemoryPiece, ...] | None:
@@ -45,11 +45,11 @@ class MemoryWindow:
         yield MemoryPiece(tuple(array.ctypes.data for array in self._arrays[index]))
 
 
-def _packed(data: _Bytes, part: Part, packer: Packer | None) -> _Bytes:
-    if packer is None or not packs(packer, part):
+def _packed(data: _Bytes, part: Part, repacker: RepackingKernels | None) -> _Bytes:
+    if repacker is None or not repacks(repacker, part):
         return data
     out = _allocate(part.n_bytes)
-    packer.rearrange(part.type_id, part.n_columns, part.n_rows, data.data, out.data)
+    repacker.rearrange(part.type_id, part.n_columns, part.n_rows, data.data, out.data)
     return out
 
 

@@ -17,7 +17,7 @@ from tpi.weights.layout import PART_ALIGNMENT, Part, Piece
 from tpi.weights.patches import placed_patches
 from tpi.weights.shards import assemble, shard_format
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.packing import Packer, packed_header
+from tpi.weights.shards.repacking import RepackingKernels, repacked_header
 from tpi.weights.shards.shard import Shard
 from tpi.weights.shards.shard_source import ShardSource
 from tpi.weights.slices import GgufSource, SliceSource
@@ -53,15 +53,15 @@ def write(
     pieces: tuple[Piece, ...],
     source: SliceSource,
     older: ShardSource | None = None,
-    packer: Packer | None = None,
+    repacker: RepackingKernels | None = None,
 ) -> Shard:
     """A shard of pieces that no partition has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_format, "lay_out", lambda *_: pieces)
         header = model.header(model.partition(1, 0), 1)
-        if packer is not None:
-            header = packed_header(header, pieces, packer)
-        return write_shard(path, header, source, [older] if older else [], packer=packer).shard
+        if repacker is not None:
+            header = repacked_header(header, pieces, repacker)
+        return write_shard(path, header, source, [older] if older else [], repacker=repacker).shard
 
 
 def spans(limit: int, unit: int) -> st.SearchStrategy[Spans]:
@@ -103,7 +103,7 @@ def test_only_what_is_new_is_fetched(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(assemble, "BUFFER_BYTES", buffer_bytes)
         with GgufSource(model.gguf) as source:
-            before = write(model, tmp_path / "old", old, source, packer=kernels)
+            before = write(model, tmp_path / "old", old, source, repacker=kernels)
         if not is_packed:
             check_content(model, before)
         fake = FakeSource(model)

@@ -69,10 +69,10 @@ class RankHost:
         self._device, self._piece_bytes = device, piece_bytes
         self._model, self._settings = model, settings
         self._stack = ExitStack()
-        self._packing = ""
+        self._repacking = ""
         if repacker is not None:
             self._stack.enter_context(repacker)
-            self._packing = repacker.name
+            self._repacking = repacker.name
         self._workspace = self._stack.enter_context(Workspace(model, settings, repacker))
         self._rank: Rank | None = None
         self._times = RankTimes()
@@ -115,9 +115,9 @@ class RankHost:
         self._workspace.forget()
         self._share_memory(0)
 
-    def bequeath(self, model: RankModel, packing: str) -> Legacy | None:
-        """Closes everything but the pieces in memory that ``model``, in the order of ``packing``, has as well."""
-        if self._window is None or packing != self._packing:
+    def bequeath(self, model: RankModel, repacking: str) -> Legacy | None:
+        """Closes everything but the pieces in memory that ``model``, in the order of ``repacking``, has as well."""
+        if self._window is None or repacking != self._repacking:
             self.close()
             return None
         window, self._window = self._window, None

@@ -13,19 +13,19 @@ from tpi.cluster.reports import Loading, Report
 from tpi.cluster.transfer.stock import Stock, check_kernels, goes_on_without, open_repacker
 from tpi.errors import DiskSpaceError
 from tpi.runtime.rankmodel import RankModel
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.store import ShardStore
 from tpi.weights.stored import StoredWeights
 
 
 @dataclass(frozen=True)
 class Provision:
-    """Where a rank's weights come from: ``stock`` finds or makes what its window reads, in the packer's order if there
-    is one. ``whole``: the model's own files serve as they are."""
+    """Where a rank's weights come from: ``stock`` finds or makes what its window reads, in the repacker's order if
+    there is one. ``whole``: the model's own files serve as they are."""
 
     store: ShardStore
     cache: Path
-    stock: Callable[[RankModel, Packer | None], Stock]
+    stock: Callable[[RankModel, RepackingKernels | None], Stock]
     report: Report
     whole: StoredWeights | None = None
 
@@ -45,8 +45,8 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
         return before
     check_kernels(plan.spec, provision.cache, plan.kv_type)
     repacker = open_repacker(provision.store, model, device.resources, provision.cache, provision.report)
-    packing = repacker.name if repacker is not None else ""
-    legacy = before.bequeath(model, packing) if before is not None else None
+    repacking = repacker.name if repacker is not None else ""
+    legacy = before.bequeath(model, repacking) if before is not None else None
     host: RankHost | None = None
     try:
         host = host_of(plan, model, device, provision.whole, repacker)

@@ -18,7 +18,7 @@ from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.files import round_up
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.packing import Packer, packed_header, packed_share
+from tpi.weights.shards.repacking import RepackingKernels, repacked_header, repacked_share
 from tpi.weights.shards.shard import ByteProgress, Shard
 from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_source import ShardSource
@@ -52,41 +52,45 @@ def stock_of(shard: Shard, is_stored_here: bool) -> Stock:
 def find_stock(
     store: ShardStore,
     model: RankModel,
-    packer: Packer | None,
+    repacker: RepackingKernels | None,
     open_source: Callable[[], AbstractContextManager[SliceSource]],
     progress: ByteProgress,
 ) -> Stock:
-    """The shard in the packer's order, or without one in the model's own: one in the store, or a new one.
+    """The shard in the repacker's order, or without one in the model's own: one in the store, or a new one.
 
     Raises:
         DiskSpaceError, ModelFileError, LinkError, ChecksumError: see ``make_shard``.
     """
-    shard = store.try_find(model.spec.digest, model.pieces, packer.name if packer is not None else "")
+    shard = store.try_find(model.spec.digest, model.pieces, repacker.name if repacker is not None else "")
     if shard is None:
         with open_source() as source:
-            shard = make_shard(store, model, source, progress, packer)
+            shard = make_shard(store, model, source, progress, repacker)
     return stock_of(shard, True)
 
 
 def make_shard(
-    store: ShardStore, model: RankModel, source: SliceSource, progress: ByteProgress, packer: Packer | None = None
+    store: ShardStore,
+    model: RankModel,
+    source: SliceSource,
+    progress: ByteProgress,
+    repacker: RepackingKernels | None = None,
 ) -> Shard:
-    """Writes the shard, rearranged if there is a packer, from older ones of the model and what they lack from
+    """Writes the shard, rearranged if there is a repacker, from older ones of the model and what they lack from
     ``source``; then removes the older ones. What an interrupted attempt wrote is kept.
 
     Raises:
         DiskSpaceError, ModelFileError, LinkError, ChecksumError: see ``weights.shards.assemble.write_shard``.
     """
     header = ShardHeader(model.spec, model.partition, model.rank)
-    if packer is not None:
-        header = packed_header(header, model.pieces, packer)
-    path = store.path_for(model.spec.digest, model.rank, model.pieces, header.packing)
+    if repacker is not None:
+        header = repacked_header(header, model.pieces, repacker)
+    path = store.path_for(model.spec.digest, model.rank, model.pieces, header.repacking)
     with ExitStack() as stack:
         older = []
         for shard in store.shards(model.spec.digest):
             with suppress(ModelFileError):  # another process has removed it
                 older.append(stack.enter_context(ShardSource(shard)))
-        shard = write_shard(path, header, source, older, progress, packer).shard
+        shard = write_shard(path, header, source, older, progress, repacker).shard
     store.remove_older(shard)
     return shard
 
@@ -121,7 +125,7 @@ def find_repacker(model: RankModel, resources: Resources, cache: Path) -> Repack
     except KernelError:
         return None
     types = {TYPES_BY_ID[part.type_id].name for piece in model.pieces for part in piece.parts}
-    if packed_share(repacker, model.pieces) >= _WORTH_REPACKING and probe_kernels(cache).allows_repacked(types):
+    if repacked_share(repacker, model.pieces) >= _WORTH_REPACKING and probe_kernels(cache).allows_repacked(types):
         return repacker
     repacker.close()
     return None

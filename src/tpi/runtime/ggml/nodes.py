@@ -16,7 +16,7 @@ from tpi.runtime.ggml.binding import Tensor, ggml
 from tpi.runtime.ggml.held import GraphSettings, Held
 from tpi.runtime.ggml.inputs import BatchShape, Inputs, data_pointer, new_tensor
 from tpi.weights.layout import Part
-from tpi.weights.shards.packing import packs
+from tpi.weights.shards.repacking import repacks
 
 _SWIGLU_OAI = 1.702, 7.0
 """Slope and bound of gpt-oss's activation."""
@@ -67,7 +67,7 @@ class NodeBuilder:
     def _weight(self, part: Part) -> int:
         tensor = new_tensor(self._context, part.type_id, (part.n_columns, part.n_rows))
         repacker = self._settings.repacker
-        if repacker is not None and packs(repacker, part):
+        if repacker is not None and repacks(repacker, part):
             repacker.mark(tensor)
         self._places[tensor] = [Place(data_pointer(tensor))]
         return tensor

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tpi.weights.layout import Part, Piece
 from tpi.weights.patches import Patch, intersect, placed_patches, scatter, subtract
 from tpi.weights.shards.orders import AS_IT_WAS
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.shard import ByteProgress, Shard
 from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_writer import ShardWriter
@@ -47,11 +47,11 @@ def write_shard(
     primary: SliceSource,
     reuse: Sequence[PartialSource] = (),
     progress: ByteProgress | None = None,
-    packer: Packer | None = None,
+    repacker: RepackingKernels | None = None,
 ) -> AssemblyReport:
     """Writes the shard that ``header`` describes to ``path``, blocking; goes on where an earlier attempt broke off.
 
-    ``progress`` is called after every piece with bytes done and in all, resumed ones included. ``packer`` rearranges
+    ``progress`` is called after every piece with bytes done and in all, resumed ones included. ``repacker`` rearranges
     what the header says is rearranged; None: nothing is.
 
     Raises:
@@ -64,7 +64,7 @@ def write_shard(
         done = resumed = sum(piece.n_bytes for piece in pieces[: writer.n_finished])
         left = pieces[writer.n_finished :]
         buffer = memoryview(bytearray(max((piece.n_bytes for piece in left), default=0)))
-        assembly = _Assembly(primary, reuse, packer)
+        assembly = _Assembly(primary, reuse, repacker)
         n_parts = sum(len(piece.parts) for piece in pieces[: writer.n_finished])
         if progress is not None:
             progress(done, total)
@@ -82,8 +82,8 @@ def write_shard(
 class _Assembly:
     """Fills pieces and counts where the bytes came from."""
 
-    def __init__(self, primary: SliceSource, reuse: Sequence[PartialSource], packer: Packer | None) -> None:
-        self._primary, self._reuse, self._packer = primary, reuse, packer
+    def __init__(self, primary: SliceSource, reuse: Sequence[PartialSource], repacker: RepackingKernels | None) -> None:
+        self._primary, self._reuse, self._repacker = primary, reuse, repacker
         self._scratch = bytearray()
         self.reused = 0
         self.fetched = 0
@@ -95,12 +95,12 @@ class _Assembly:
             if mark == AS_IT_WAS:
                 self._fill_part(part, target)
                 continue
-            assert self._packer is not None, "nobody rearranges"
+            assert self._repacker is not None, "nobody rearranges"
             if len(self._scratch) < part.n_bytes:
                 self._scratch = bytearray(part.n_bytes)
             source = memoryview(self._scratch)[: part.n_bytes]
             self._fill_part(part, source)
-            self._packer.rearrange(part.type_id, part.n_columns, part.n_rows, source, target)
+            self._repacker.rearrange(part.type_id, part.n_columns, part.n_rows, source, target)
 
     def _fill_part(self, part: Part, out: memoryview) -> None:
         target = np.frombuffer(out, np.uint8).reshape(part.n_rows, part.row_bytes)

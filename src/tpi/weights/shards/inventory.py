@@ -39,9 +39,9 @@ class Entry:
         with try_claimed(self.lock) as is_free:
             return not is_free
 
-    def suits(self, packing: str) -> bool:
-        """Whether kernels whose order is ``packing`` can read it, as far as that is known."""
-        return self.shard is None or self.shard.header.packing in ("", packing)
+    def suits(self, repacking: str) -> bool:
+        """Whether kernels whose order is ``repacking`` can read it, as far as that is known."""
+        return self.shard is None or self.shard.header.repacking in ("", repacking)
 
 
 def list_entries(folder: Path) -> list[Entry]:

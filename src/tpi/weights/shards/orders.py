@@ -27,7 +27,7 @@ _STRIP_BYTES = 250_000
 
 
 class Rearranging(Protocol):
-    """Kernels that rearrange matrices; see ``packing.Packer``."""
+    """Kernels that rearrange matrices; see ``repacking.RepackingKernels``."""
 
     def rearrange(self, type_id: int, n_columns: int, n_rows: int, source: memoryview, out: memoryview) -> None: ...
 

@@ -84,7 +84,7 @@ class _Check:
             return
         parts = [part for piece in layout.pieces for part in piece.parts]
         is_right = len(header.marks) == len(parts) and are_possible(header.orders, header.marks, parts)
-        self.require(header.packing != "" and is_right, "order of parts")
+        self.require(header.repacking != "" and is_right, "order of parts")
 
 
 def _least_pieces(block: Block, share: Share, piece_bytes: int) -> int:

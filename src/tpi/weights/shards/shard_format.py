@@ -36,7 +36,7 @@ from tpi.weights.layout import PIECE_BYTES, Piece, lay_out
 from tpi.weights.shards.orders import AS_IT_WAS, UNKNOWN, Order
 
 MAGIC = b"TPISHARD"
-VERSION = 4
+VERSION = 5
 START_BYTES = 20
 SUM_BYTES = 4
 SUM_RUN_BYTES = 1 << 18
@@ -48,16 +48,17 @@ class ShardHeader(msgspec.Struct, frozen=True):
     """What a shard says of itself; the model's digest is ``spec.digest``. No piece is longer than ``piece_bytes``, but
     for what ``weights.layout`` does not cut.
 
-    ``packing`` names the kernels for which the bytes of parts were rearranged (``weights.shards.packing``); they alone
-    compute with such a shard. Empty: the model's own bytes. ``marks`` say of every part, in the order of the pieces, in
-    which of ``orders`` it is, counted from 1, or ``orders.AS_IT_WAS`` or ``orders.UNKNOWN``; empty: of no part.
+    ``repacking`` names the kernels for which the bytes of parts were rearranged (``weights.shards.repacking``); they
+    alone compute with such a shard. Empty: the model's own bytes. ``marks`` say of every part, in the order of the
+    pieces, in which of ``orders`` it is, counted from 1, or ``orders.AS_IT_WAS`` or ``orders.UNKNOWN``; empty: of no
+    part.
     """
 
     spec: ModelSpec
     partition: Partition
     rank: int
     piece_bytes: int = PIECE_BYTES
-    packing: str = ""
+    repacking: str = ""
     orders: tuple[Order, ...] = ()
     marks: bytes = b""
 
@@ -65,7 +66,7 @@ class ShardHeader(msgspec.Struct, frozen=True):
         """Of the part with this number."""
         if self.marks:
             return self.marks[part]
-        return UNKNOWN if self.packing else AS_IT_WAS
+        return UNKNOWN if self.repacking else AS_IT_WAS
 
 
 @dataclass(frozen=True, slots=True)

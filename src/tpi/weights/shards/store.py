@@ -47,9 +47,9 @@ class ShardStore:
         while self._held:
             os.close(self._held.popitem()[1])
 
-    def path_for(self, digest: str, rank: int, pieces: Sequence[Piece], packing: str = "") -> Path:
+    def path_for(self, digest: str, rank: int, pieces: Sequence[Piece], repacking: str = "") -> Path:
         """Where the shard of model ``digest`` with these pieces belongs: equal bytes, rank and layout, equal name."""
-        content = hashlib.sha256(msgspec.msgpack.encode((digest, packing, tuple(pieces)))).hexdigest()
+        content = hashlib.sha256(msgspec.msgpack.encode((digest, repacking, tuple(pieces)))).hexdigest()
         return self.folder / f"{_model_key(digest)}-r{rank}-{content[:16]}{SUFFIX}"
 
     def disk_note(self, digest: str) -> Path:
@@ -69,11 +69,11 @@ class ShardStore:
                 found.append(shard)
         return found
 
-    def try_find(self, digest: str, pieces: Sequence[Piece], packing: str = "") -> Shard | None:
-        """A shard that holds exactly these pieces, in the order of ``packing``, whatever rank or partition it was made
-        for; see ``hold``."""
-        wanted = packing, tuple(pieces)
-        found = (shard for shard in self.shards(digest) if (shard.header.packing, shard.pieces) == wanted)
+    def try_find(self, digest: str, pieces: Sequence[Piece], repacking: str = "") -> Shard | None:
+        """A shard that holds exactly these pieces, in the order of ``repacking``, whatever rank or partition it was
+        made for; see ``hold``."""
+        wanted = repacking, tuple(pieces)
+        found = (shard for shard in self.shards(digest) if (shard.header.repacking, shard.pieces) == wanted)
         return next((shard for shard in found if self.hold(shard)), None)
 
     def hold(self, shard: Shard) -> bool:

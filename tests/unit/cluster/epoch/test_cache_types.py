@@ -14,7 +14,7 @@ from tpi.config import Resources
 from tpi.errors import KernelError
 from tpi.runtime.ggml.probe import CACHED, kernels_key
 from tpi.runtime.rankmodel import RankModel
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.store import ShardStore
 
 
@@ -22,7 +22,7 @@ class Asked(Exception):
     """The kernels were found to be right, so that the weights are asked for."""
 
 
-def ask(model: RankModel, packer: Packer | None) -> Stock:
+def ask(model: RankModel, repacker: RepackingKernels | None) -> Stock:
     raise Asked
 
 

@@ -28,7 +28,7 @@ from tpi.runtime.protocols import Float32Array
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.inventory import list_entries, try_remove
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.shard_format import ShardHeader
 from tpi.weights.shards.shard_writer import ShardWriter
 from tpi.weights.shards.store import ShardStore
@@ -37,7 +37,7 @@ from tpi.weights.stored import stored_from_gguf
 
 
 @pytest.fixture(scope="module", autouse=True)
-def packing() -> str:
+def repacking() -> str:
     """What these kernels call their order."""
     try:
         with Repacker() as repacker:
@@ -67,10 +67,10 @@ class Alone:
         """``copied`` is called at the start of a copy, and after each of its pieces."""
         whole = stored_from_gguf(self.gguf, self.model.pieces)
 
-        def stock(model: RankModel, packer: Packer | None) -> Stock:
-            if packer is None:
+        def stock(model: RankModel, repacker: RepackingKernels | None) -> Stock:
+            if repacker is None:
                 return Stock(whole)
-            return find_stock(store, model, packer, lambda: GgufSource(self.gguf), lambda *_: copied())
+            return find_stock(store, model, repacker, lambda: GgufSource(self.gguf), lambda *_: copied())
 
         provision = Provision(store, self._cache, stock, self.events.append, whole)
         device = HostDevice("me", Resources(n_threads=1, repack=repack), resident_bytes())
@@ -92,23 +92,23 @@ def alone(tmp_path: Path) -> Alone:
     return Alone(tmp_path)
 
 
-def store_copy(alone: Alone, store: ShardStore, packing: str) -> Path:
+def store_copy(alone: Alone, store: ShardStore, repacking: str) -> Path:
     """A finished copy for the kernels of that name; nobody reads what is in it."""
     plan, model = alone.plan, alone.model
-    path = store.path_for(plan.spec.digest, 0, model.pieces, packing)
-    with ShardWriter(path, ShardHeader(plan.spec, plan.partition, 0, packing=packing)) as writer:
+    path = store.path_for(plan.spec.digest, 0, model.pieces, repacking)
+    with ShardWriter(path, ShardHeader(plan.spec, plan.partition, 0, repacking=repacking)) as writer:
         for piece in model.pieces:
             writer.write(memoryview(bytes(piece.n_bytes)))
         return writer.finish().path
 
 
-def test_a_new_copy_replaces_that_for_other_kernels(alone: Alone, tmp_path: Path, packing: str) -> None:
+def test_a_new_copy_replaces_that_for_other_kernels(alone: Alone, tmp_path: Path, repacking: str) -> None:
     store = ShardStore(tmp_path / "shards")
     old = store_copy(alone, store, "cpu-repack-old")
     copied: list[bool] = []
     with alone.prepare(store, copied=lambda: copied.append(old.exists())):
         (entry,) = list_entries(store.folder)
-        assert entry.shard is not None and entry.shard.header.packing == packing
+        assert entry.shard is not None and entry.shard.header.repacking == repacking
         assert len(copied) > 1 and all(copied), "the old copy stays until the new one is finished"
     old = store_copy(alone, store, "cpu-repack-old")
     with alone.prepare(store):

@@ -14,7 +14,7 @@ from tpi.errors import LinkError
 from tpi.model.architectures import blocks_of
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.layout import PIECE_BYTES
-from tpi.weights.shards.packing import Packer
+from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.shard import verify
 from tpi.weights.shards.store import ShardStore
 
@@ -37,14 +37,16 @@ class Device:
         self.model, self.store = model, ShardStore(folder)
         self.n_fetched = 0
 
-    def prepare(self, weights: tuple[float, ...], packer: Packer | None, limit_bytes: int | None = None) -> Stock:
+    def prepare(
+        self, weights: tuple[float, ...], repacker: RepackingKernels | None, limit_bytes: int | None = None
+    ) -> Stock:
         """The stock of rank 1; who has the slices goes away after ``limit_bytes``."""
         model, partition = self.model, self.model.partition(*weights)
         source = FakeSource(model, limit_bytes, LinkError("gone"))
         pieces = model.pieces(partition, 1, PIECE_BYTES)
         rank_model = RankModel(model.spec, blocks_of(model.spec), partition, 1, pieces)
         try:
-            return find_stock(self.store, rank_model, packer, lambda: nullcontext(source), lambda *_: None)
+            return find_stock(self.store, rank_model, repacker, lambda: nullcontext(source), lambda *_: None)
         finally:
             self.n_fetched = source.n_bytes
 
@@ -63,15 +65,15 @@ def device(model: Model, tmp_path: Path) -> Iterator[Device]:
 def test_there_is_one_file_whatever_is_wanted(device: Device) -> None:
     """Each is made from the one before, and nothing is fetched again."""
     n_fetched = []
-    for packer in (Kernels(8), None, Newer(4, "changed and torn"), Kernels(8)):
-        stock = device.prepare((1, 1), packer)
+    for repacker in (Kernels(8), None, Newer(4, "changed and torn"), Kernels(8)):
+        stock = device.prepare((1, 1), repacker)
         n_fetched.append(device.n_fetched)
         assert stock.shard is not None and stock.is_stored_here and device.files == [stock.shard.path.name]
-        assert stock.shard.header.packing == (packer.name if packer is not None else "")
+        assert stock.shard.header.repacking == (repacker.name if repacker is not None else "")
         verify(stock.shard)
-        if packer is None:
+        if repacker is None:
             check_content(device.model, stock.shard)
-        again = device.prepare((1, 1), packer)
+        again = device.prepare((1, 1), repacker)
         assert again.shard == stock.shard and device.n_fetched == 0
     assert n_fetched[0] > 0 and n_fetched[1:] == [0, 0, 0]
 

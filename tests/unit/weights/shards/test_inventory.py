@@ -22,15 +22,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return make_model(tmp_path_factory.mktemp("model"))
 
 
-def store_shard(model: Model, folder: Path, packing: str = "", rank: int = 0, limit_bytes: int | None = None) -> Shard:
+def store_shard(
+    model: Model, folder: Path, repacking: str = "", rank: int = 0, limit_bytes: int | None = None
+) -> Shard:
     """A shard of one of two ranks in the folder; its bytes are the model's own whatever it says. Breaks off after
     ``limit_bytes``."""
     partition = model.partition(1, 1)
     pieces = model.pieces(partition, rank)
-    path = ShardStore(folder).path_for(model.spec.digest, rank, pieces, packing)
+    path = ShardStore(folder).path_for(model.spec.digest, rank, pieces, repacking)
     source = FakeSource(model, limit_bytes, LinkError("broken"))
-    marks = bytes(sum(len(piece.parts) for piece in pieces)) if packing else b""
-    return write_shard(path, ShardHeader(model.spec, partition, rank, PIECE_BYTES, packing, (), marks), source).shard
+    marks = bytes(sum(len(piece.parts) for piece in pieces)) if repacking else b""
+    return write_shard(path, ShardHeader(model.spec, partition, rank, PIECE_BYTES, repacking, (), marks), source).shard
 
 
 def begin_shard(model: Model, folder: Path) -> None:

@@ -16,7 +16,7 @@ from tpi.runtime.ggml.repack import Repacker
 from tpi.weights.layout import Part
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.orders import UNKNOWN, Orders, Restorer
-from tpi.weights.shards.packing import Packer, packed_header, packs
+from tpi.weights.shards.repacking import RepackingKernels, repacked_header, repacks
 from tpi.weights.shards.shard import Shard, open_shard, verify
 from tpi.weights.shards.shard_check import check_header
 from tpi.weights.shards.shard_source import ShardSource
@@ -53,11 +53,11 @@ def part_of(type_name: str, n_rows: int, n_columns: int) -> Part:
     return Part("", "t", TYPES_BY_NAME[type_name].id, (Span(0, n_rows),), (Span(0, n_columns),), 0)
 
 
-def rearranged(packer: Packer, part: Part) -> tuple[Bytes, Bytes]:
+def rearranged(repacker: RepackingKernels, part: Part) -> tuple[Bytes, Bytes]:
     """Random rows, and what the kernels make of them."""
     rows = np.random.default_rng(3).integers(0, 256, (part.n_rows, part.row_bytes), np.uint8)
     out = np.empty_like(rows)
-    packer.rearrange(part.type_id, part.n_columns, part.n_rows, rows.reshape(-1).data, out.reshape(-1).data)
+    repacker.rearrange(part.type_id, part.n_columns, part.n_rows, rows.reshape(-1).data, out.reshape(-1).data)
     return rows, out
 
 
@@ -80,7 +80,7 @@ def test_what_is_no_order_of_bits_in_cells_is_unknown(n_rows: int, how: str) -> 
 
 
 @pytest.fixture
-def repacker() -> Iterator[Repacker]:
+def these_kernels() -> Iterator[Repacker]:
     try:
         repacker = Repacker()
     except KernelError as error:
@@ -90,13 +90,13 @@ def repacker() -> Iterator[Repacker]:
 
 
 @pytest.mark.parametrize("kind", TYPES_BY_NAME)
-def test_the_orders_of_these_kernels_are_found(repacker: Repacker, kind: str) -> None:
+def test_the_orders_of_these_kernels_are_found(these_kernels: Repacker, kind: str) -> None:
     part = part_of(kind, 192, 1024)
-    if not packs(repacker, part):
+    if not repacks(these_kernels, part):
         pytest.skip(f"no kernels for rearranged {kind} on this CPU")
-    orders = Orders(repacker)
+    orders = Orders(these_kernels)
     assert orders.mark_of(part) == 1
-    rows, out = rearranged(repacker, part)
+    rows, out = rearranged(these_kernels, part)
     assert np.array_equal(Restorer(orders.found[0]).restore(out), rows)
 
 
@@ -107,72 +107,72 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def write(
-    model: Model, path: Path, weights: tuple[float, ...], packer: Packer | None, older: Shard | None = None
+    model: Model, path: Path, weights: tuple[float, ...], repacker: RepackingKernels | None, older: Shard | None = None
 ) -> tuple[Shard, int]:
     """The shard of rank 0, and the bytes that were fetched for it."""
     partition, source = model.partition(*weights), FakeSource(model)
     header = model.header(partition, 0)
-    if packer is not None:
-        header = packed_header(header, model.pieces(partition, 0, PIECE_BYTES), packer)
+    if repacker is not None:
+        header = repacked_header(header, model.pieces(partition, 0, PIECE_BYTES), repacker)
     if older is None:
-        return write_shard(path, header, source, packer=packer).shard, source.n_bytes
+        return write_shard(path, header, source, repacker=repacker).shard, source.n_bytes
     with ShardSource(older) as reuse:
-        return write_shard(path, header, source, [reuse], packer=packer).shard, source.n_bytes
+        return write_shard(path, header, source, [reuse], repacker=repacker).shard, source.n_bytes
 
 
 @pytest.fixture(params=["these", "made up"])
-def packer(request: pytest.FixtureRequest) -> Packer:
-    return request.getfixturevalue("repacker") if request.param == "these" else Kernels(8, "changed and torn")
+def repacker(request: pytest.FixtureRequest) -> RepackingKernels:
+    return request.getfixturevalue("these_kernels") if request.param == "these" else Kernels(8, "changed and torn")
 
 
-def test_shards_are_made_from_rearranged_ones(model: Model, tmp_path: Path, packer: Packer) -> None:
+def test_shards_are_made_from_rearranged_ones(model: Model, tmp_path: Path, repacker: RepackingKernels) -> None:
     """As many bytes are fetched as where nothing is rearranged, whatever becomes what."""
     plain, _ = write(model, tmp_path / "plain", WEIGHTS, None)
     expected, n_fetched = write(model, tmp_path / "expected", OTHER_WEIGHTS, None, plain)
-    packed, _ = write(model, tmp_path / "packed", WEIGHTS, packer)
-    assert packed.header.packing == packer.name and any(packed.header.marks)
-    assert packed.path.read_bytes()[packed.data_start :] != plain.path.read_bytes()[plain.data_start :]
-    verify(packed)
-    again, n_again = write(model, tmp_path / "again", WEIGHTS, None, packed)
+    repacked, _ = write(model, tmp_path / "repacked", WEIGHTS, repacker)
+    assert repacked.header.repacking == repacker.name and any(repacked.header.marks)
+    assert repacked.path.read_bytes()[repacked.data_start :] != plain.path.read_bytes()[plain.data_start :]
+    verify(repacked)
+    again, n_again = write(model, tmp_path / "again", WEIGHTS, None, repacked)
     assert n_again == 0
     check_content(model, again)
-    other, n_other = write(model, tmp_path / "other", OTHER_WEIGHTS, None, open_shard(packed.path))
+    other, n_other = write(model, tmp_path / "other", OTHER_WEIGHTS, None, open_shard(repacked.path))
     assert n_other == n_fetched > 0
     assert other.path.read_bytes() == expected.path.read_bytes()
-    straight, _ = write(model, tmp_path / "straight", OTHER_WEIGHTS, packer)
-    from_packed, n_from_packed = write(model, tmp_path / "from packed", OTHER_WEIGHTS, packer, packed)
-    assert n_from_packed == n_fetched
-    assert from_packed.path.read_bytes() == straight.path.read_bytes()
+    straight, _ = write(model, tmp_path / "straight", OTHER_WEIGHTS, repacker)
+    from_repacked, n_from_repacked = write(model, tmp_path / "from repacked", OTHER_WEIGHTS, repacker, repacked)
+    assert n_from_repacked == n_fetched
+    assert from_repacked.path.read_bytes() == straight.path.read_bytes()
 
 
 @pytest.mark.parametrize("limit_bytes", [100, 700])
 def test_strips_of_any_size(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_bytes: int) -> None:
-    packed, _ = write(model, tmp_path / "packed", WEIGHTS, Kernels(8))
+    repacked, _ = write(model, tmp_path / "repacked", WEIGHTS, Kernels(8))
     monkeypatch.setattr("tpi.weights.shards.shard_source.BUFFER_BYTES", limit_bytes)
-    again, n_fetched = write(model, tmp_path / "again", (1.0, 2.0), None, packed)
+    again, n_fetched = write(model, tmp_path / "again", (1.0, 2.0), None, repacked)
     check_content(model, again)
     assert n_fetched == 0
 
 
 def test_what_is_rearranged_nobody_knows_how_is_fetched(model: Model, tmp_path: Path) -> None:
-    packed, n_bytes = write(model, tmp_path / "packed", WEIGHTS, Kernels(8, "sums"))
-    again, n_fetched = write(model, tmp_path / "again", WEIGHTS, None, packed)
+    repacked, n_bytes = write(model, tmp_path / "repacked", WEIGHTS, Kernels(8, "sums"))
+    again, n_fetched = write(model, tmp_path / "again", WEIGHTS, None, repacked)
     check_content(model, again)
-    left = [part.n_bytes for piece in packed.pieces for part in piece.parts if part.n_rows % 8]
+    left = [part.n_bytes for piece in repacked.pieces for part in piece.parts if part.n_rows % 8]
     assert n_fetched == n_bytes - sum(left) and left
 
 
 def test_damaged_ones_are_not_reused(model: Model, tmp_path: Path) -> None:
-    packed, _ = write(model, tmp_path / "packed", WEIGHTS, Kernels(8))
-    flip(packed.path, packed.file_offset(1) + 100)
-    again, n_fetched = write(model, tmp_path / "again", WEIGHTS, None, packed)
+    repacked, _ = write(model, tmp_path / "repacked", WEIGHTS, Kernels(8))
+    flip(repacked.path, repacked.file_offset(1) + 100)
+    again, n_fetched = write(model, tmp_path / "again", WEIGHTS, None, repacked)
     check_content(model, again)
-    assert n_fetched == sum(part.n_bytes for part in packed.pieces[1].parts)
+    assert n_fetched == sum(part.n_bytes for part in repacked.pieces[1].parts)
 
 
 def test_headers_with_orders_that_cannot_be(model: Model, tmp_path: Path) -> None:
-    packed, _ = write(model, tmp_path / "packed", WEIGHTS, Kernels(8))
-    header = packed.header
+    repacked, _ = write(model, tmp_path / "repacked", WEIGHTS, Kernels(8))
+    header = repacked.header
     order, *others = header.orders
     n_bits = 8 * order.cell_bytes
     wrong_orders = [
@@ -190,8 +190,8 @@ def test_headers_with_orders_that_cannot_be(model: Model, tmp_path: Path) -> Non
         msgspec.structs.replace(header, marks=header.marks[:-1]),
         msgspec.structs.replace(header, marks=header.marks[:first] + b"\x63" + header.marks[first + 1 :]),
         msgspec.structs.replace(header, marks=b"\1" * len(header.marks)),
-        msgspec.structs.replace(header, packing=""),
+        msgspec.structs.replace(header, repacking=""),
     ]
     for one in wrong:
         with pytest.raises(ModelFileError, match="order of parts cannot be"):
-            check_header(packed.path, one, len(packed.sums), packed.layout.data_bytes)
+            check_header(repacked.path, one, len(repacked.sums), repacked.layout.data_bytes)

@@ -14,7 +14,7 @@ from tpi.weights.shards.orders import AS_IT_WAS, Orders
 from tpi.weights.shards.shard_format import ShardHeader
 
 
-class Packer(Protocol):
+class RepackingKernels(Protocol):
     """Kernels that want weights in their own order."""
 
     @property
@@ -28,23 +28,23 @@ class Packer(Protocol):
         """Writes the rearranged bytes of ``source`` to ``out``, of equal length and not the same memory."""
 
 
-def packs(packer: Packer, part: Part) -> bool:
-    """Whether the packer rearranges this part."""
-    return not part.is_whole and packer.takes(part.type_id, part.n_columns, part.n_rows)
+def repacks(repacker: RepackingKernels, part: Part) -> bool:
+    """Whether the repacker rearranges this part."""
+    return not part.is_whole and repacker.takes(part.type_id, part.n_columns, part.n_rows)
 
 
-def packed_share(packer: Packer, pieces: tuple[Piece, ...]) -> float:
-    """The part of all bytes that the packer rearranges, 0 to 1."""
+def repacked_share(repacker: RepackingKernels, pieces: tuple[Piece, ...]) -> float:
+    """The part of all bytes that the repacker rearranges, 0 to 1."""
     parts = [part for piece in pieces for part in piece.parts]
     total = sum(part.n_bytes for part in parts)
-    return sum(part.n_bytes for part in parts if packs(packer, part)) / total if total else 0.0
+    return sum(part.n_bytes for part in parts if repacks(repacker, part)) / total if total else 0.0
 
 
-def packed_header(header: ShardHeader, pieces: tuple[Piece, ...], packer: Packer) -> ShardHeader:
+def repacked_header(header: ShardHeader, pieces: tuple[Piece, ...], repacker: RepackingKernels) -> ShardHeader:
     """The header of the rearranged shard, for that of a plain one with these pieces. Tries the kernels: takes up to a
     few seconds."""
-    orders = Orders(packer)
+    orders = Orders(repacker)
     marks = bytes(
-        orders.mark_of(part) if packs(packer, part) else AS_IT_WAS for piece in pieces for part in piece.parts
+        orders.mark_of(part) if repacks(repacker, part) else AS_IT_WAS for piece in pieces for part in piece.parts
     )
-    return msgspec.structs.replace(header, packing=packer.name, orders=tuple(orders.found), marks=marks)
+    return msgspec.structs.replace(header, repacking=repacker.name, orders=tuple(orders.found), marks=marks)

@@ -24,7 +24,7 @@ from tpi.runtime.workspace import Workspace
 from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import Part
 from tpi.weights.shards.assemble import write_shard
-from tpi.weights.shards.packing import packed_header, packs
+from tpi.weights.shards.repacking import repacked_header, repacks
 from tpi.weights.shards.shard import Shard, open_shard
 from tpi.weights.slices import GgufSource
 from tpi.weights.stored import stored_from_shard
@@ -43,7 +43,7 @@ class Stocked:
     model: Model
     repacker: Repacker
     plain: Shard
-    packed: Shard
+    repacked: Shard
 
 
 @pytest.fixture(params=TYPES)
@@ -53,11 +53,11 @@ def stocked(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stocked]
     header = model.header(model.partition(1, 1), 1, PIECE_BYTES)
     with GgufSource(model.gguf) as source, Repacker() as repacker:
         plain = write_shard(tmp_path / "plain", header, source).shard
-        if not any(packs(repacker, part) for piece in plain.pieces for part in piece.parts):
+        if not any(repacks(repacker, part) for piece in plain.pieces for part in piece.parts):
             pytest.skip(f"no kernels for rearranged {request.param} on this CPU")
-        head = packed_header(header, plain.pieces, repacker)
-        write_shard(tmp_path / "packed", head, source, packer=repacker)
-        yield Stocked(model, repacker, open_shard(tmp_path / "plain"), open_shard(tmp_path / "packed"))
+        head = repacked_header(header, plain.pieces, repacker)
+        write_shard(tmp_path / "repacked", head, source, repacker=repacker)
+        yield Stocked(model, repacker, open_shard(tmp_path / "plain"), open_shard(tmp_path / "repacked"))
 
 
 def small_window(shard: Shard) -> Window:
@@ -81,12 +81,12 @@ def product(
 
 def test_products_are_those_of_the_plain_shard(stocked: Stocked) -> None:
     repacker, random, n_packed = stocked.repacker, np.random.default_rng(7), 0
-    assert stocked.packed.header.packing == repacker.name
-    with small_window(stocked.plain) as plain, small_window(stocked.packed) as packed, Compute(1) as compute:
+    assert stocked.repacked.header.repacking == repacker.name
+    with small_window(stocked.plain) as plain, small_window(stocked.repacked) as repacked, Compute(1) as compute:
         for piece in stocked.plain.pieces * 2:
-            with plain.hold(piece.index) as ours, packed.hold(piece.index) as theirs:
+            with plain.hold(piece.index) as ours, repacked.hold(piece.index) as theirs:
                 for part, here, there in zip(piece.parts, ours.part_addresses, theirs.part_addresses, strict=True):
-                    if not packs(repacker, part):
+                    if not repacks(repacker, part):
                         continue
                     n_packed += 1
                     read = [ctypes.string_at(address, part.n_bytes) for address in (here, there)]
@@ -96,17 +96,17 @@ def test_products_are_those_of_the_plain_shard(stocked: Stocked) -> None:
                         expected = product(compute, part, here, inputs, None)
                         found = product(compute, part, there, inputs, repacker)
                         assert range_difference(found, expected) <= BOUND
-        assert plain.stats().streamed_bytes > 0 and packed.stats().streamed_bytes > 0
+        assert plain.stats().streamed_bytes > 0 and repacked.stats().streamed_bytes > 0
     assert n_packed > 1
 
 
 def test_passes_give_the_bits_of_weights_that_were_rearranged_in_memory(stocked: Stocked) -> None:
-    pieces, header = stocked.packed.pieces, stocked.packed.header
+    pieces, header = stocked.repacked.pieces, stocked.repacked.header
     model = RankModel(stocked.model.spec, blocks_of(stocked.model.spec), header.partition, 1, pieces)
     logits = []
     with (
         Workspace(model, RankSettings(64, 128, 1), stocked.repacker) as workspace,
-        small_window(stocked.packed) as disk,
+        small_window(stocked.repacked) as disk,
     ):
         for window in (MemoryWindow(stocked.model.gguf, pieces, stocked.repacker), disk):
             workspace.cache.forget()
