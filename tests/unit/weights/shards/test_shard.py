@@ -41,7 +41,7 @@ GOLDEN_BODY = (
     b"\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa7entries\x83\xa1a\x01\xa1b\xcb?\xe0\0\0\0\0\0\0"
     b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
     b"\xa6shares\x91\x91\x91\x91\x92\0\x03\xa4rank\0"
-    b"\xabpiece_bytes\x07\xa7packing\xa3cpu"
+    b"\xabpiece_bytes\x07\xa9repacking\xa3cpu"
     b"\xa6orders\x91\x94\x02\x01\xc4\x02\1\0\xc4\x01\2\xa5marks\xc4\x02\1\0"
 )
 
@@ -64,7 +64,7 @@ def test_golden_header() -> None:
     header = ShardHeader(spec, partition, 0, 7, "cpu", (Order(2, 1, b"\1\0", b"\2"),), b"\1\0")
     data = encode_start(header, b"\1\2\3\4")
     assert len(data) == 4096
-    start = b"TPISHARD\x04\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + b"\x04\0\0\0" + GOLDEN_BODY
+    start = b"TPISHARD\x05\0\0\0" + len(GOLDEN_BODY).to_bytes(4, "little") + b"\x04\0\0\0" + GOLDEN_BODY
     start += b"\1\2\3\4"
     assert data == (start + zlib.crc32(start).to_bytes(4, "little")).ljust(4096, b"\0")
 
@@ -126,7 +126,7 @@ def test_what_is_no_shard_is_refused(model: Model, tmp_path: Path) -> None:
         b"": "not a shard",
         b"TPIS": "not a shard",
         b"GGUF" + good[4:]: "not a shard",
-        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 4",
+        good[:8] + b"\x01" + good[9:]: "version 1, this program reads 5",
         good[:12] + bytes(4) + b"\xff\xff\xff\xff" + good[20:]: "header of 4,294,967,295 bytes",
         good[:100]: "truncated",
         good[:200] + b"\0" + good[201:]: "differs from its checksum",
