@@ -3,6 +3,7 @@
 Owns window and workspace. The thread that makes it runs the passes; any thread may ask for its status.
 """
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -164,6 +165,8 @@ class RankHost:
             self._rank.close()
         self._counted = self._count_all()
         self._count_links, self._rank = lambda: (0, 0), None
+        gc.collect()  # an epoch's objects know each other, and would stay until the interpreter happens to look
+        give_back_freed()
 
     def interrupt(self) -> None:
         """Ends the pass that runs, within one graph node, and those that come until ``allow``. Any thread."""
