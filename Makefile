@@ -4,7 +4,7 @@ PYTHON ?= python3
 TPI_RUN = .venv/bin/tpi run demo --local-devices 4 --memory 160MiB --window 1MB
 PROMPT ?= Tell me a story about a fox and a lantern.
 
-.PHONY: run test lint bench kernels clean setup setup-dev
+.PHONY: run test parity lint bench kernels clean setup setup-dev
 MAKEFLAGS += --no-print-directory
 
 run: setup  ## talk with four devices on this machine; without a terminal: one story
@@ -12,6 +12,9 @@ run: setup  ## talk with four devices on this machine; without a terminal: one s
 
 test: setup-dev  ## everything that must hold
 	@.venv/bin/python -m pytest
+
+parity: setup-dev  ## every variant of every architecture against llama.cpp, and cut among ranks: a table, for a quarter of an hour
+	@.venv/bin/python -m tests.parity.architectures
 
 lint: setup-dev  ## style, formatting, types
 	@.venv/bin/ruff check
