@@ -13,7 +13,7 @@ run: setup  ## talk with four devices on this machine; without a terminal: one s
 test: setup-dev  ## everything that must hold
 	@.venv/bin/python -m pytest
 
-parity: setup-dev  ## every variant of every architecture against llama.cpp, and cut among ranks: a table, for a quarter of an hour
+parity: setup-dev  ## every architecture against llama.cpp, and cut among ranks: a table
 	@.venv/bin/python -m tests.parity.architectures
 
 lint: setup-dev  ## style, formatting, types

@@ -120,7 +120,7 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
         authority = Authority.open(Path(folder) / "authority")
         for rank in range(n_ranks):
             enrol(authority, f"device-{rank}", Path(folder) / f"device-{rank}")
-        make_instants(Path(folder), n_ranks, (settings["n_rounds"] + 1) * len(kinds))
+        _make_instants(Path(folder), n_ranks, (settings["n_rounds"] + 1) * len(kinds))
         processes = []
         for rank in range(n_ranks):
             task = msgspec.convert(
@@ -134,7 +134,7 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
     return Outcome(sums, [rank.links for rank in ranks], [rank.tried for rank in ranks])
 
 
-def make_instants(folder: Path, n_ranks: int, n_sums: int) -> None:
+def _make_instants(folder: Path, n_ranks: int, n_sums: int) -> None:
     """Writes the file by which ranks agree when a sum begins: ``float64[n_sums, n_ranks]``, zero until a rank has
     written the instant from which it can begin."""
     np.zeros((n_sums, n_ranks)).tofile(folder / _INSTANTS)

@@ -8,18 +8,17 @@ import pytest
 from tests.architectures import VARIANTS
 from tests.parity.architectures import SHARES, against_llama_cpp, against_one_rank
 
+FIRST = {variant.split()[0]: variant for variant in reversed(list(VARIANTS))}
+"""Of every architecture one."""
+FORMS = ("104B", "MXFP4", "E2B", "26B-A4B", "unsplit", "V3", "Large-3", "olmo2 3 7B", "scaled", "122B-A10B")
+CUT = [variant for variant in VARIANTS if variant in FIRST.values() or variant.endswith(FORMS)]
+
 
 @pytest.mark.parametrize("number, variant", list(enumerate(VARIANTS)))
 def test_logits_equal_llama_cpp(tmp_path: Path, number: int, variant: str) -> None:
     kind = ("F16", "Q4_0")[number % 2]
     difference, bound = against_llama_cpp(tmp_path, variant, kind)
     assert difference <= bound, kind
-
-
-FIRST = {variant.split()[0]: variant for variant in reversed(list(VARIANTS))}
-"""Of every architecture one."""
-FORMS = ("104B", "MXFP4", "E2B", "26B-A4B", "unsplit", "V3", "Large-3", "olmo2 3 7B", "scaled", "122B-A10B")
-CUT = [variant for variant in VARIANTS if variant in FIRST.values() or variant.endswith(FORMS)]
 
 
 @pytest.mark.parametrize("number, variant", list(enumerate(CUT)))

@@ -14,12 +14,14 @@ _HEAD_UNIT_ROWS = 32
 
 @dataclass(frozen=True)
 class GatedFfn:
-    """``down(silu(gate(x)) * up(x))`` of the normed stream."""
+    """``down(silu(gate(x)) * up(x))`` of the normed stream; ``rms_eps`` None: of the stream as it is."""
 
-    rms_eps: float
+    rms_eps: float | None
 
     def build(self, g: Steps[V]) -> V:
-        x = g.rms_norm(g.residual(), "ffn_norm", self.rms_eps)
+        x = g.residual()
+        if self.rms_eps is not None:
+            x = g.rms_norm(x, "ffn_norm", self.rms_eps)
         gate = g.matmul("gate", x)
         return g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
 
@@ -27,8 +29,9 @@ class GatedFfn:
 def gated_ffn(index: int, layer: int, n_embd: int, n_ff: int, tensors: Tensors, graph: GatedFfn) -> Block:
     """A gated feed-forward network, cut by its columns."""
     at = f"blk.{layer}."
+    norm = () if graph.rms_eps is None else (tensors.copy("ffn_norm", at + "ffn_norm.weight", n_embd),)
     slots = (
-        tensors.copy("ffn_norm", at + "ffn_norm.weight", n_embd),
+        *norm,
         tensors.rows("gate", at + "ffn_gate.weight", (n_embd, n_ff)),
         tensors.rows("up", at + "ffn_up.weight", (n_embd, n_ff)),
         tensors.columns("down", at + "ffn_down.weight", (n_ff, n_embd)),

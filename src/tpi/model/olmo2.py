@@ -3,8 +3,8 @@ all ranks before attention; sums are normed before they are added. OLMo 3 sees a
 
 from dataclasses import dataclass, replace
 
-from tpi.model.blocks import Block, Leavings, measure_of
-from tpi.model.common import FFN_UNIT_COLUMNS, Head, PostNorm, after_sum, output_head
+from tpi.model.blocks import Block, Leavings
+from tpi.model.common import GatedFfn, Head, PostNorm, after_sum, gated_ffn, output_head
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
@@ -12,7 +12,7 @@ from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.states import KvState
-from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
+from tpi.model.steps import Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
 NAME = "olmo2"
@@ -34,6 +34,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     windows = (0,) * dimensions.n_layers
     if meta.integer("attention.sliding_window", 0):
         windows = meta.windows(dimensions.n_layers, _PATTERN)
+    ffn, post_norm = GatedFfn(None), PostNorm(eps)
     leavings = Leavings(2, ((dim, 1), (dim, heads.group), (dim, heads.group)))
     for layer, window in enumerate(windows):
         at, state = f"blk.{layer}.", heads.state_of(window)
@@ -51,15 +52,9 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         )  # fmt: skip
         attention = Attention(heads, eps, near if window else rope)
         found.append(Block(len(found), "attention", layer, measures, o, attention, state, is_kept=True))
-        found.append(after_sum(len(found), "attention", layer, n_embd, tensors, PostNorm(eps)))
-        ffn = (
-            tensors.rows("gate", at + "ffn_gate.weight", (n_embd, n_ff)),
-            tensors.rows("up", at + "ffn_up.weight", (n_embd, n_ff)),
-            tensors.columns("down", at + "ffn_down.weight", (n_ff, n_embd)),
-        )
-        columns = measure_of("columns", n_ff, FFN_UNIT_COLUMNS, ffn)
-        found.append(Block(len(found), "ffn", layer, (columns,), ffn, Ffn(), is_kept=True))
-        found.append(after_sum(len(found), "ffw", layer, n_embd, tensors, PostNorm(eps)))
+        found.append(after_sum(len(found), "attention", layer, n_embd, tensors, post_norm))
+        found.append(replace(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn), is_kept=True))
+        found.append(after_sum(len(found), "ffw", layer, n_embd, tensors, post_norm))
     found.append(output_head(len(found), dimensions, tensors, Head(eps)))
     return Model(tuple(found))
 
@@ -91,13 +86,3 @@ class Attention:
         k = g.rms_scaled(g.left(1), g.some(sums, 1, 1), self.heads.n_kv * dim, self.rms_eps, "k_norm")
         q, k = g.rope(q, self.rope, dim), g.rope(k, self.rope, dim)
         return g.matmul("o", g.rows(g.attention(q, k, g.left(2), inverse_root(dim))))
-
-
-@dataclass(frozen=True)
-class Ffn:
-    """A gated network of the stream as it is."""
-
-    def build(self, g: Steps[V]) -> V:
-        x = g.residual()
-        gate = g.matmul("gate", x)
-        return g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
