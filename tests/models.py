@@ -23,6 +23,7 @@ Q4_K_M = {"*": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K"}
 """A mixture as llama.cpp's files of that name have it."""
 
 _BY_PACKAGE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+END_TOKEN = 2
 _N_BYTE_TOKENS = 256
 
 
@@ -43,10 +44,12 @@ def write_random_model(
     seed: int = 0,
     context: int = 512,
     split: int | None = None,
+    ends: bool = True,
 ) -> Path:
     """Writes a llama model to ``path``; returns the path to open (the first of ``split`` files, if there are several).
 
     ``rope_scaling`` is ("linear" or "yarn", factor); ``split`` writes STEM-00001-of-0000N.gguf and so on instead.
+    Without ``ends`` it talks until it is stopped: the token that ends a text is never among the likeliest.
     Equal arguments give equal bytes.
     """
     random = np.random.default_rng(seed)
@@ -63,6 +66,8 @@ def write_random_model(
     norm("output_norm")
     if not tied:
         matrix("output", n_embd, n_vocab)
+    if not ends:
+        tensors[-1][1][END_TOKEN] = 0
     if rope_factors:
         tensors.append(("rope_freqs.weight", np.linspace(1.0, 4.0, head_dim // 2, dtype=np.float32)))
     for layer in range(n_layers):
@@ -155,7 +160,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_token_scores([-float(index) for index in range(n_vocab)])
     writer.add_token_types(kinds[:n_vocab])
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
+    writer.add_eos_token_id(END_TOKEN)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(True)
 

@@ -56,7 +56,9 @@ SERVE = ("--bind", "127.0.0.1", "--port", "0", "--threads", "1")
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that talks for seconds."""
     path = tmp_path_factory.mktemp("talkative") / "talkative.gguf"
-    return write_random_model(path, n_layers=16, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096)
+    return write_random_model(
+        path, n_layers=16, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096, ends=False
+    )
 
 
 def ends_within(running: Running, seconds: float) -> int:

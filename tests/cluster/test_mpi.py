@@ -41,7 +41,9 @@ def process(home: Home, number: int) -> int:
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that talks for seconds."""
     path = tmp_path_factory.mktemp("talkative") / "talkative.gguf"
-    return write_random_model(path, n_layers=12, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096)
+    return write_random_model(
+        path, n_layers=12, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096, ends=False
+    )
 
 
 def start_talking(home: Home, model: Path) -> Running:

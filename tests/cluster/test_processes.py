@@ -36,7 +36,9 @@ def others(tmp_path: Path, cache: Path) -> Iterator[list[Home]]:
 def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model that talks for seconds."""
     path = tmp_path_factory.mktemp("talkative") / "talkative.gguf"
-    return write_random_model(path, n_layers=16, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096)
+    return write_random_model(
+        path, n_layers=16, n_embd=512, n_heads=8, n_ff=1536, types="Q4_0", context=4096, ends=False
+    )
 
 
 def test_four_devices_tell_the_story_of_one(
