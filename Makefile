@@ -11,7 +11,8 @@ run: setup  ## talk with four devices on this machine; without a terminal: one s
 	@if [ -t 0 ] && [ -t 1 ]; then exec $(TPI_RUN); else exec $(TPI_RUN) "$(PROMPT)"; fi
 
 test: setup-dev  ## everything that must hold
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest tests/cluster  # alone: real processes, whose times and memory are measured
+	@.venv/bin/python -m pytest -n auto --maxprocesses 4 tests/unit tests/parity tests/fuzz
 
 parity: setup-dev  ## every architecture against llama.cpp, and cut among ranks: a table
 	@.venv/bin/python -m tests.parity.architectures
