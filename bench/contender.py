@@ -74,7 +74,9 @@ class _Side:
 def _open_tpi(setup: Setup) -> Iterator[_Side]:
     from tpi.cluster.master import Master  # noqa: PLC0415
     from tpi.config import Folders, MasterSettings, Resources  # noqa: PLC0415
-    from tpi.engine.sequence import TokenSequence  # noqa: PLC0415
+    from tpi.engine.chunks import next_chunk  # noqa: PLC0415
+    from tpi.engine.passes import Passes, Rows  # noqa: PLC0415
+    from tpi.engine.sequences import Sequences  # noqa: PLC0415
     from tpi.runtime.embedding import EmbeddingTable  # noqa: PLC0415
     from tpi.runtime.logits import Wanted  # noqa: PLC0415
 
@@ -91,18 +93,31 @@ def _open_tpi(setup: Setup) -> Iterator[_Side]:
         )
         master = stack.enter_context(Master(settings))
         cluster = stack.enter_context(master.form(lambda event: None))
-        sequence = TokenSequence(cluster, stack.enter_context(EmbeddingTable(master.gguf, master.spec)))
+        sequences = Sequences(cluster, keeps_ended=False)
+        passes = Passes(cluster, sequences, stack.enter_context(EmbeddingTable(master.gguf, master.spec)))
+        begun = [sequences.begin([0])]
 
         def predict(tokens: list[int]) -> int:
-            *_, row = sequence.prefill(tokens, Wanted(1))
-            assert row is not None
-            return row.best()
+            sequence, token = begun[0], 0
+            assert sequence is not None
+            while tokens:
+                n = next_chunk(len(tokens), cluster.max_tokens)
+                sequences.make_room(sequence, n)
+                for row in passes.run([Rows(sequence, tokens[:n], Wanted(1) if n == len(tokens) else None)]):
+                    token = row.best()
+                tokens = tokens[n:]
+            return token
+
+        def forget() -> None:
+            sequence = begun[0]
+            assert sequence is not None
+            sequences.cut_back(sequence, 0)
 
         def count() -> _Counters:
             rank = cluster.status().ranks[0]
             return _Counters(rank.compute_s, rank.streamed_bytes)
 
-        yield _Side(predict, lambda: sequence.keep_prefix([0]), count)
+        yield _Side(predict, forget, count)
 
 
 @contextmanager

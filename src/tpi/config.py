@@ -13,6 +13,7 @@ DEFAULT_PORT = 7600
 DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK_TOKENS = 128
 MAX_RANKS = 64
+MAX_PARALLEL = 255
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
@@ -70,8 +71,9 @@ class Folders:
 
 @dataclass(frozen=True)
 class MasterSettings:
-    """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one; ``context``
-    None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``chunk_tokens`` None means
+    """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one;
+    ``context`` None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``n_parallel``
+    answers at most are under way at once, and share the context's cells; ``chunk_tokens`` None means
     ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel; ``layout``
     says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. A
     worker that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what
@@ -84,6 +86,7 @@ class MasterSettings:
     wait_s: float | None = None
     shares: tuple[float, ...] | None = None
     context: int | None = None
+    n_parallel: int = 1
     chunk_tokens: int | None = None
     wire: str = "f16"
     layout: str | None = None

@@ -17,6 +17,14 @@ class UsageError(TpiError):
     exit_code = 2
 
 
+class ContextError(UsageError):
+    """A prompt is ``n_over`` tokens longer than the context has room for."""
+
+    def __init__(self, message: str, n_over: int) -> None:
+        super().__init__(message)
+        self.n_over = n_over
+
+
 class ModelFileError(TpiError):
     """A model or shard file is missing, damaged, or not what its name says."""
 
@@ -67,6 +75,10 @@ class LinkTimeoutError(LinkError):
 
 class NumericError(TpiError):
     """A computation gave values that are not finite."""
+
+
+class BusyError(TpiError):
+    """There is more to do than can be taken in: whoever asks may ask again later."""
 
 
 class Cancelled(TpiError):

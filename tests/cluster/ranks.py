@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.parity.rig import make_partition, pass_of
+from tests.sequences import TokenSequence
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums
@@ -19,7 +20,6 @@ from tpi.config import Folders, MasterSettings, Resources
 from tpi.engine.chat import Message
 from tpi.engine.engine import Engine
 from tpi.engine.language import Language
-from tpi.engine.sequence import TokenSequence
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.blocks import Block
@@ -217,7 +217,7 @@ def greedy(cluster: Cluster, model: Path, prompt: Sequence[int], n_tokens: int) 
             tokens.append(row.best())
             if len(tokens) == n_tokens:
                 return tokens
-            row = sequence.run(tokens[-1:], [0])[0]
+            row = sequence.run(tokens[-1:])[0]
 
 
 def forced(cluster: Cluster, model: Path, story: Story) -> Float32Array:
@@ -226,7 +226,7 @@ def forced(cluster: Cluster, model: Path, story: Story) -> Float32Array:
         sequence = TokenSequence(cluster, table)
         sequence.keep_prefix(story.prompt[:1])
         rows = [part for part in sequence.prefill(story.prompt) if part is not None]
-        rows += [sequence.run([token], [0])[0] for token in story.answer[:-1]]
+        rows += [sequence.run([token])[0] for token in story.answer[:-1]]
     return np.stack([row.values for row in rows])
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.ranks import CONTEXT, DEMO
 from tests.models import write_random_model
 from tests.parity.rig import range_difference
+from tests.sequences import TokenSequence
 from tpi.cluster.cluster import Cluster
 from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import Failed, Offer, Plan
@@ -19,7 +20,6 @@ from tpi.cluster.pairing.connect import find_or_join, open_control
 from tpi.cluster.pairing.identity import IdentityStore
 from tpi.cluster.pairing.joinkey import JoinKey
 from tpi.config import Folders, MasterSettings, Resources
-from tpi.engine.sequence import TokenSequence
 from tpi.errors import LinkError
 from tpi.gguf.reader import read_gguf
 from tpi.runtime.embedding import EmbeddingTable

@@ -20,7 +20,7 @@ from tpi.weights.layout import lay_out
 
 
 class LocalRunner:
-    """Satisfies ``engine.sequence.PassRunner``; a context manager. Remembers its passes."""
+    """Satisfies ``engine.runner.PassRunner``; a context manager. Remembers its passes."""
 
     def __init__(self, path: Path, settings: RankSettings, *, is_resident: bool = True) -> None:
         self._stack = ExitStack()
@@ -34,6 +34,8 @@ class LocalRunner:
         self.workspace = self._stack.enter_context(Workspace(self.model, settings))
         self.rank = Rank(self.workspace, MemoryWindow(gguf, pieces, None, is_resident), Sums(None, None))
         self.n_cells, self.max_tokens, self.is_staged, self.epoch = settings.n_cells, settings.max_tokens, False, 1
+        self.n_context = settings.n_cells
+        self.max_sampled, self.n_sequences = settings.n_sampled, settings.n_sequences
         self.passes: list[Pass] = []
 
     def __enter__(self) -> Self:
@@ -45,6 +47,9 @@ class LocalRunner:
     @property
     def retention(self) -> Retention:
         return Retention(self.model.blocks, self.settings)
+
+    def prepare(self) -> None:
+        pass
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         logits = self.rank.run(work)

@@ -11,7 +11,7 @@ import pytest
 from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.parity.rig import range_difference
 from tests.parity.runner import LocalRunner
-from tpi.engine.sequence import TokenSequence
+from tests.sequences import TokenSequence
 from tpi.errors import Cancelled
 from tpi.runtime.ggml.binding import ComputePlan
 from tpi.runtime.ggml.compute import Compute

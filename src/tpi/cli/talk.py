@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from tpi.cli.display import Display
 from tpi.cli.signals import cancelled_by_interrupt
@@ -36,6 +36,13 @@ class Answered(AnswerFigures, Protocol):
     def finish(self) -> str: ...
 
 
+class Answering(Protocol):
+    """What is read of the engine's ``Generation``."""
+
+    @property
+    def answer(self) -> Answered: ...
+
+
 class Running(Protocol):
     """What the cluster offers beside passes."""
 
@@ -49,20 +56,13 @@ class Running(Protocol):
 class Speaker(Protocol):
     """What the engine offers."""
 
-    @property
-    def last(self) -> Answered | None: ...
-
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]: ...
 
     def raw_prompt(self, text: str) -> list[int]: ...
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingSettings,
-        settings: GenerationSettings,
-        cancel: threading.Event | None = None,
-    ) -> Iterator[TextPart]: ...
+    def ask(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> Answering: ...
+
+    def follow(self, generation: Any, cancel: threading.Event | None = None) -> Iterator[TextPart]: ...
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,7 @@ class Talk:
         self._tell_notes()
         with cancelled_by_interrupt(cancel, self._cluster.cancel):
             before = self._cluster.status() if self._manner.show_statistics else None
-            self._generate(self._make_prompt(messages), cancel)
-            answer = self._speaker.last
-            assert answer is not None, "an answer has ended"
+            answer = self._generate(self._make_prompt(messages), cancel)
             self._cluster.save_trace()
             if before is not None:
                 show(before, self._cluster.status(), answer)
@@ -169,14 +167,17 @@ class Talk:
             return self._speaker.raw_prompt("".join(message.content for message in messages))
         return self._speaker.chat_prompt(messages)
 
-    def _generate(self, prompt: Sequence[int], cancel: threading.Event) -> None:
+    def _generate(self, prompt: Sequence[int], cancel: threading.Event) -> Answered:
         """Writes the answer as it grows, and ends its last line."""
         ends_line = True
-        for delta in self._speaker.generate(prompt, self._manner.sampling, self._manner.generation, cancel):
+        manner = self._manner
+        generation = self._speaker.ask(prompt, manner.sampling, manner.generation)
+        for delta in self._speaker.follow(generation, cancel):
             self._write(delta.text)
             ends_line = delta.text.endswith("\n") if delta.text else ends_line
         if not ends_line:
             self._write("\n")
+        return generation.answer
 
     def _write(self, text: str) -> None:
         if self._is_terminal:

@@ -104,6 +104,14 @@ class Cluster:
         """A new one, of a sequence of which nothing is kept yet."""
         return Retention(blocks_of(self.spec), self._settings_of_ranks)
 
+    def prepare(self) -> None:
+        """Opens a new epoch if a pass was stopped.
+
+        Raises:
+            TpiError: see ``master.Master.form``.
+        """
+        self._current()
+
     def run(self, work: Pass) -> tuple[Row, ...]:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
 
@@ -223,7 +231,8 @@ class Cluster:
         self._n_passes, self._usual_s = 0, 0.0
         plan = self._epoch.plan
         self.spec, self.n_cells = plan.spec, plan.n_cells
-        self.max_tokens = plan.max_tokens
+        self.n_context = min(plan.n_cells, plan.spec.n_context_train)
+        self.max_tokens, self.max_sampled, self.n_sequences = plan.max_tokens, plan.max_sampled, plan.n_sequences
         self._settings_of_ranks = rank_settings(plan, 1)
         self.is_staged = n_stages(flows_of(blocks_of(plan.spec), plan.partition)) > 1
         """Layers lie on one device after the other, which work at the same time only while there are several passes."""

@@ -97,6 +97,13 @@ class KvCache:
             first, stop = min(first_cell, n_cells), min(stop_cell, n_cells)
             memory[first * row_bytes : stop * row_bytes] = bytes((stop - first) * row_bytes)
 
+    def copy(self, block: int, source: int, target: int, n_cells: int) -> None:
+        """Copies what the block keeps in cells from ``source`` on to those from ``target`` on."""
+        for memory, width in zip(self._maps[block], self._extents[block].widths, strict=True):
+            row_bytes = self._kind.row_bytes(width)
+            start = target * row_bytes
+            memory[start : start + n_cells * row_bytes] = memory[source * row_bytes : (source + n_cells) * row_bytes]
+
     def _all(self) -> Sequence[tuple[mmap.mmap, int, int]]:
         """Every mapping, the bytes of a cell in it, and its cells."""
         return [

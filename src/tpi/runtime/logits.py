@@ -33,6 +33,23 @@ class Wanted:
 
 ALL = Wanted()
 
+_MOST_IDS = 1024
+"""Of more tokens than this the whole row is asked for."""
+
+
+def together(wanted: Sequence[Wanted]) -> Wanted:
+    """What contains what each of ``wanted``, one or more, asks for."""
+    first = wanted[0]
+    if all(other == first for other in wanted):
+        return first
+    ids = sorted({token for some in wanted for token in some.ids})
+    n_tokens = 0 if any(not some.n_tokens for some in wanted) else max(some.n_tokens for some in wanted)
+    is_all = len(ids) > _MOST_IDS or any(some.is_all for some in wanted)
+    is_exact = not all(some.is_all and not some.is_exact for some in wanted)
+    if is_all:
+        return Wanted(is_exact=is_exact, n_tokens=n_tokens)
+    return Wanted(max(some.n_best for some in wanted), tuple(ids), n_tokens=n_tokens)
+
 
 @dataclass(frozen=True)
 class Row:

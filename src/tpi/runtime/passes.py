@@ -1,5 +1,6 @@
 """A pass as every rank sees it: embeddings, positions, cells, the mask, sequences, and which rows are sampled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,33 @@ class Run:
 
 
 @dataclass(frozen=True)
+class CellCopy:
+    """What lies in ``n_cells`` cells from ``source`` on is copied to those from ``target`` on."""
+
+    source: int
+    target: int
+    n_cells: int
+
+
+@dataclass(frozen=True)
+class SequenceCopy:
+    """What sliding windows and recurrences keep of ``source`` after its first ``n_tokens`` is copied to ``target``, of
+    which everything else is forgotten."""
+
+    source: int
+    target: int
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Made before anything is computed, one after the other."""
+
+    cells: Sequence[CellCopy] = ()
+    sequences: Sequence[SequenceCopy] = ()
+
+
+@dataclass(frozen=True)
 class Pass:
     """One trip of n tokens through all blocks.
 
@@ -43,6 +71,7 @@ class Pass:
     wanted: Wanted = ALL
     """What of the sampled rows' logits the master needs."""
     runs: tuple[Run, ...] = ()
+    copies: Copies = Copies()
 
     @property
     def n_tokens(self) -> int:

@@ -97,6 +97,7 @@ class Rank:
         """
         started = self.times.begin(work.pass_id)
         try:
+            self._workspace.copy(work.copies)
             state = self._workspace.begin(work)
             logits = self._run(work, _Trip(work.pass_id, self._workspace.load(work), state))
             self._workspace.end(work, state)

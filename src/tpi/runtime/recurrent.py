@@ -81,6 +81,26 @@ class StateSlots:
         self._targets.pop(sequence, None)
         self._slots[target] = _Slot(sequence, n_tokens, keep, self._clock)
 
+    def copy(self, source: int, target: int, n_tokens: int) -> tuple[int, int]:
+        """The slots from which, and to which, the state of ``source`` after ``n_tokens`` is copied, for ``target``, of
+        which everything else is forgotten.
+
+        Raises:
+            ProtocolError: no state after so many tokens was kept.
+        """
+        found = self.find(source, n_tokens)
+        if found is None:
+            raise ProtocolError(f"no state of sequence {source} after {n_tokens} tokens was kept: begin it anew")
+        for number in [number for number, slot in self._slots.items() if slot.sequence == target]:
+            del self._slots[number]
+        self._targets.pop(target, None)
+        if found == _ZEROS:
+            return _ZEROS, _ZEROS
+        copied = self._take(target, found)
+        self._clock += 1
+        self._slots[copied] = _Slot(target, n_tokens, True, self._clock)
+        return found, copied
+
     def forget(self) -> None:
         """All of it."""
         self._slots.clear()
@@ -142,6 +162,12 @@ class RecurrentStates:
             found.append(place)
             place += _aligned(size)
         return tuple(found)
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies all blocks' states from slot to slot."""
+        for block, parts in self._sizes.items():
+            stride, memory = _stride(parts), self._maps[block]
+            memory[target * stride : (target + 1) * stride] = memory[source * stride : (source + 1) * stride]
 
     def values(self, block: int, slot: int) -> list[Float32Array]:
         """The parts themselves, f32; for tests."""

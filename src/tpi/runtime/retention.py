@@ -1,4 +1,4 @@
-"""How far back a sequence can be cut, as everybody can tell from the passes alone: keys and values of all cells stay,
+"""How far back sequences can be cut, as everybody can tell from the passes alone: keys and values of all cells stay,
 those of a window are overwritten, recurrent states are there where they were kept. Pure bookkeeping."""
 
 from collections.abc import Sequence
@@ -10,35 +10,48 @@ from tpi.runtime.recurrent import StateSlots
 
 
 class Retention:
-    """What ranks keep of one sequence."""
+    """What ranks keep of all sequences."""
 
     def __init__(self, blocks: Sequence[Block], settings: RankSettings) -> None:
         states = (block.state for block in blocks)
         windows = {state.window for state in states if isinstance(state, KvState)} - {FULL}
         self._rings = [(window, settings.ring_cells(window)) for window in sorted(windows)]
-        self._slots = StateSlots(1, settings.n_kept_states) if has_recurrent_state(blocks) else None
-        self._n_written = 0
-        """Of so many positions the rings have been written."""
-        self._target = 0
+        n = settings.n_sequences
+        self._slots = StateSlots(n, settings.n_kept_states) if has_recurrent_state(blocks) else None
+        self._n_written = [0] * n
+        """By sequence: of so many positions the rings have been written."""
+        self._targets = [0] * n
 
     @property
     def keeps_states(self) -> bool:
         """There are recurrent states: passes say after which tokens they are to be kept."""
         return self._slots is not None
 
-    def resume(self, n_tokens: int) -> int:
+    @property
+    def is_bound(self) -> bool:
+        """Not all is kept in cells, which any sequence can look at: where it can go on depends on its number."""
+        return bool(self._rings) or self._slots is not None
+
+    def resume(self, sequence: int, n_tokens: int) -> int:
         """Of the first ``n_tokens`` of the sequence, all of which were computed, how many need not be again."""
-        if any(self._n_written - n_ring > max(0, n_tokens + 1 - window) for window, n_ring in self._rings):
+        n_written = self._n_written[sequence]
+        if any(n_written - n_ring > max(0, n_tokens + 1 - window) for window, n_ring in self._rings):
             return 0
-        return n_tokens if self._slots is None else self._slots.latest(0, n_tokens)
+        return n_tokens if self._slots is None else self._slots.latest(sequence, n_tokens)
 
-    def begin(self, n_tokens: int, stop: int) -> None:
+    def begin(self, sequence: int, n_tokens: int, stop: int) -> None:
         """A pass begins behind the first ``n_tokens``, and goes to ``stop``."""
-        self._n_written = max(self._n_written, stop) if n_tokens else stop
+        self._n_written[sequence] = max(self._n_written[sequence], stop) if n_tokens else stop
         if self._slots is not None:
-            _, self._target = self._slots.begin(0, n_tokens)
+            _, self._targets[sequence] = self._slots.begin(sequence, n_tokens)
 
-    def end(self, n_tokens: int, keep: bool) -> None:
+    def end(self, sequence: int, n_tokens: int, keep: bool) -> None:
         """It is through: the sequence has ``n_tokens``."""
         if self._slots is not None:
-            self._slots.end(0, self._target, n_tokens, keep)
+            self._slots.end(sequence, self._targets[sequence], n_tokens, keep)
+
+    def copy(self, source: int, target: int, n_tokens: int) -> None:
+        """What is kept of ``source``, which can be cut back to ``n_tokens``, is copied to ``target``."""
+        self._n_written[target] = self._n_written[source]
+        if self._slots is not None:
+            self._slots.copy(source, target, n_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tpi.model.blocks import Block
-from tpi.model.states import KvState, RecurrentState
+from tpi.model.states import FULL, KvState, RecurrentState
 from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.ggml.graph import Graph, StateAddresses
 from tpi.runtime.ggml.held import GraphSettings, Held, Structure, held_block, held_expert
@@ -18,7 +18,7 @@ from tpi.runtime.ggml.inputs import BatchShape
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
 from tpi.runtime.passarrays import PassArrays, Seen, starts_of
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import Copies, Pass
 from tpi.runtime.protocols import Float32Array
 from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.recurrent import RecurrentStates, StateSlots
@@ -123,6 +123,27 @@ class Workspace:
         """All sequences."""
         self.cache.forget()
         self.states.slots.forget()
+
+    def copy(self, copies: Copies) -> None:
+        """Makes the copies that a pass begins with.
+
+        Raises:
+            ProtocolError: no recurrent state for where a sequence goes on was kept.
+        """
+        for block in self.model.blocks:
+            state = block.state
+            if block.index not in self.cache or not isinstance(state, KvState):
+                continue
+            if state.window == FULL:
+                for cells in copies.cells:
+                    self.cache.copy(block.index, cells.source, cells.target, cells.n_cells)
+            else:
+                n_ring = self.settings.ring_cells(state.window)
+                for copy in copies.sequences:
+                    self.cache.copy(block.index, copy.source * n_ring, copy.target * n_ring, n_ring)
+        if self.states:
+            for copy in copies.sequences:
+                self.states.copy(*self.states.slots.copy(copy.source, copy.target, copy.n_tokens))
 
     def begin(self, work: Pass) -> PassState:
         """What the pass's sequences read and write.

@@ -25,12 +25,15 @@ class Part:
     text: str
 
 
+class Echoed:
+    answer: FakeAnswer
+
+
 class Echo:
     """Answers with the last message's words, one by one; what it was asked stays in ``asked``."""
 
     def __init__(self, before_word: Callable[[str], None] = lambda word: None, prefix: str = "") -> None:
         self.asked: list[list[Message] | str] = []
-        self.last: FakeAnswer | None = None
         self._before_word = before_word
         self._prefix = prefix
 
@@ -44,13 +47,10 @@ class Echo:
         self.asked.append(text)
         return [2]
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        sampling: SamplingSettings,
-        settings: GenerationSettings,
-        cancel: threading.Event | None = None,
-    ) -> Iterator[Part]:
+    def ask(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> "Echoed":
+        return Echoed()
+
+    def follow(self, generation: "Echoed", cancel: threading.Event | None = None) -> Iterator[Part]:
         asked = self.asked[-1]
         text = self._prefix + (asked if isinstance(asked, str) else asked[-1].content)
         said, finish = "", "stop"
@@ -61,7 +61,7 @@ class Echo:
                 break
             said += (" " if said else "") + word
             yield Part((" " if said != word else "") + word)
-        self.last = FakeAnswer(text=said, finish=finish)
+        generation.answer = FakeAnswer(text=said, finish=finish)
 
 
 class FakeCluster:

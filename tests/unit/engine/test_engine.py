@@ -1,7 +1,6 @@
 """Generation with a runner that has no ranks: what it is asked for can be asked of workers, and is enough."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 from tests.models import write_random_model
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
-from tpi.engine.engine import Answer, Engine
+from tpi.engine.engine import Engine
+from tpi.engine.generation import Answer
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.errors import Cancelled, LinkError
@@ -44,6 +44,7 @@ class FakeRunner:
     def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
         self.spec = read_spec(language.gguf, "")
         self.n_cells, self.max_tokens, self.epoch, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
+        self.n_context, self.max_sampled, self.n_sequences = N_CELLS, 8, 1
         self.passes: list[Pass] = []
         self.n_rests = 0
         self.before_pass: Callable[[int], None] = lambda number: None
@@ -54,6 +55,9 @@ class FakeRunner:
     @property
     def retention(self) -> Retention:
         return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, N_CELLS, 1))
+
+    def prepare(self) -> None:
+        pass
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         self.before_pass(len(self.passes))
@@ -86,10 +90,16 @@ def answer(
 ) -> tuple[str, Answer]:
     sampling = sampling or SamplingSettings(temperature=1.0, seed=7)
     with Engine(runner, language) as engine:
-        text = "".join(
-            delta.text for delta in engine.generate(PROMPT, sampling, GenerationSettings(max_tokens, raw=True))
-        )
-        return text, engine.last
+        generation = engine.ask(PROMPT, sampling, GenerationSettings(max_tokens, raw=True))
+        text = "".join(delta.text for delta in engine.follow(generation))
+        assert text == generation.answer.text
+        return text, generation.answer
+
+
+def ask(engine: Engine, prompt: Sequence[int], settings: GenerationSettings, seed: int = 7) -> Answer:
+    generation = engine.ask(prompt, SamplingSettings(seed=seed), settings)
+    list(engine.follow(generation))
+    return generation.answer
 
 
 MANNERS = [
@@ -133,7 +143,7 @@ def test_a_row_that_a_part_does_not_decide_is_fetched(language: Language) -> Non
 def test_passes_of_a_prompt_sample_its_last_token_only(language: Language) -> None:
     runner = FakeRunner(language)
     with Engine(runner, language) as engine:
-        list(engine.generate(list(range(10, 30)), SamplingSettings(), GenerationSettings(2, raw=True)))
+        ask(engine, list(range(10, 30)), GenerationSettings(2, raw=True))
     assert [work.n_tokens for work in runner.passes] == [8, 8, 4, 1]
     assert [work.sampled.tolist() for work in runner.passes] == [[], [], [3], [0]]
 
@@ -149,14 +159,13 @@ def test_a_pass_that_is_stopped_ends_the_answer_and_no_more(language: Language) 
     runner.before_pass = stop
     with Engine(runner, language) as engine:
         settings = GenerationSettings(20, raw=True)
-        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
-        assert (engine.last.finish, engine.last.n_tokens) == ("cancelled", 5)
+        stopped = ask(engine, PROMPT, settings)
+        assert (stopped.finish, stopped.n_tokens) == ("cancelled", 5)
         runner.before_pass = lambda number: None
-        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
-        assert engine.last.n_cached_tokens == 0, "the ranks have forgotten what they computed in the epoch before"
-        assert (engine.last.finish, engine.last.n_tokens) == ("length", 20)
-        list(engine.generate(PROMPT, SamplingSettings(seed=7), settings))
-        assert engine.last.n_cached_tokens == len(PROMPT) - 1
+        again = ask(engine, PROMPT, settings)
+        assert again.n_cached_tokens == 0, "the ranks have forgotten what they computed in the epoch before"
+        assert (again.finish, again.n_tokens) == ("length", 20)
+        assert ask(engine, PROMPT, settings).n_cached_tokens == len(PROMPT) - 1
 
 
 def test_a_worker_that_is_lost_is_an_error(language: Language) -> None:
@@ -175,7 +184,8 @@ def test_rows_that_are_no_tokens_are_never_drawn(language: Language) -> None:
     """Some models have more rows than their tokenizer has words."""
     runner = FakeRunner(language, lambda position: np.arange(320, dtype=np.float32), 3)
     with Engine(runner, language) as engine:
-        engine._n_tokens = 300
-        list(engine.generate(PROMPT, replace(MANNERS[0]), GenerationSettings(3, raw=True)))
+        engine.scheduler._n_tokens = 300
+        generation = engine.ask(PROMPT, MANNERS[0], GenerationSettings(3, raw=True))
+        list(engine.follow(generation))
         assert [work.wanted.n_tokens for work in runner.passes] == [300] * 3
-        assert engine._sequence._tokens[-1] == 299
+        assert generation.tokens[-1] == 299

@@ -22,6 +22,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 LENGTH_BYTES = 4
 MAX_SENTENCE_LENGTH = 500
 MAX_CELLS = 1 << 24
+MAX_SEQUENCES = 255
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000)]
 """A sentence for a person."""
@@ -93,6 +94,8 @@ class Plan(Message, frozen=True, tag="plan"):
     """In so many parts a long pass is computed, so that one can be summed while the other is computed."""
     n_kept_states: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     """Recurrent states of a sequence that are kept beside the latest."""
+    n_sequences: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQUENCES)] = 1
+    """That can be under way at once."""
     is_traced: bool = False
     """What the rank does when is to be noted, until the master asks for it."""
 

@@ -298,6 +298,7 @@ def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
         plan.max_sampled,
         plan.n_parts,
         _WIRE_BYTES[PayloadFormat(plan.payload)],
+        n_sequences=plan.n_sequences,
         n_kept_states=plan.n_kept_states,
     )
 

@@ -15,8 +15,12 @@ offset bytes        field
 25     1            1: embeddings follow
 26     1            1: all of a row may come in 16 bits
 27     1            n_runs R: sequences of the rows; 0: all rows are the next tokens of sequence 0
-28     8·R          of each run the number of its sequence, u32, then its rows times 2, plus 1 if
+28     2            n_cell_copies K
+30     2            n_sequence_copies Q
+32     8·R          of each run the number of its sequence, u32, then its rows times 2, plus 1 if
                     the recurrent state after them is to be kept, u32
+       12·K         cells that are copied first: source, target and how many, u32
+       12·Q         what is kept of sequences, copied: source, target and after how many tokens, u32
        4·T          positions, i32
        8·T          cells, i64
        4·S          sampled rows, i32, each < T, at most T of them
@@ -37,7 +41,7 @@ import numpy.typing as npt
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.errors import ProtocolError
 from tpi.runtime.logits import Wanted
-from tpi.runtime.passes import Pass, Run
+from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
 
 MAX_IDS = 1024
 """Tokens whose logits can be asked for by name."""
@@ -45,7 +49,7 @@ MAX_IDS = 1024
 MAX_RUNS = 255
 """Sequences that a pass can have."""
 
-_START = struct.Struct("<IIIIIIBBBB")
+_START = struct.Struct("<IIIIIIBBBBHH")
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def pass_capacity(max_tokens: int, n_cells: int, n_embd: int) -> int:
     """Bytes of the largest payload; with ``n_embd`` 0, of one without embeddings."""
     mask = max(4, -(-n_cells // 8))
     runs = 8 * min(max_tokens, MAX_RUNS)
-    return _START.size + runs + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
+    copies = 2 * 12 * min(max_tokens, MAX_RUNS)
+    return _START.size + runs + copies + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
 
 
 def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
@@ -77,11 +82,23 @@ def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
     _START.pack_into(
         buffer.payload, 0, n, n_seen, len(work.sampled), wanted.n_best, len(wanted.ids), wanted.n_tokens,
         is_counted, with_embeddings, not wanted.is_exact, len(work.runs),
+        len(work.copies.cells), len(work.copies.sequences),
     )  # fmt: skip
     mask = counts.astype("<u4") if is_counted else np.packbits(work.visible, axis=1, bitorder="little")
     ids = np.asarray(wanted.ids, "<i4")
     runs = np.array([(run.sequence, 2 * run.n_tokens + run.is_kept) for run in work.runs], "<u4")
-    arrays = [runs, work.positions.astype("<i4"), work.cells.astype("<i8"), work.sampled.astype("<i4"), ids, mask]
+    cells = np.array([(copy.source, copy.target, copy.n_cells) for copy in work.copies.cells], "<u4")
+    kept = np.array([(copy.source, copy.target, copy.n_tokens) for copy in work.copies.sequences], "<u4")
+    arrays = [
+        runs,
+        cells,
+        kept,
+        work.positions.astype("<i4"),
+        work.cells.astype("<i8"),
+        work.sampled.astype("<i4"),
+        ids,
+        mask,
+    ]
     if with_embeddings:
         assert work.embeddings is not None
         padding = np.zeros(-mask.nbytes % 4, np.uint8)
@@ -95,7 +112,7 @@ def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
 
 def pack_rest(buffer: FrameBuffer) -> int:
     """Writes the payload that asks for all logits of the last pass; returns its length."""
-    _START.pack_into(buffer.payload, 0, *[0] * 10)
+    _START.pack_into(buffer.payload, 0, *[0] * 12)
     return _START.size
 
 
@@ -108,21 +125,27 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     if len(payload) < _START.size:
         raise ProtocolError(f"a pass frame of {len(payload)} bytes is shorter than its start")
     n, n_seen, n_sampled, n_best, n_ids, n_tokens, *flags = _START.unpack_from(payload)
-    is_counted, has_embeddings, is_half, n_runs = flags
+    is_counted, has_embeddings, is_half, n_runs, n_cell_copies, n_sequence_copies = flags
+    n_copies = n_cell_copies + n_sequence_copies
     if n == 0 and not any(payload[: _START.size]) and len(payload) == _START.size:
         return None
     row = -(-n_seen // 8)
     mask_bytes = n * (4 if is_counted else row)
-    mask_at = _START.size + 8 * n_runs + 12 * n + 4 * n_sampled + 4 * n_ids
+    positions_at = _START.size + 8 * n_runs + 12 * n_copies
+    mask_at = positions_at + 12 * n + 4 * n_sampled + 4 * n_ids
     embeddings_at = mask_at + mask_bytes + (-mask_bytes % 4 if has_embeddings else 0)
     expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
     fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
     flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and n_runs <= min(n, MAX_RUNS)
+    flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= min(limits.max_tokens, MAX_RUNS)
     fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
     if not (fits and flags_fit) or len(payload) != expected:
         raise ProtocolError(f"a pass of {n} tokens, {n_seen} cells and {n_sampled} samples does not fit the plan")
     runs = _unpack_runs(np.frombuffer(payload, "<u4", 2 * n_runs, _START.size), n, limits)
-    offset = _START.size + 8 * n_runs
+    copies = _unpack_copies(
+        np.frombuffer(payload, "<u4", 3 * n_copies, positions_at - 12 * n_copies), n_cell_copies, limits
+    )
+    offset = positions_at
     positions = np.frombuffer(payload, "<i4", n, offset)
     cells = np.frombuffer(payload, "<i8", n, offset + 4 * n)
     sampled = np.frombuffer(payload, "<i4", n_sampled, offset + 12 * n)
@@ -144,7 +167,7 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     if has_embeddings:
         embeddings = np.frombuffer(payload, "<f4", n * limits.n_embd, embeddings_at).reshape(n, limits.n_embd)
     wanted = Wanted(n_best, tuple(ids.tolist()), not is_half, n_tokens)
-    return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted, runs)
+    return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted, runs, copies)
 
 
 def _unpack_runs(values: npt.NDArray[np.uint32], n_tokens: int, limits: PassLimits) -> tuple[Run, ...]:
@@ -157,6 +180,19 @@ def _unpack_runs(values: npt.NDArray[np.uint32], n_tokens: int, limits: PassLimi
     if runs and not (is_sound and sum(run.n_tokens for run in runs) == n_tokens):
         raise ProtocolError(f"a pass of {n_tokens} tokens has {len(runs)} sequences that do not fit it")
     return runs
+
+
+def _unpack_copies(values: npt.NDArray[np.uint32], n_cell_copies: int, limits: PassLimits) -> Copies:
+    rows = values.reshape(-1, 3).tolist()
+    cells = tuple(CellCopy(*row) for row in rows[:n_cell_copies])
+    sequences = tuple(SequenceCopy(*row) for row in rows[n_cell_copies:])
+    for cell in cells:
+        if cell.n_cells < 1 or max(cell.source, cell.target) + cell.n_cells > limits.n_cells:
+            raise ProtocolError(f"a pass copies {cell.n_cells} cells from {cell.source} to {cell.target}")
+    for copy in sequences:
+        if max(copy.source, copy.target) >= limits.n_sequences or copy.source == copy.target:
+            raise ProtocolError(f"a pass copies what is kept of sequence {copy.source} to {copy.target}")
+    return Copies(cells, sequences)
 
 
 def _check_range(what: str, values: npt.NDArray[np.signedinteger[Any]], limit: int) -> None:

@@ -1,6 +1,7 @@
 """Passes on the wire: golden bytes, the way there and back, and payloads that no master sends."""
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,17 @@ from tpi.cluster.mesh.passframes import (
 )
 from tpi.errors import ProtocolError
 from tpi.runtime.logits import ALL, Wanted
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
 
-LIMITS = PassLimits(max_tokens=6, n_cells=40, max_sampled=6, n_vocab=100, n_embd=3)
+LIMITS = PassLimits(max_tokens=6, n_cells=40, max_sampled=6, n_vocab=100, n_embd=3, n_sequences=2)
 CAPACITY = pass_capacity(LIMITS.max_tokens, LIMITS.n_cells, LIMITS.n_embd)
-START_BYTES = 28
+START_BYTES = 32
 
 COUNTED = bytes.fromhex(
     "02000000 0a000000 01000000"  # tokens, seen, sampled
     "00000000 00000000 00000000"  # all of each row; no ids; all are tokens
-    "01 00 00 00"  # counted, no embeddings, exact, reserved
+    "01 00 00 00"  # counted, no embeddings, exact, no sequences
+    "0000 0000"  # nothing is copied
     "08000000 09000000"  # positions
     "0800000000000000 0900000000000000"  # cells
     "01000000"  # sampled
@@ -38,6 +40,7 @@ DRAWN = bytes.fromhex(
     "02000000 0a000000 01000000"
     "05000000 02000000 50000000"  # five best, two ids, 80 tokens
     "00 00 01 00"  # a bit for each cell, no embeddings, 16 bits will do
+    "0000 0000"
     "08000000 09000000"
     "0800000000000000 0900000000000000"
     "01000000"
@@ -133,6 +136,11 @@ def passes(draw: st.DrawFn) -> Pass:
         wanted,
     )
     if draw(st.booleans()):
+        cells = st.builds(CellCopy, st.integers(0, 20), st.integers(0, 20), st.integers(1, 20))
+        kept = st.builds(SequenceCopy, st.just(0), st.just(1), st.integers(0, 100))
+        copies = Copies(draw(st.lists(cells, max_size=6).map(tuple)), draw(st.lists(kept, max_size=6).map(tuple)))
+        work = replace(work, copies=copies, runs=(Run(1, n, draw(st.booleans())),))
+    if draw(st.booleans()):
         counts = draw(st.lists(st.integers(0, n_seen), min_size=n, max_size=n))
         work.visible[:] = np.arange(n_seen)[None, :] < np.array(counts)[:, None]
     return work
@@ -147,7 +155,7 @@ def test_there_and_back(work: Pass, with_embeddings: bool) -> None:
     for name in ("positions", "cells", "visible", "sampled"):
         assert np.array_equal(getattr(back, name), getattr(work, name)), name
     assert back.visible.dtype == np.bool_ and back.visible.shape == work.visible.shape
-    assert (back.pass_id, back.wanted) == (5, work.wanted)
+    assert (back.pass_id, back.wanted, back.runs, back.copies) == (5, work.wanted, work.runs, work.copies)
     if with_embeddings:
         assert back.embeddings is not None and work.embeddings is not None
         assert np.array_equal(back.embeddings, work.embeddings) and back.embeddings.dtype == np.float32
@@ -203,12 +211,14 @@ NO_FIT = "does not fit the plan"
         (25, "<B", 2, NO_FIT),
         (26, "<B", 2, NO_FIT),
         (27, "<B", 1, NO_FIT),
-        (28, "<i", -1, "has a token at position -1,"),
-        (36, "<q", 40, "writes to cell 40, allowed are 0 to 39"),
-        (36, "<q", -1, "writes to cell -1,"),
-        (36, "<q", -(1 << 63), "writes to cell -9223372036854775808,"),
-        (52, "<i", 2, "samples row 2, allowed are 0 to 1"),
-        (52, "<i", -1, "samples row -1,"),
+        (28, "<H", 1, NO_FIT),
+        (30, "<H", 0xFFFF, NO_FIT),
+        (32, "<i", -1, "has a token at position -1,"),
+        (40, "<q", 40, "writes to cell 40, allowed are 0 to 39"),
+        (40, "<q", -1, "writes to cell -1,"),
+        (40, "<q", -(1 << 63), "writes to cell -9223372036854775808,"),
+        (56, "<i", 2, "samples row 2, allowed are 0 to 1"),
+        (56, "<i", -1, "samples row -1,"),
     ],
 )
 def test_numbers_that_fit_no_pass(golden: bytes, offset: int, form: str, value: int, said: str) -> None:
@@ -220,17 +230,17 @@ def test_numbers_that_fit_no_pass(golden: bytes, offset: int, form: str, value: 
     ("payload", "said"),
     [
         (b"", "shorter than its start"),
-        (COUNTED[:27], "shorter than its start"),
+        (COUNTED[:31], "shorter than its start"),
         (COUNTED[:-1], NO_FIT),
         (COUNTED + b"\0", NO_FIT),
         (DRAWN[:-1], NO_FIT),
         (DRAWN + b"\0\0\0\0", NO_FIT),
         (bytes(START_BYTES) + b"\0", NO_FIT),
         (changed(bytes(START_BYTES), 24, "<B", 1), NO_FIT),
-        (changed(DRAWN, 56, "<i", 100), "wants the logit of token 100, allowed are 0 to 99"),
-        (changed(DRAWN, 56, "<i", -1), "wants the logit of token -1,"),
-        (changed(COUNTED, 56, "<I", 11), "shows cells before 11, allowed are 0 to 10"),
-        (changed(COUNTED, 60, "<I", 0xFFFFFFFF), "shows cells before 4294967295,"),
+        (changed(DRAWN, 60, "<i", 100), "wants the logit of token 100, allowed are 0 to 99"),
+        (changed(DRAWN, 60, "<i", -1), "wants the logit of token -1,"),
+        (changed(COUNTED, 60, "<I", 11), "shows cells before 11, allowed are 0 to 10"),
+        (changed(COUNTED, 64, "<I", 0xFFFFFFFF), "shows cells before 4294967295,"),
     ],
 )
 def test_payloads_that_fit_no_pass(payload: bytes, said: str) -> None:
@@ -238,9 +248,25 @@ def test_payloads_that_fit_no_pass(payload: bytes, said: str) -> None:
         unpack_pass(5, memoryview(payload), LIMITS)
 
 
+@pytest.mark.parametrize(
+    ("copies", "said"),
+    [
+        (Copies((CellCopy(0, 1, 0),)), "copies 0 cells"),
+        (Copies((CellCopy(0, 39, 2),)), "copies 2 cells from 0 to 39"),
+        (Copies((CellCopy(39, 0, 2),)), "copies 2 cells from 39 to 0"),
+        (Copies((), (SequenceCopy(0, 2, 5),)), "of sequence 0 to 2"),
+        (Copies((), (SequenceCopy(1, 1, 5),)), "of sequence 1 to 1"),
+        (Copies((CellCopy(0, 1, 1),) * 7), NO_FIT),
+    ],
+)
+def test_copies_that_no_master_asks_for(copies: Copies, said: str) -> None:
+    with pytest.raises(ProtocolError, match=said):
+        read(packed(replace(two_tokens(True), copies=copies)))
+
+
 def test_more_sampled_rows_than_tokens_or_than_were_planned() -> None:
     """They would overrun the memory that was planned for sampled rows."""
-    payload = struct.pack("<IIIIIIBBBB", 1, 1, 20, *[0] * 7) + bytes(4 + 8 + 20 * 4 + 1)
+    payload = struct.pack("<IIIIIIBBBBHH", 1, 1, 20, *[0] * 9) + bytes(4 + 8 + 20 * 4 + 1)
     assert len(payload) <= CAPACITY
     with pytest.raises(ProtocolError, match="20 samples does not fit"):
         read(payload)

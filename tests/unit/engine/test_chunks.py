@@ -1,10 +1,18 @@
-"""How a prompt is cut into passes."""
+"""How a prompt is cut into passes, and how much of one others wait for."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpi.engine.sequence import _cut
+from tpi.engine.chunks import next_chunk
+
+
+def cut(n_tokens: int, most: int, *, is_staged: bool = False) -> list[int]:
+    chunks = []
+    while n_tokens:
+        chunks.append(next_chunk(n_tokens, most, is_staged=is_staged))
+        n_tokens -= chunks[-1]
+    return chunks
 
 
 @pytest.mark.parametrize(
@@ -20,14 +28,13 @@ from tpi.engine.sequence import _cut
     ],
 )
 def test_passes_are_alike_if_they_are_long_enough(n_tokens: int, most: int, expected: list[int]) -> None:
-    assert [len(chunk) for chunk in _cut(range(n_tokens), most)] == expected
+    assert cut(n_tokens, most) == expected
 
 
 @given(st.integers(1, 3000), st.integers(1, 600))
-def test_nothing_is_lost_and_no_pass_is_longer_or_unneeded(n_tokens: int, most: int) -> None:
-    chunks = _cut(range(n_tokens), most)
-    assert [token for chunk in chunks for token in chunk] == list(range(n_tokens))
-    assert all(1 <= len(chunk) <= most for chunk in chunks)
+def test_no_pass_is_longer_or_unneeded(n_tokens: int, most: int) -> None:
+    chunks = cut(n_tokens, most)
+    assert all(1 <= n <= most for n in chunks)
     assert len(chunks) == -(-n_tokens // most)
 
 
@@ -36,4 +43,4 @@ def test_nothing_is_lost_and_no_pass_is_longer_or_unneeded(n_tokens: int, most: 
     [(511, 128, [73] * 7), (128, 128, [64, 64]), (127, 128, [127]), (40, 128, [40]), (130, 64, [64, 64, 2])],
 )
 def test_stages_get_as_many_passes_as_are_long_enough(n_tokens: int, most: int, expected: list[int]) -> None:
-    assert [len(chunk) for chunk in _cut(range(n_tokens), most, is_staged=True)] == expected
+    assert cut(n_tokens, most, is_staged=True) == expected

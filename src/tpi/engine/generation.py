@@ -1,0 +1,161 @@
+"""One request and its answer on the way: what is asked, the tokens so far, how the next is drawn, and the text.
+
+The scheduler's thread writes; whoever asked reads ``answer`` and takes deltas, from any thread.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from tpi.engine.sampler import Sampler
+from tpi.engine.sequences import Sequence as Computed
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.text import AnswerText
+from tpi.engine.vocabulary import Vocabulary
+from tpi.errors import TpiError
+from tpi.runtime.logits import Row, Wanted
+
+Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
+"""Why an answer ended: the model or a stop string said so, a limit was reached, whoever asked wanted no more, or it
+could not go on; empty: it has not."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked: the prompt's tokens, how to draw, and when to stop; ``stops`` are strings that end it beside those
+    of the settings."""
+
+    prompt: tuple[int, ...]
+    sampling: SamplingSettings
+    settings: GenerationSettings
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next words of an answer; ``n_tokens`` is how many tokens the answer has so far."""
+
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of an answer. ``n_cached_tokens`` of the prompt were in the KV cache already."""
+
+    text: str = ""
+    n_prompt_tokens: int = 0
+    n_cached_tokens: int = 0
+    n_tokens: int = 0
+    time_to_first_token_s: float = 0.0
+    decode_s: float = 0.0
+    """From the first token to the last."""
+    finish: Finish = ""
+    seed: int = 0
+
+
+class Generation:
+    """From request to answer."""
+
+    def __init__(self, request: Request, vocabulary: Vocabulary, n_tokens: int, notify: Callable[[], None]) -> None:
+        """Tokens from ``n_tokens`` on are none. ``notify`` is told by the scheduler's thread that there is news."""
+        self.request, self._vocabulary, self._n_known = request, vocabulary, n_tokens
+        self._sampler = Sampler(request.sampling)
+        self._sampler.accept(request.prompt)
+        settings = request.settings
+        self._text = AnswerText((*settings.stop, *request.stops), strips_start=not settings.raw)
+        self._deltas: deque[Delta] = deque()
+        self._notify = notify
+        self._started_s = time.perf_counter()
+        self._first_s = 0.0
+        self.tokens = list(request.prompt)
+        """Of prompt and answer."""
+        self.sequence: Computed | None = None
+        """Its place in what ranks keep, while it has one."""
+        self.is_cancelled = False
+        self.error: TpiError | None = None
+        self.answer = Answer(n_prompt_tokens=len(request.prompt), seed=self._sampler.seed)
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.answer.finish)
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that are to be computed before the next can be drawn."""
+        return len(self.tokens) - (len(self.sequence.tokens) if self.sequence is not None else 0)
+
+    @property
+    def is_decoding(self) -> bool:
+        """All but the token that was drawn last are computed."""
+        return self.n_pending == 1
+
+    @property
+    def wanted(self) -> Wanted:
+        """What drawing the next token needs of its row."""
+        wanted = self._sampler.wanted()
+        return replace(wanted, n_best=min(wanted.n_best, self._n_known), n_tokens=self._n_known)
+
+    def pending(self, n_tokens: int) -> Sequence[int]:
+        """The next of them."""
+        start = len(self.tokens) - self.n_pending
+        return self.tokens[start : start + n_tokens]
+
+    def begin(self, sequence: Computed) -> None:
+        """It has got its place."""
+        if self.sequence is None and not self.answer.n_tokens:
+            self.answer = replace(self.answer, n_cached_tokens=sequence.n_cached)
+        self.sequence = sequence
+
+    def draw(self, row: Row, rest: Callable[[], Row], n_room: int) -> None:
+        """Draws the next token from its row, or where that is not enough from ``rest``. After ``n_room`` more tokens
+        there is no room for another.
+
+        Raises:
+            NumericError: see ``Sampler.sample``.
+        """
+        token = self._sampler.try_sample(row)
+        if token is None:
+            token = self._sampler.sample(rest())
+        now_s = time.perf_counter()
+        self._first_s = self._first_s or now_s
+        n_tokens, words = self.answer.n_tokens, ""
+        finish: Finish
+        if self._vocabulary.is_end_of_generation(token):
+            finish = "stop"
+        else:
+            n_tokens += 1
+            self.tokens.append(token)
+            self._sampler.accept([token])
+            words = self._text.push(self._vocabulary.token_bytes(token))
+            is_full = n_tokens >= self.request.settings.max_tokens or n_room < 1
+            finish = "stop" if self._text.has_stopped else "length" if is_full else ""
+        if finish:
+            words += self._text.end()
+        self.answer = replace(
+            self.answer,
+            text=str(self._text),
+            n_tokens=n_tokens,
+            time_to_first_token_s=self._first_s - self._started_s,
+            decode_s=now_s - self._first_s,
+            finish=finish,
+        )
+        if words:
+            self._deltas.append(Delta(words, n_tokens))
+        if words or finish:
+            self._notify()
+
+    def end(self, finish: Finish, error: TpiError | None = None) -> None:
+        """Nothing more comes."""
+        if not self.is_over:
+            self.error, self.answer = error, replace(self.answer, finish=finish)
+            self._notify()
+
+    def take(self) -> list[Delta]:
+        """The deltas that have come since the last time."""
+        taken = list[Delta]()
+        while self._deltas:
+            taken.append(self._deltas.popleft())
+        return taken

@@ -1,0 +1,81 @@
+"""Runs passes of the next tokens of some sequences: their embeddings, positions, cells and mask, and what of the logits
+is wanted by all of them together. One thread."""
+
+from collections import abc
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.engine.runner import PassRunner
+from tpi.engine.sequences import Sequence, Sequences, Tokens
+from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.logits import ALL, Row, Wanted, together
+from tpi.runtime.passes import Pass, Run
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The next tokens of one sequence; ``wanted`` of the last one's logits, None: nothing. ``keep``: the sequence can
+    be cut back to here later, also where it has a recurrent state."""
+
+    sequence: Sequence
+    tokens: Tokens
+    wanted: Wanted | None = ALL
+    keep: bool = False
+
+
+class Passes:
+    """The parts belong to the caller."""
+
+    def __init__(self, runner: PassRunner, sequences: Sequences, table: EmbeddingTable) -> None:
+        self._runner, self._sequences, self._table = runner, sequences, table
+        self._n_passes = 0
+
+    def run(self, batch: abc.Sequence[Rows]) -> tuple[Row, ...]:
+        """Computes the tokens of ``batch``, for which there is room; gives the rows of logits that are wanted, in their
+        order.
+
+        Raises:
+            TpiError: see ``PassRunner.run``; no sequence has advanced.
+        """
+        work = self._build(batch)
+        for rows in batch:
+            self._sequences.start(rows.sequence, len(rows.tokens))
+        result = self._runner.run(work)
+        for rows in batch:
+            self._sequences.done(rows.sequence, rows.tokens, keep=rows.keep)
+        self._sequences.copied()
+        return result
+
+    def _build(self, batch: abc.Sequence[Rows]) -> Pass:
+        self._n_passes += 1
+        n_seen = self._sequences.stop_cell
+        n_tokens = sum(len(rows.tokens) for rows in batch)
+        positions, cells = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.int64)
+        visible: npt.NDArray[np.bool_] = np.zeros((n_tokens, n_seen), np.bool_)
+        sampled, start = list[int](), 0
+        for rows in batch:
+            n, first = len(rows.tokens), len(rows.sequence.tokens)
+            stop = start + n
+            own = rows.sequence.cells[: first + n]
+            positions[start:stop] = np.arange(first, first + n)
+            cells[start:stop] = own[first:]
+            visible[start:stop, own[:first]] = True
+            visible[start:stop, own[first:]] = np.tri(n, dtype=np.bool_)
+            if rows.wanted is not None:
+                sampled.append(stop - 1)
+            start = stop
+        wanted = [rows.wanted for rows in batch if rows.wanted is not None]
+        runs = tuple(Run(rows.sequence.number, len(rows.tokens), rows.keep) for rows in batch)
+        return Pass(
+            pass_id=self._n_passes,
+            embeddings=self._table.rows([token for rows in batch for token in rows.tokens]),
+            positions=positions,
+            cells=cells,
+            visible=visible,
+            sampled=np.asarray(sampled, np.int32),
+            wanted=together(wanted) if wanted else ALL,
+            runs=runs if self._sequences.are_bound else (),
+            copies=self._sequences.take_copies(),
+        )

@@ -1,0 +1,58 @@
+"""What the engine needs of whoever runs passes: a cluster of any size, or one rank."""
+
+from typing import Protocol
+
+from tpi.model.spec import ModelSpec
+from tpi.runtime.logits import Row
+from tpi.runtime.passes import Pass
+from tpi.runtime.retention import Retention
+
+
+class PassRunner(Protocol):
+    """Runs passes. What it is said to be can change with the epoch."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def n_cells(self) -> int:
+        """Of all sequences together: whole blocks."""
+
+    @property
+    def n_context(self) -> int:
+        """Tokens that a sequence can have."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    @property
+    def max_sampled(self) -> int: ...
+
+    @property
+    def n_sequences(self) -> int:
+        """How many can be under way at once."""
+
+    @property
+    def is_staged(self) -> bool:
+        """Passes of a prompt should be many: ranks work one after the other."""
+
+    @property
+    def epoch(self) -> int:
+        """What was computed in another is forgotten."""
+
+    @property
+    def retention(self) -> Retention:
+        """A new one, of sequences of which nothing is kept yet."""
+
+    def prepare(self) -> None:
+        """Sees to it that passes can run: after one that was stopped, a new epoch begins.
+
+        Raises:
+            TpiError: see ``cluster.master.Master.form``.
+        """
+
+    def run(self, work: Pass) -> tuple[Row, ...]:
+        """See ``cluster.cluster.Cluster.run``."""
+
+    def rest(self) -> tuple[Row, ...]:
+        """See ``cluster.cluster.Cluster.rest``."""

@@ -1,0 +1,204 @@
+"""Runs the passes of all answers under way: who gets how many tokens of the next one, and what comes of it.
+
+``step`` is to be called by one thread, as long as there is something to do; ``submit`` and ``cancel`` by any.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+from tpi.engine.chunks import ChunkSizes, next_chunk
+from tpi.engine.generation import Generation, Request
+from tpi.engine.passes import Passes, Rows
+from tpi.engine.runner import PassRunner
+from tpi.engine.sequences import Sequences
+from tpi.engine.vocabulary import Vocabulary
+from tpi.errors import BusyError, Cancelled, TpiError
+from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.logits import Row
+
+MAX_WAITING = 64
+
+Batch: TypeAlias = list[tuple[Generation, Rows]]
+"""Who takes part in a pass, with what."""
+
+
+class Scheduler:
+    """The parts belong to the caller."""
+
+    def __init__(
+        self,
+        runner: PassRunner,
+        table: EmbeddingTable,
+        vocabulary: Vocabulary,
+        *,
+        keeps_ended: bool = False,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """``keeps_ended``: see ``Sequences``. At most ``max_waiting`` wait for a place."""
+        self._runner, self._vocabulary = runner, vocabulary
+        self._sequences = Sequences(runner, keeps_ended=keeps_ended)
+        self._passes = Passes(runner, self._sequences, table)
+        self._n_tokens = min(vocabulary.n_tokens, runner.spec.n_vocab)
+        self._max_waiting = max_waiting
+        self._lock = threading.Lock()
+        self._waiting: deque[Generation] = deque()
+        self._running: list[Generation] = []
+        """In the order in which they were taken in."""
+        self._sizes = ChunkSizes()
+
+    @property
+    def is_idle(self) -> bool:
+        """There is nothing to do."""
+        return not self._waiting and not self._running
+
+    def submit(self, request: Request, notify: Callable[[], None] = lambda: None) -> Generation:
+        """Takes a request in; ``notify`` is called when there is news of it.
+
+        Raises:
+            UsageError: the prompt is empty, or longer than the context.
+            BusyError: too many wait already.
+        """
+        self._sequences.check_length(request.prompt)
+        generation = Generation(request, self._vocabulary, self._n_tokens, notify)
+        with self._lock:
+            if len(self._waiting) >= self._max_waiting:
+                raise BusyError(
+                    f"{len(self._waiting)} requests wait already, at most {self._max_waiting} may: try again later"
+                )
+            self._waiting.append(generation)
+        return generation
+
+    def cancel(self, generation: Generation) -> None:
+        """Its answer ends with the pass that runs. When nobody wants that any more, it is stopped."""
+        generation.is_cancelled = True
+
+    def step(self) -> None:
+        """One pass: takes in who waits, computes the next tokens of some, draws, hands out.
+
+        Raises:
+            TpiError: a pass failed; all answers have ended with that.
+        """
+        try:
+            self._sequences.prepare()
+            self._take_in()
+            if batch := self._pick():
+                self._hand_out(batch, self._compute(batch))
+            else:
+                self._sequences.drop_copies()
+        except Cancelled:
+            self._stopped()
+        except TpiError as error:
+            self.fail(error)
+            raise
+        self.let_go()
+
+    def fail(self, error: TpiError) -> None:
+        """Ends all answers."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+        for generation in (*self._running, *waiting):
+            generation.end("error", error)
+        self.let_go()
+
+    # The parts of a step, in their order.
+
+    def _take_in(self) -> None:
+        """Whoever came first, as long as there is room."""
+        self.let_go()
+        while self._waiting:
+            generation = self._waiting[0]
+            sequence = self._sequences.begin(generation.tokens)
+            if sequence is None:
+                return
+            generation.begin(sequence)
+            self._running.append(generation)
+            with self._lock:
+                self._waiting.remove(generation)
+
+    def _pick(self) -> Batch:
+        """One token of everybody who has got so far, as long as logits may be wanted of so many rows; the rest of the
+        pass is for prompts, whoever came first."""
+        picked: Batch = []
+        decoding = [generation for generation in self._running if generation.is_decoding]
+        reading = [generation for generation in self._running if not generation.is_decoding]
+        for generation in decoding[: min(self._runner.max_sampled, self._runner.max_tokens)]:
+            self._add(picked, generation, 1)
+        n_left = self._sizes.budget(len(picked), self._runner.max_tokens)
+        for generation in reading:
+            if n_left and len(picked) < self._runner.max_sampled:
+                n_left -= self._add(picked, generation, n_left)
+        return picked
+
+    def _compute(self, batch: Batch) -> tuple[Row, ...]:
+        n_answers = sum(generation.is_decoding for generation, _ in batch)
+        n_read = sum(len(rows.tokens) for generation, rows in batch if not generation.is_decoding)
+        with self._sizes.timed(n_answers, n_read):
+            return self._passes.run([rows for _, rows in batch])
+
+    def _hand_out(self, batch: Batch, result: Sequence[Row]) -> None:
+        rest: list[Row] = []
+
+        def find_rest(number: int) -> Row:
+            rest[:] = rest or self._runner.rest()
+            return rest[number]
+
+        sampled = [generation for generation, rows in batch if rows.wanted is not None]
+        for number, (generation, row) in enumerate(zip(sampled, result, strict=True)):
+            assert generation.sequence is not None
+            n_room = self._runner.n_context - len(generation.sequence.tokens)
+            generation.draw(row, partial(find_rest, number), n_room)
+
+    def let_go(self) -> None:
+        """Ends the answers of those who want no more, and frees what complete ones had. A part of every step."""
+        with self._lock:
+            unwanted = [generation for generation in self._waiting if generation.is_cancelled]
+            for generation in unwanted:
+                self._waiting.remove(generation)
+        unwanted += [generation for generation in self._running if generation.is_cancelled]
+        for generation in unwanted:
+            generation.end("cancelled")
+        for generation in [generation for generation in self._running if generation.is_over]:
+            assert generation.sequence is not None
+            self._sequences.end(generation.sequence)
+            self._running.remove(generation)
+
+    # Helpers.
+
+    def _add(self, picked: Batch, generation: Generation, n_most: int) -> int:
+        """Adds the next tokens of ``generation``; gives their number. If there is no room for any, whoever came last
+        makes room, and begins anew later."""
+        sequence = generation.sequence
+        if sequence is None:
+            return 0
+        n_before_mark = sequence.mark - len(sequence.tokens)
+        n_wanted = min(generation.n_pending, n_before_mark) if n_before_mark > 0 else generation.n_pending
+        n_wanted = next_chunk(n_wanted, n_most, is_staged=self._runner.is_staged)
+        while not (n_tokens := self._sequences.make_room(sequence, n_wanted)):
+            here = {id(other) for other, _ in picked}
+            last = next((other for other in reversed(self._running) if id(other) not in here), generation)
+            self._send_back(last)
+            if last is generation:
+                return 0
+        stop = len(sequence.tokens) + n_tokens
+        is_last = n_tokens == generation.n_pending
+        is_kept = stop in (sequence.mark, len(generation.request.prompt))
+        rows = Rows(sequence, generation.pending(n_tokens), generation.wanted if is_last else None, is_kept)
+        picked.append((generation, rows))
+        return n_tokens
+
+    def _send_back(self, generation: Generation) -> None:
+        assert generation.sequence is not None
+        self._sequences.end(generation.sequence)
+        generation.sequence = None
+        self._running.remove(generation)
+        with self._lock:
+            self._waiting.appendleft(generation)
+
+    def _stopped(self) -> None:
+        """A pass was stopped: by whoever wanted none of its answers any more, or from outside, and then all end."""
+        if not any(generation.is_cancelled for generation in self._running):
+            for generation in self._running:
+                generation.is_cancelled = True

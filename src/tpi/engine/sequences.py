@@ -1,0 +1,296 @@
+"""Sequences of tokens in what ranks keep: which of their tokens are computed, in which cells, and where others go on.
+
+Knows nothing of text, nor of who wants what. One thread.
+"""
+
+from collections import abc
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from tpi.engine.cells import BLOCK_CELLS, CellBlock, CellPool, count_alike
+from tpi.engine.runner import PassRunner
+from tpi.errors import ContextError, UsageError
+from tpi.runtime.passes import CellCopy, Copies, SequenceCopy
+
+Tokens: TypeAlias = abc.Sequence[int]
+
+_WORTH_KEEPING = 32
+"""So many tokens that were computed again are worth a state that is kept."""
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A number that a sequence can have, for what ranks keep beside cells: windows and recurrent states. The tokens are
+    those of the last one that had it."""
+
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    is_taken: bool = False
+    used_at: int = 0
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One caller's tokens. ``n_reserved``: room for so many is kept; ``mark``: after so many the recurrent state is to
+    be kept, 0: nowhere."""
+
+    seat: _Seat
+    tokens: list[int]
+    """Those that are computed."""
+    blocks: list[CellBlock]
+    n_cached: int
+    """So many were computed before it began."""
+    n_reserved: int
+    mark: int = 0
+
+    @property
+    def number(self) -> int:
+        return self.seat.number
+
+    @property
+    def cells(self) -> npt.NDArray[np.int64]:
+        """Where the tokens lie, in the order of their positions, and those to come as far as there is room."""
+        starts = np.array([block.first for block in self.blocks], np.int64)
+        return (starts[:, None] + np.arange(BLOCK_CELLS)).ravel()
+
+    @property
+    def n_room(self) -> int:
+        """How many more tokens its blocks have room for."""
+        return len(self.blocks) * BLOCK_CELLS - len(self.tokens)
+
+
+class Sequences:
+    """All of them, and what is left of those that have ended."""
+
+    def __init__(self, runner: PassRunner, *, keeps_ended: bool) -> None:
+        """``keeps_ended``: what nobody uses stays as long as there is room, for whoever begins alike. Otherwise it goes
+        when the next one begins, but for what that one begins with."""
+        self._runner, self._keeps_ended = runner, keeps_ended
+        self._clock = 0
+        self._live: list[Sequence] = []
+        self._cell_copies: list[CellCopy] = []
+        self._sequence_copies: list[SequenceCopy] = []
+        self._copied: list[CellBlock] = []
+        """Blocks of cells that are to be copied, from and to: they must stay until then."""
+        self._begin_epoch()
+
+    @property
+    def stop_cell(self) -> int:
+        """Behind the last cell that holds anything."""
+        return self._pool.stop
+
+    @property
+    def are_bound(self) -> bool:
+        """Passes have to say whose rows they have: not all is kept in cells."""
+        return self._retention.is_bound
+
+    def prepare(self) -> None:
+        """To be called before anything else of a step: after ranks have forgotten everything, so have we. Live
+        sequences are empty then."""
+        self._runner.prepare()
+        if self._epoch != self._runner.epoch:
+            self._begin_epoch()
+
+    def begin(self, prompt: Tokens) -> Sequence | None:
+        """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
+        None while there is no seat or no room for all of it.
+
+        Raises:
+            UsageError: the prompt is empty.
+            ContextError: it is longer than the context.
+        """
+        self.check_length(prompt)
+        free = [seat for seat in self._seats if not seat.is_taken]
+        if not free:
+            return None
+        path, n_found = self._pool.find(prompt[:-1])
+        source, n_resumed, n_alike = self._source(prompt[:n_found])
+        path, n_tail = _cut_path(path, n_resumed)
+        for block in path:
+            self._pool.use(block)
+        if not self._keeps_ended:
+            self._pool.drop_unused()
+        n_needed = len(prompt) + 1 - len(path) * BLOCK_CELLS
+        is_copied = n_tail > 0 and path[-1].n_users > 1
+        n_reserved = sum(map(_n_missing, self._live))
+        if n_needed + (BLOCK_CELLS if is_copied else 0) > self._pool.n_available - n_reserved:
+            for block in reversed(path):
+                self._pool.leave(block)
+            return None
+        seat = self._take_seat(free, source, n_resumed)
+        seat.tokens = list(prompt[:n_resumed])
+        sequence = Sequence(seat, seat.tokens, path, n_resumed, len(prompt) + 1)
+        if n_alike - n_resumed >= _WORTH_KEEPING:
+            sequence.mark = n_alike
+        if n_tail:
+            self._own_tail(sequence, n_tail, n_needed + n_reserved)
+        self._live.append(sequence)
+        return sequence
+
+    def check_length(self, prompt: Tokens) -> None:
+        """Raises:
+        UsageError: the prompt is empty, or longer than the context.
+        """
+        most = self._runner.n_context - 1
+        if not prompt:
+            raise UsageError("the prompt is empty: there is nothing to answer")
+        if len(prompt) > most:
+            raise ContextError(
+                f"the prompt has {len(prompt)} tokens, {len(prompt) - most} more than the {most} that fit the context: "
+                "shorten it or use a larger --context",
+                len(prompt) - most,
+            )
+
+    def make_room(self, sequence: Sequence, n_tokens: int) -> int:
+        """For how many of the next ``n_tokens`` there is room."""
+        while sequence.n_room < n_tokens:
+            block = self._pool.take(sequence.blocks[-1] if sequence.blocks else None)
+            if block is None:
+                break
+            sequence.blocks.append(block)
+        return min(n_tokens, sequence.n_room)
+
+    def take_copies(self) -> Copies:
+        """What ranks have to copy before the next pass."""
+        copies = Copies(tuple(self._cell_copies), tuple(self._sequence_copies))
+        self._cell_copies, self._sequence_copies = [], []
+        return copies
+
+    def copied(self) -> None:
+        """They have."""
+        for block in self._copied:
+            self._pool.leave(block)
+        self._copied.clear()
+
+    def drop_copies(self) -> None:
+        """They will not, since there is no sequence left."""
+        if not self._copied and not self._sequence_copies:
+            return
+        assert not self._live
+        self._cell_copies, self._sequence_copies = [], []
+        self._copied.clear()
+        self._pool.clear()
+        for seat in self._seats:
+            seat.tokens = []
+
+    def start(self, sequence: Sequence, n_tokens: int) -> None:
+        """The next ``n_tokens`` are about to be computed."""
+        first = len(sequence.tokens)
+        self._retention.begin(sequence.number, first, first + n_tokens)
+
+    def done(self, sequence: Sequence, tokens: Tokens, *, keep: bool) -> None:
+        """They are."""
+        self._append(sequence, tokens)
+        self._retention.end(sequence.number, len(sequence.tokens), keep)
+
+    def cut_back(self, sequence: Sequence, n_tokens: int) -> int:
+        """Forgets all but the first ``n_tokens``, and of these what cannot be gone back to; returns how many are
+        left. There must be a free block if another sequence has the same tokens."""
+        n_left = self._retention.resume(sequence.number, min(n_tokens, len(sequence.tokens)))
+        path, n_tail = _cut_path(sequence.blocks, n_left)
+        for block in reversed(sequence.blocks[len(path) :]):
+            self._leave(block)
+        del sequence.tokens[n_left:]
+        sequence.blocks = path
+        if n_tail:
+            self._own_tail(sequence, n_tail, 0)
+        return n_left
+
+    def fork(self, sequence: Sequence) -> Sequence | None:
+        """Another sequence of the same tokens; None while there is no seat or no room."""
+        return self.begin([*sequence.tokens, -1])
+
+    def end(self, sequence: Sequence) -> None:
+        """Nothing will be added to it; its seat and its cells are free for others. Idempotent."""
+        if sequence not in self._live:
+            return
+        self._live.remove(sequence)
+        self._clock += 1
+        sequence.seat.is_taken, sequence.seat.used_at = False, self._clock
+        for block in reversed(sequence.blocks):
+            self._leave(block)
+        sequence.blocks = []
+
+    def _begin_epoch(self) -> None:
+        runner = self._runner
+        self._epoch, self._retention = runner.epoch, runner.retention
+        self._pool = CellPool(runner.n_cells)
+        self._cell_copies, self._sequence_copies, self._copied = [], [], []
+        self._seats = [_Seat(number) for number in range(runner.n_sequences)]
+        for number, sequence in enumerate(self._live):
+            sequence.seat = self._seats[number]
+            sequence.seat.is_taken = True
+            sequence.tokens, sequence.blocks = [], []
+            sequence.mark = sequence.n_cached = 0
+            sequence.seat.tokens = sequence.tokens
+
+    def _source(self, beginning: Tokens) -> tuple[_Seat | None, int, int]:
+        """The seat to go on from, how many of the tokens of ``beginning``, which lie in cells, need not be computed
+        again, and how many there are that had to be for lack of a state."""
+        if not self._retention.is_bound:
+            return None, len(beginning), len(beginning)
+        found: tuple[_Seat | None, int] = None, 0
+        n_most = 0
+        for seat in sorted(self._seats, key=lambda seat: seat.is_taken):
+            n_alike = count_alike(seat.tokens, beginning)
+            n_resumed = self._retention.resume(seat.number, n_alike)
+            n_most = max(n_most, n_alike)
+            if n_resumed > found[1]:
+                found = seat, n_resumed
+        return *found, n_most
+
+    def _take_seat(self, free: list[_Seat], source: _Seat | None, n_resumed: int) -> _Seat:
+        """The source itself, if nothing is lost by that; or else the one that was used longest ago, which gets what is
+        kept there."""
+        seat = min(free, key=lambda seat: seat.used_at)
+        if source is not None and not source.is_taken and (len(source.tokens) == n_resumed or len(free) == 1):
+            seat = source
+        seat.is_taken = True
+        if source is not None and seat is not source:
+            self._sequence_copies.append(SequenceCopy(source.number, seat.number, n_resumed))
+            self._retention.copy(source.number, seat.number, n_resumed)
+        return seat
+
+    def _own_tail(self, sequence: Sequence, n_tokens: int, n_needed: int) -> None:
+        """Makes the last block of a sequence its own, with the first tokens only: that block itself if nobody else uses
+        it and nothing is lost by that, or there is no other for the ``n_needed`` cells to come; otherwise a copy."""
+        tail = sequence.blocks[-1]
+        is_spare = len(tail.tokens) == n_tokens or not self._keeps_ended
+        if tail.n_users == 1 and (is_spare or self._pool.n_available < n_needed + BLOCK_CELLS):
+            self._pool.cut(tail, n_tokens)
+            return
+        sequence.blocks.pop()
+        block = self._pool.take(sequence.blocks[-1] if sequence.blocks else None)
+        assert block is not None, "there is room for the whole prompt"
+        block.tokens = tail.tokens[:n_tokens]
+        sequence.blocks.append(block)
+        self._pool.use(block)
+        self._copied += tail, block
+        self._cell_copies.append(CellCopy(tail.first, block.first, n_tokens))
+
+    def _append(self, sequence: Sequence, tokens: Tokens) -> None:
+        position = len(sequence.tokens)
+        sequence.tokens.extend(tokens)
+        for index in range(position // BLOCK_CELLS, -(-len(sequence.tokens) // BLOCK_CELLS)):
+            start = max(position, index * BLOCK_CELLS)
+            sequence.blocks[index].tokens += sequence.tokens[start : (index + 1) * BLOCK_CELLS]
+
+    def _leave(self, block: CellBlock) -> None:
+        self._pool.leave(block)
+        if not block.n_users and not block.children and not block.tokens:
+            self._pool.drop(block)
+
+
+def _n_missing(sequence: Sequence) -> int:
+    """Cells of blocks that a sequence has still to get for what is reserved for it."""
+    n_blocks = -(-sequence.n_reserved // BLOCK_CELLS)
+    return max(0, n_blocks - len(sequence.blocks)) * BLOCK_CELLS
+
+
+def _cut_path(path: abc.Sequence[CellBlock], n_tokens: int) -> tuple[list[CellBlock], int]:
+    """The blocks that hold the first tokens of a path; and how many of them the last block holds, if it has room for
+    more, or holds others."""
+    return list(path[: -(-n_tokens // BLOCK_CELLS)]), n_tokens % BLOCK_CELLS

@@ -1,0 +1,198 @@
+"""Many answers at once: each is what it would be alone, whoever comes and goes, on ranks that keep only text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.models import write_random_model
+from tests.unit.engine.ranks import FakeRanks, kinds, logits_after
+from tpi.engine.generation import Generation, Request
+from tpi.engine.language import Language
+from tpi.engine.sampler import Sampler
+from tpi.engine.scheduler import Scheduler
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import BusyError, Cancelled, LinkError, UsageError
+from tpi.model.architectures import read_spec
+from tpi.model.spec import ModelSpec
+from tpi.runtime.logits import Row
+from tpi.runtime.passes import Pass
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Language:
+    return Language(write_random_model(Path(tmp_path_factory.mktemp("model")) / "model.gguf"))
+
+
+@pytest.fixture(scope="module")
+def spec(language: Language) -> ModelSpec:
+    return read_spec(language.gguf, "")
+
+
+def text(number: int, n_tokens: int, n_alike: int = 0) -> list[int]:
+    """Tokens of a prompt; the first ``n_alike`` are those of all others."""
+    return [3 + (31 * i + (number if i >= n_alike else 0) * 57) % 300 for i in range(n_tokens)]
+
+
+def request(prompt: Sequence[int], n_tokens: int = 10, seed: int = 7) -> Request:
+    return Request(tuple(prompt), SamplingSettings(seed=seed, temperature=1.0), GenerationSettings(n_tokens, raw=True))
+
+
+def alone(request: Request) -> list[int]:
+    """The tokens that a request gets when nobody else asks."""
+    sampler, tokens = Sampler(request.sampling), list(request.prompt)
+    sampler.accept(tokens)
+    while len(tokens) < len(request.prompt) + request.settings.max_tokens:
+        tokens.append(sampler.sample(Row(logits_after(tokens))))
+        sampler.accept(tokens[-1:])
+    return tokens
+
+
+def scheduler_of(ranks: FakeRanks, language: Language, *, keeps_ended: bool = True, max_waiting: int = 99) -> Scheduler:
+    return Scheduler(
+        ranks.as_runner, ranks.table, language.vocabulary, keeps_ended=keeps_ended, max_waiting=max_waiting
+    )
+
+
+def finish(scheduler: Scheduler, n_steps: int = 2000) -> None:
+    while not scheduler.is_idle:
+        scheduler.step()
+        n_steps -= 1
+        assert n_steps, "it does not end"
+
+
+@pytest.mark.parametrize("keeps_ended", [True, False])
+@pytest.mark.parametrize("kind", kinds())
+def test_many_at_once_get_what_each_gets_alone(
+    language: Language, spec: ModelSpec, kind: str, keeps_ended: bool
+) -> None:
+    ranks = FakeRanks(spec, n_cells=320, n_sequences=3, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language, keeps_ended=keeps_ended)
+    requests = [request(text(i, 5 + 13 * i % 90, 40), 3 + i % 9, i) for i in range(20)]
+    generations = []
+    for asked in requests:
+        generations.append(scheduler.submit(asked))
+        scheduler.step()
+    finish(scheduler)
+    for asked, generation in zip(requests, generations, strict=True):
+        assert generation.answer.finish == "length" and generation.tokens == alone(asked)
+    assert max(len(work.sampled) for work in ranks.passes) == 3, "they shared passes"
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("kind", kinds())
+def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, seed: int) -> None:
+    """With few cells: some have to make room, and begin anew. Some are stopped, and all have to begin anew."""
+    dice = Random(seed)
+    n_cells = dice.randint(2, 7) * 32
+    ranks = FakeRanks(spec, n_cells=n_cells, n_sequences=dice.randint(1, 4), **kinds()[kind])
+    scheduler = scheduler_of(ranks, language, keeps_ended=dice.random() < 0.7)
+    asked: list[tuple[Request, Generation]] = []
+    for _ in range(60):
+        match dice.choice(["submit", "submit", "go on", "cancel", *["step"] * 8] + ["stop"] * (seed % 4 == 0)):
+            case "submit":
+                prompt = text(dice.randint(0, 3), dice.randint(1, min(100, n_cells - 8)), dice.choice([0, 31, 32, 50]))
+                new = request(prompt, dice.randint(1, 40), len(asked))
+                asked.append((new, scheduler.submit(new)))
+            case "go on" if asked:
+                prompt = [*dice.choice(asked)[1].tokens, 5][: n_cells - 8]
+                new = request(prompt, dice.randint(1, 9), len(asked))
+                asked.append((new, scheduler.submit(new)))
+            case "cancel" if asked:
+                scheduler.cancel(dice.choice(asked)[1])
+            case "stop":
+                ranks.epoch += 1
+                ranks.forget()
+            case _:
+                scheduler.step()
+    finish(scheduler)
+    for sent, generation in asked:
+        expected = alone(sent)
+        assert generation.tokens == expected[: len(generation.tokens)]
+        if generation.answer.finish == "length":
+            assert generation.tokens == expected or len(generation.tokens) > n_cells - 7
+        else:
+            assert generation.answer.finish == "cancelled" and generation.is_cancelled
+    sequences = scheduler._sequences
+    assert not sequences._live and not any(block.n_users for block in sequences._pool._blocks.values())
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_begins_alike_is_computed_once(language: Language, spec: ModelSpec, kind: str) -> None:
+    ranks = FakeRanks(spec, n_cells=1024, n_sequences=3, max_tokens=64, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language)
+    first = scheduler.submit(request(text(0, 200)))
+    finish(scheduler)
+    second = scheduler.submit(request([*first.tokens, 9, 8, 7]))
+    others = [scheduler.submit(request(text(number, 230, 200))) for number in (1, 2)]
+    finish(scheduler)
+    assert second.answer.n_cached_tokens == len(first.tokens) - 1
+    if kind == "cells":
+        assert [other.answer.n_cached_tokens for other in others] == [200, 200]
+
+
+def test_a_reader_lets_others_go_on(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, n_cells=1024, max_tokens=64)
+    scheduler = scheduler_of(ranks, language)
+    talker = scheduler.submit(request(text(0, 5), 200))
+    for _ in range(5):
+        scheduler.step()
+    scheduler.submit(request(text(1, 600), 2))
+    n_before = len(talker.tokens)
+    for number in range(10):
+        scheduler.step()
+        assert len(talker.tokens) == n_before + number + 1
+        assert ranks.passes[-1].n_tokens > 1
+
+
+def test_too_many_are_refused(language: Language, spec: ModelSpec) -> None:
+    scheduler = scheduler_of(FakeRanks(spec), language, max_waiting=2)
+    waiting = [scheduler.submit(request(text(0, 5))) for _ in range(2)]
+    with pytest.raises(BusyError, match="2 requests wait already"):
+        scheduler.submit(request(text(0, 5)))
+    scheduler.cancel(waiting[0])
+    scheduler.let_go()
+    scheduler.submit(request(text(0, 5)))
+    with pytest.raises(UsageError, match="the prompt has 249 tokens, 1 more than the 248 that fit"):
+        scheduler.submit(request(text(0, 249)))
+
+
+def test_a_loss_ends_all(language: Language, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = FakeRanks(spec, n_sequences=1)
+    scheduler = scheduler_of(ranks, language)
+    generations = [scheduler.submit(request(text(0, 5))) for _ in range(3)]
+    scheduler.step()
+    error = LinkError("attic (rank 1) is gone")
+
+    def fail(work: Pass) -> tuple[Row, ...]:
+        raise error
+
+    monkeypatch.setattr(ranks, "run", fail)
+    with pytest.raises(LinkError, match="attic"):
+        scheduler.step()
+    assert [(generation.answer.finish, generation.error) for generation in generations] == [("error", error)] * 3
+    assert scheduler.is_idle
+
+
+def test_a_pass_that_somebody_stopped_goes_on_without_him(
+    language: Language, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks = FakeRanks(spec)
+    scheduler = scheduler_of(ranks, language)
+    asked = [request(text(number, 40), 20, number) for number in range(2)]
+    one, other = (scheduler.submit(entry) for entry in asked)
+    for _ in range(8):
+        scheduler.step()
+
+    def stop(work: Pass) -> tuple[Row, ...]:
+        scheduler.cancel(one)
+        ranks.epoch += 1
+        ranks.forget()
+        raise Cancelled("the pass was stopped")
+
+    with monkeypatch.context() as context:
+        context.setattr(ranks, "run", stop)
+        scheduler.step()
+    finish(scheduler)
+    assert one.answer.finish == "cancelled" and other.tokens == alone(asked[1])
