@@ -136,7 +136,7 @@ class ServedCluster:
                 if not said.readline():
                     raise LinkError(f"the measured cluster failed: the process of device {rank} did not start")
         started = time.perf_counter()
-        master = self._start(0, ("tpi", "serve", *serve), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        master = self._start(0, ("tpi", "serve", "--no-api", *serve), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert master.stdin is not None
         self._input: IO[bytes] = master.stdin
         for stream, is_answer in ((master.stdout, True), (master.stderr, False)):

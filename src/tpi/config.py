@@ -14,6 +14,8 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK_TOKENS = 128
 MAX_RANKS = 64
 MAX_PARALLEL = 255
+DEFAULT_PARALLEL = 4
+DEFAULT_API_PORT = 8080
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}

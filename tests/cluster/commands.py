@@ -63,7 +63,9 @@ class Home:
         self, *arguments: str, prefix: Sequence[str] = (), program: str | None = None, through: Sequence[str] = ()
     ) -> "Running":
         """Starts a command; ``program`` is Python code to run in place of ``tpi``, ``through`` another command with
-        its options that starts it."""
+        its options that starts it. ``serve`` speaks no API, unless an option says where."""
+        if arguments[:1] == ("serve",) and "--api-port" not in arguments:
+            arguments = (*arguments, "--no-api")
         command = [*TPI, *arguments] if program is None else [sys.executable, "-P", "-c", program, *arguments]
         if prefix:
             command = ["/bin/sh", "-c", " ".join(prefix) + '; exec "$@"', "sh", *command]

@@ -20,7 +20,7 @@ HEIGHTS = dict.fromkeys(BASE, 0) | {layer: height for height, layer in enumerate
 HEIGHTS["__main__"] = HEIGHTS["cli"]
 HEIGHTS["testing"] = HEIGHTS["cluster"]
 
-MASTER_ONLY = ("rich", "jinja2", "typer", "fastapi", "uvicorn", "llama_cpp", "huggingface_hub")
+MASTER_ONLY = ("rich", "jinja2", "typer", "fastapi", "starlette", "pydantic", "uvicorn", "llama_cpp", "huggingface_hub")
 WORKER = "tpi.cluster.worker"
 
 

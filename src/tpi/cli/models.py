@@ -1,5 +1,6 @@
 """Finding the model that an argument names, trying its kernels, naming its bytes."""
 
+import re
 import time
 from importlib.resources import files
 from pathlib import Path
@@ -32,6 +33,11 @@ def find_model(name: str) -> Path:
     if not path.exists():
         raise ModelFileError(f"there is no file {path}: name a GGUF file, or `{DEMO}` for the model that comes along")
     return path
+
+
+def model_name(path: Path) -> str:
+    """What callers of an API call the model: its file's name, without what numbers the parts of a split one."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
 
 
 def open_model(path: Path, cache: Path) -> Gguf:

@@ -1,5 +1,7 @@
 """``tpi serve``: the master of a cluster of real devices; answers prompts of its own terminal or standard input."""
 
+import contextlib
+import importlib
 import sys
 from typing import Annotated
 
@@ -8,11 +10,11 @@ import typer
 from tpi.cli import answers, options
 from tpi.cli.display import Display, open_display
 from tpi.cli.environment import find_folders
-from tpi.cli.models import find_model
+from tpi.cli.models import find_model, model_name
 from tpi.cli.session import open_served
 from tpi.cli.terminal import ChatInput, can_chat
 from tpi.cluster.master import Master
-from tpi.config import DEFAULT_PORT, MAX_RANKS, MasterSettings
+from tpi.config import DEFAULT_API_PORT, DEFAULT_PARALLEL, DEFAULT_PORT, MAX_PARALLEL, MAX_RANKS, MasterSettings
 from tpi.engine.settings import SamplingSettings
 
 
@@ -36,6 +38,21 @@ def command(
     kv_type: options.KvType = "F16",
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
+    api: Annotated[bool, typer.Option("--api/--no-api", help="Answer OpenAI's API beside the terminal.")] = True,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where the API listens; one that others reach demands a key.")
+    ] = "127.0.0.1",
+    api_port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0: any.")] = DEFAULT_API_PORT,
+    api_key: Annotated[
+        list[str] | None, typer.Option(metavar="KEY", help="What callers of the API must show; repeatable.")
+    ] = None,
+    cors: Annotated[
+        list[str] | None, typer.Option(metavar="ORIGIN", help="A page that may ask the API, * for all; repeatable.")
+    ] = None,
+    any_model: Annotated[bool, typer.Option("--any-model", help="Take any model's name in requests.")] = False,
+    parallel: Annotated[
+        int, typer.Option(min=1, max=MAX_PARALLEL, help="So many answers at once, which share the context's cells.")
+    ] = DEFAULT_PARALLEL,
     max_tokens: answers.MaxTokens = answers.GENERATION.max_tokens,
     temperature: answers.Temperature = answers.SAMPLING.temperature,
     top_p: answers.TopP = answers.SAMPLING.top_p,
@@ -50,8 +67,8 @@ def command(
     """Be the master of a cluster.
 
     Prints the command that the other devices join with, waits for --workers of them, gives each its slices of the
-    model, and answers prompts: as a chat on a terminal, otherwise every line of standard input for itself, until it
-    ends.
+    model, and answers: a chat on its terminal, if it has one, and OpenAI's API beside it, until it is told to end. With
+    --no-api and without a terminal it answers every line of standard input for itself, until that ends.
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
     manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
@@ -64,6 +81,7 @@ def command(
         wait_s=wait,
         shares=options.read_shares(shares, workers + 1),
         context=context,
+        n_parallel=parallel if api else 1,
         layout=layout,
         wire=wire.lower(),
         allreduce=allreduce,
@@ -74,11 +92,29 @@ def command(
         name=options.device_name(name),
     )
     display = open_display()
-    with open_served(settings, manner, display, lambda master: _announce(master, workers, display)) as talk:
+
+    def announce(master: Master) -> None:
+        _announce(master, workers, display)
+
+    if not api:
+        with open_served(settings, manner, display, announce) as talk:
+            if can_chat():
+                talk.chat(ChatInput().read_line)
+            else:
+                talk.answer_lines(sys.stdin)
+        return
+    service = importlib.import_module("tpi.cli.service")  # a web server, which nobody else needs
+    asked = service.ApiOptions(
+        host, api_port, model_name(settings.model), tuple(api_key or ()), tuple(cors or ()), any_model
+    )
+    with (
+        contextlib.closing(service.Api(asked, sampling, display)) as opened,
+        open_served(settings, manner, display, announce, opened.open) as talk,
+    ):
         if can_chat():
             talk.chat(ChatInput().read_line)
         else:
-            talk.answer_lines(sys.stdin)
+            opened.wait()
 
 
 def _announce(master: Master, n_workers: int, display: Display) -> None:

@@ -6,7 +6,8 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import TypeAlias
 
 from tpi.cli.display import Display
 from tpi.cli.environment import child_variables, find_status_folder
@@ -14,7 +15,8 @@ from tpi.cli.keyfolder import open_key_folder
 from tpi.cli.localdevices import LocalDevices
 from tpi.cli.models import open_model
 from tpi.cli.statussocket import StatusServer
-from tpi.cli.talk import Manner, Talk
+from tpi.cli.talk import Manner, Running, Talk
+from tpi.cluster.cluster import Cluster
 from tpi.cluster.master import Master
 from tpi.cluster.reports import ClusterStatus, Event, Report, Waiting
 from tpi.config import Folders, MasterSettings
@@ -23,6 +25,9 @@ from tpi.engine.language import Language
 from tpi.errors import LinkError, TpiError
 
 _LOCAL_WAIT_S = 120.0
+
+OpenApi: TypeAlias = Callable[[Engine, Cluster], AbstractContextManager[Running]]
+"""Gives what the terminal sees of the cluster, which it shares with other callers then."""
 
 
 @contextlib.contextmanager
@@ -64,9 +69,14 @@ def open_local(settings: MasterSettings, manner: Manner, display: Display) -> It
 
 @contextlib.contextmanager
 def open_served(
-    settings: MasterSettings, manner: Manner, display: Display, announce: Callable[[Master], None]
+    settings: MasterSettings,
+    manner: Manner,
+    display: Display,
+    announce: Callable[[Master], None],
+    open_api: OpenApi | None = None,
 ) -> Iterator[Talk]:
-    """A cluster of this process and the devices that join it; ``announce`` tells people how.
+    """A cluster of this process and the devices that join it; ``announce`` tells people how. ``open_api`` is what to
+    open beside the terminal once the cluster stands.
 
     Raises:
         TpiError: whatever goes wrong.
@@ -74,7 +84,11 @@ def open_served(
     open_model(settings.model, settings.folders.cache)
     with Master(settings) as master:
         announce(master)
-        with _form(settings, master, manner, display, display.report, lambda: _tell_notes(master, display)) as talk:
+
+        def check() -> None:
+            _tell_notes(master, display)
+
+        with _form(settings, master, manner, display, display.report, check, open_api) as talk:
             yield talk
 
 
@@ -92,6 +106,7 @@ def _form(
     display: Display,
     report: Report,
     check: Callable[[], None],
+    open_api: OpenApi | None = None,
 ) -> Iterator[Talk]:
     """Forms the cluster and answers ``tpi status`` from now on."""
     source = _Source()
@@ -107,7 +122,10 @@ def _form(
             display.settle()
         source.status = cluster.status
         speaker = stack.enter_context(Engine(cluster, language))
-        yield Talk(speaker, cluster, manner, display, notes=lambda: _tell_notes(master, display))
+        running: Running = cluster
+        if open_api is not None:
+            running = stack.enter_context(open_api(speaker, cluster))
+        yield Talk(speaker, running, manner, display, notes=lambda: _tell_notes(master, display))
 
 
 class _Source:

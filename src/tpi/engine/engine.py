@@ -4,18 +4,23 @@ Owns the embedding table; cluster and language belong to the caller.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Self
 
 from tpi.engine.chat import Message
+from tpi.engine.driver import Driver
 from tpi.engine.generation import Delta, Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.prompt import encode_chat, encode_raw
 from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import TpiError
 from tpi.runtime.embedding import EmbeddingTable
+
+_LOOK_S = 0.1
+"""How long at most until a cancellation is noticed while nothing comes."""
 
 
 class Engine:
@@ -30,6 +35,8 @@ class Engine:
         self._stack = ExitStack()
         self.vocabulary, self.template = language.vocabulary, language.template
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
+        self._driver: Driver | None = None
+        self._runner = runner
         self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
 
     def __enter__(self) -> Self:
@@ -41,6 +48,15 @@ class Engine:
     def close(self) -> None:
         self._stack.close()
 
+    @property
+    def n_context(self) -> int:
+        """Tokens that a prompt and its answer can have together."""
+        return self._runner.n_context
+
+    def drive(self, on_failure: Callable[[TpiError], None]) -> None:
+        """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
+        self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
+
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of a chat, ready for the assistant's turn; raises as ``prompt.encode_chat``."""
         return encode_chat(self.vocabulary, self.template, messages)
@@ -49,15 +65,22 @@ class Engine:
         """The tokens of a text that is taken as it is."""
         return encode_raw(self.vocabulary, text)
 
-    def ask(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> Generation:
-        """Takes a prompt in; the answer comes as ``follow``, or whoever else calls the scheduler's ``step``, goes on.
+    def ask(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        notify: Callable[[], None] = lambda: None,
+    ) -> Generation:
+        """Takes a prompt in; the answer comes as ``follow``, or whoever else calls the scheduler's ``step``, goes on,
+        and ``notify`` is told that there is news.
 
         Raises:
             UsageError: the prompt does not fit the context.
             BusyError: too many wait already.
         """
         stops = () if settings.raw else self.template.stop
-        return self.scheduler.submit(Request(tuple(prompt), sampling, settings, stops))
+        return self.scheduler.submit(Request(tuple(prompt), sampling, settings, stops), notify)
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;
@@ -68,10 +91,19 @@ class Engine:
         """
         try:
             while not generation.is_over:
-                self.scheduler.step()
+                self._advance(generation)
                 yield from generation.take()
                 if cancel is not None and cancel.is_set():
                     break
         finally:
             self.scheduler.cancel(generation)
-            self.scheduler.let_go()
+            if self._driver is None:
+                self.scheduler.let_go()
+        if generation.error is not None:
+            raise generation.error
+
+    def _advance(self, generation: Generation) -> None:
+        if self._driver is None:
+            self.scheduler.step()
+        else:
+            generation.wait(_LOOK_S)

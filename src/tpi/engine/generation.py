@@ -3,11 +3,14 @@
 The scheduler's thread writes; whoever asked reads ``answer`` and takes deltas, from any thread.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
+
+import numpy as np
 
 from tpi.engine.sampler import Sampler
 from tpi.engine.sequences import Sequence as Computed
@@ -15,7 +18,7 @@ from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.text import AnswerText
 from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import TpiError
-from tpi.runtime.logits import Row, Wanted
+from tpi.runtime.logits import Row, Wanted, log_sum_exp
 
 Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
 """Why an answer ended: the model or a stop string said so, a limit was reached, whoever asked wanted no more, or it
@@ -34,11 +37,23 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token that was drawn, the logarithm of its probability as the model gave it, before any setting, and those of
+    the most probable tokens, the highest first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """The next words of an answer; ``n_tokens`` is how many tokens the answer has so far."""
+    """The next words of an answer; ``n_tokens`` is how many tokens the answer has so far. ``logprobs``: of the tokens
+    since the last delta, if they were asked for."""
 
     text: str
     n_tokens: int
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Generation:
         settings = request.settings
         self._text = AnswerText((*settings.stop, *request.stops), strips_start=not settings.raw)
         self._deltas: deque[Delta] = deque()
-        self._notify = notify
+        self._notify, self._news = notify, threading.Event()
         self._started_s = time.perf_counter()
         self._first_s = 0.0
         self.tokens = list(request.prompt)
@@ -95,8 +110,10 @@ class Generation:
     @property
     def wanted(self) -> Wanted:
         """What drawing the next token needs of its row."""
-        wanted = self._sampler.wanted()
-        return replace(wanted, n_best=min(wanted.n_best, self._n_known), n_tokens=self._n_known)
+        wanted, n_logprobs = self._sampler.wanted(), self.request.settings.n_logprobs
+        n_best = wanted.n_best if wanted.is_all else min(max(wanted.n_best, n_logprobs or 0), self._n_known)
+        is_exact = wanted.is_exact or n_logprobs is not None
+        return replace(wanted, n_best=n_best, is_exact=is_exact, n_tokens=self._n_known)
 
     def pending(self, n_tokens: int) -> Sequence[int]:
         """The next of them."""
@@ -118,15 +135,18 @@ class Generation:
         """
         token = self._sampler.try_sample(row)
         if token is None:
-            token = self._sampler.sample(rest())
+            row = rest()
+            token = self._sampler.sample(row)
         now_s = time.perf_counter()
         self._first_s = self._first_s or now_s
         n_tokens, words = self.answer.n_tokens, ""
+        logprobs: tuple[TokenLogprob, ...] = ()
         finish: Finish
         if self._vocabulary.is_end_of_generation(token):
             finish = "stop"
         else:
             n_tokens += 1
+            logprobs = self._logprobs(token, row)
             self.tokens.append(token)
             self._sampler.accept([token])
             words = self._text.push(self._vocabulary.token_bytes(token))
@@ -142,19 +162,39 @@ class Generation:
             decode_s=now_s - self._first_s,
             finish=finish,
         )
-        if words:
-            self._deltas.append(Delta(words, n_tokens))
-        if words or finish:
-            self._notify()
+        if words or logprobs:
+            self._deltas.append(Delta(words, n_tokens, logprobs))
+        if words or logprobs or finish:
+            self._tell()
+
+    def _logprobs(self, token: int, row: Row) -> tuple[TokenLogprob, ...]:
+        n_top = self.request.settings.n_logprobs
+        if n_top is None:
+            return ()
+        total = log_sum_exp(row.values) if row.ids is None else row.log_sum_exp
+        ids = np.arange(row.values.size) if row.ids is None else row.ids
+        logprobs = row.values.astype(np.float64) - total
+        best = np.argsort(-logprobs, kind="stable")[:n_top]
+        top = tuple((int(ids[place]), float(logprobs[place])) for place in best)
+        return (TokenLogprob(token, float(logprobs[np.flatnonzero(ids == token)[0]]), top),)
 
     def end(self, finish: Finish, error: TpiError | None = None) -> None:
         """Nothing more comes."""
         if not self.is_over:
             self.error, self.answer = error, replace(self.answer, finish=finish)
-            self._notify()
+            self._tell()
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits until there is news, and no longer."""
+        self._news.wait(timeout_s)
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._notify()
 
     def take(self) -> list[Delta]:
         """The deltas that have come since the last time."""
+        self._news.clear()
         taken = list[Delta]()
         while self._deltas:
             taken.append(self._deltas.popleft())

@@ -2,12 +2,12 @@
 
 Knows neither tokens' text nor the model. Runs on the master's generation thread; one sampler per answer.
 
-The order is llama.cpp's: repetition penalty, top-k, top-p, min-p, temperature, draw. Top-p and min-p therefore
+The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature, draw. Top-p and min-p therefore
 look at the probabilities before the temperature.
 """
 
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 
 import numpy as np
@@ -42,6 +42,12 @@ class Sampler:
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._generator = np.random.Generator(np.random.PCG64(self._seed))
         self._recent: deque[int] = deque(maxlen=settings.penalty_window_tokens)
+        self._bias = dict(settings.logit_bias)
+        self._has_penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty) != (
+            1,
+            0,
+            0,
+        )
 
     @property
     def seed(self) -> int:
@@ -49,7 +55,7 @@ class Sampler:
         return self._seed
 
     def accept(self, token_ids: Iterable[int]) -> None:
-        """Tells the repetition penalty about tokens of the prompt or the answer, in their order."""
+        """Tells the penalties about tokens of the prompt or the answer, in their order."""
         self._recent.extend(token_ids)
 
     def wanted(self) -> Wanted:
@@ -99,19 +105,26 @@ class Sampler:
         return int(ids[chosen[min(position, len(chosen) - 1)]])
 
     def _moved(self) -> Ids:
-        """The recent tokens whose logits the penalty changes, ascending."""
-        if self._settings.repetition_penalty == 1.0:
-            return np.empty(0, np.int64)
-        recent = np.unique(np.fromiter(self._recent, dtype=np.int64))
-        return recent[recent >= 0]
+        """The tokens whose logits bias and penalties change, ascending."""
+        recent = self._recent if self._has_penalties else ()
+        moved = np.unique(np.array([*recent, *self._bias], dtype=np.int64))
+        return moved[moved >= 0]
 
     def _penalised(self, ids: Ids, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        recent = np.flatnonzero(np.isin(ids, self._moved()))
-        if recent.size == 0:
+        moved = self._moved()
+        places = np.flatnonzero(np.isin(ids, moved)) if moved.size else moved
+        if places.size == 0:
             return values
-        penalty, result = self._settings.repetition_penalty, values.copy()
-        moved = result[recent]
-        result[recent] = np.where(moved > 0, moved / penalty, moved * penalty)
+        result, settings = values.copy(), self._settings
+        counts = Counter(self._recent) if self._has_penalties else Counter[int]()
+        for place in places.tolist():
+            token = int(ids[place])
+            logit = result[place] + np.float32(self._bias.get(token, 0.0))
+            if n_times := counts[token]:
+                penalty = np.float32(settings.repetition_penalty)
+                logit = logit / penalty if logit > 0 else logit * penalty
+                logit -= np.float32(n_times * settings.frequency_penalty + settings.presence_penalty)
+            result[place] = logit
         return result
 
     def _filtered(self, values: npt.NDArray[np.float32], row: Row) -> Ids | None:

@@ -44,10 +44,23 @@ class Scheduler:
         self._n_tokens = min(vocabulary.n_tokens, runner.spec.n_vocab)
         self._max_waiting = max_waiting
         self._lock = threading.Lock()
+        self._failure: TpiError | None = None
+        """After this nothing can be computed any more."""
+        self._has_work = threading.Condition(self._lock)
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         """In the order in which they were taken in."""
         self._sizes = ChunkSizes()
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many are answered, and how many wait."""
+        return len(self._running), len(self._waiting)
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until there is something to do; whether there is."""
+        with self._lock:
+            return self._has_work.wait_for(lambda: not self.is_idle, timeout_s)
 
     @property
     def is_idle(self) -> bool:
@@ -64,11 +77,14 @@ class Scheduler:
         self._sequences.check_length(request.prompt)
         generation = Generation(request, self._vocabulary, self._n_tokens, notify)
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if len(self._waiting) >= self._max_waiting:
                 raise BusyError(
                     f"{len(self._waiting)} requests wait already, at most {self._max_waiting} may: try again later"
                 )
             self._waiting.append(generation)
+            self._has_work.notify_all()
         return generation
 
     def cancel(self, generation: Generation) -> None:
@@ -95,9 +111,10 @@ class Scheduler:
             raise
         self.let_go()
 
-    def fail(self, error: TpiError) -> None:
-        """Ends all answers."""
+    def fail(self, error: TpiError, *, is_final: bool = False) -> None:
+        """Ends all answers; if it ``is_final``, nobody can ask any more."""
         with self._lock:
+            self._failure = error if is_final else None
             waiting, self._waiting = self._waiting, deque()
         for generation in (*self._running, *waiting):
             generation.end("error", error)

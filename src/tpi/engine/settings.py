@@ -15,6 +15,10 @@ MAX_PENALTY_WINDOW = 1_000_000
 MAX_TOKENS = 1_000_000
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_FREQUENCY_PENALTY = 2.0
+MAX_BIAS = 100.0
+MAX_BIASES = 300
+MAX_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,12 @@ class SamplingSettings:
     """Divides positive and multiplies other logits of recent tokens; 1 leaves them alone."""
     penalty_window_tokens: int = 64
     """How many of the last tokens (prompt included) count as recent; 0 means none."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of recent tokens, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """The same, for every time that they have occurred."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of tokens, -100 to 100; at most 300, each token once."""
     seed: int | None = None
     """None draws a seed, which ``Sampler.seed`` reports."""
 
@@ -50,6 +60,15 @@ class SamplingSettings:
         _check_number("min-p", self.min_p, 0.0, 1.0)
         _check_number("repetition penalty", self.repetition_penalty, 0.01, MAX_PENALTY)
         _check_integer("repetition penalty window", self.penalty_window_tokens, 0, MAX_PENALTY_WINDOW)
+        _check_number("presence penalty", self.presence_penalty, -MAX_FREQUENCY_PENALTY, MAX_FREQUENCY_PENALTY)
+        _check_number("frequency penalty", self.frequency_penalty, -MAX_FREQUENCY_PENALTY, MAX_FREQUENCY_PENALTY)
+        if len(self.logit_bias) > MAX_BIASES:
+            raise UsageError(f"{len(self.logit_bias)} tokens have a logit bias, at most {MAX_BIASES} may")
+        for token, bias in self.logit_bias:
+            _check_integer("token of a logit bias", token, 0, 2**31 - 1)
+            _check_number(f"logit bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
+        if len(dict(self.logit_bias)) < len(self.logit_bias):
+            raise UsageError("a token has two logit biases, it can have one")
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, MAX_SEED)
 
@@ -68,9 +87,14 @@ class GenerationSettings:
     """The answer ends before the first of these (at most 16, each of 1 to 1024 characters)."""
     raw: bool = False
     """The prompt goes to the model as it is, without chat template."""
+    n_logprobs: int | None = None
+    """Of every token its logarithm of probability is told, and those of so many of the most probable, 0 to 20; None: of
+    none."""
 
     def __post_init__(self) -> None:
         _check_integer("max tokens", self.max_tokens, 1, MAX_TOKENS)
+        if self.n_logprobs is not None:
+            _check_integer("number of logprobs", self.n_logprobs, 0, MAX_LOGPROBS)
         if len(self.stop) > MAX_STOPS:
             raise UsageError(f"{len(self.stop)} stop strings, at most {MAX_STOPS} are allowed")
         for text in self.stop:

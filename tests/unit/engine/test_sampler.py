@@ -29,6 +29,11 @@ filters = st.builds(
     min_p=st.floats(0, 1),
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
     penalty_window_tokens=st.integers(0, 6),
+    presence_penalty=st.sampled_from([-1.5, 0.0, 0.5]),
+    frequency_penalty=st.sampled_from([-0.5, 0.0, 2.0]),
+    logit_bias=st.dictionaries(st.integers(0, 39), st.sampled_from([-100.0, -1.0, 2.5]), max_size=3).map(
+        lambda biases: tuple(biases.items())
+    ),
     seed=st.just(7),
 )
 
@@ -37,9 +42,13 @@ def naive_distribution(logits: Logits, settings: SamplingSettings, recent: list[
     """Token id to probability, step by step over a sorted list."""
     values = [float(value) for value in logits]
     window = recent[-settings.penalty_window_tokens :] if settings.penalty_window_tokens else []
+    for token, bias in settings.logit_bias:
+        if token < len(values):
+            values[token] += bias
     for token in set(window):
         factor = settings.repetition_penalty
         values[token] = float(np.float32(values[token] / factor if values[token] > 0 else values[token] * factor))
+        values[token] -= settings.presence_penalty + settings.frequency_penalty * window.count(token)
     tokens = sorted(range(len(values)), key=lambda token: (-values[token], token))
     if settings.top_k:
         tokens = tokens[: settings.top_k]

@@ -1,0 +1,1 @@
+"""HTTP: the engine, in the words of other people's clients."""

@@ -1,0 +1,75 @@
+"""The application: all routes, behind the guard, and what becomes of errors."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
+
+from tpi.api.errors import Problem, problem_of
+from tpi.api.guards import Guard, Rules
+from tpi.api.openai.routes import make_router
+from tpi.api.service import Service
+from tpi.errors import TpiError
+from tpi.version import VERSION
+
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def make_app(service: Service, rules: Rules) -> ASGIApp:
+    """Ready to be served."""
+    app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
+    app.include_router(make_router(service))
+    app.add_api_route("/health", _health, methods=["GET"])
+
+    async def cluster() -> Response:
+        return Response(await service.tell_cluster(), media_type="application/json")
+
+    app.add_api_route("/v1/cluster", cluster, methods=["GET"])
+    app.add_exception_handler(Problem, _tell_problem)
+    app.add_exception_handler(TpiError, _tell_error)
+    app.add_exception_handler(RequestValidationError, _tell_invalid)
+    app.add_exception_handler(HTTPException, _tell_http)
+    app.add_exception_handler(ClientDisconnect, _tell_nobody)
+    if not rules.cors_origins:
+        return Guard(app, rules)
+    return CORSMiddleware(
+        Guard(app, rules), allow_origins=list(rules.cors_origins), allow_methods=["*"], allow_headers=["*"]
+    )
+
+
+async def _health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def _tell_problem(_: Request, problem: Any) -> Response:
+    return JSONResponse(problem.body, problem.status, problem.headers)
+
+
+async def _tell_error(_: Request, error: Any) -> Response:
+    return await _tell_problem(_, problem_of(error))
+
+
+async def _tell_invalid(_: Request, error: Any) -> Response:
+    """The first thing that is wrong, where it is, and what it should be."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    if first["type"] == "json_invalid":
+        message = f"the request is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    else:
+        message = f"{place or 'the request'}: {first['msg']}"
+    return await _tell_problem(_, Problem(400, message, param=place))
+
+
+async def _tell_http(_: Request, error: Any) -> Response:
+    if error.status_code == 404:
+        return await _tell_problem(_, Problem(404, f"there is no {_.method} {_.url.path} here", code="not_found"))
+    return await _tell_problem(_, Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+
+
+async def _tell_nobody(_: Request, error: Any) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,75 @@
+"""What OpenAI's clients get: bodies of responses and of the chunks of a stream. Pure."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from tpi.engine.generation import Answer, TokenLogprob
+
+Body = dict[str, Any]
+
+
+class Bodies:
+    """All bodies of one response."""
+
+    def __init__(self, model: str, created_s: int, kind: str, n: int) -> None:
+        """``kind`` is ``chat.completion`` or ``text_completion``; every prompt gets ``n`` answers."""
+        prefix = "chatcmpl" if kind.startswith("chat") else "cmpl"
+        self._kind, self._n = kind, n
+        self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": created_s, "model": model}
+
+    def whole(self, choices: Sequence[Body], answers: Sequence[Answer]) -> Body:
+        return {**self._head, "object": self._kind, "choices": list(choices), "usage": self.usage(answers)}
+
+    def chunk(self, choices: Sequence[Body], **more: Any) -> Body:
+        kind = self._kind + (".chunk" if self._kind.startswith("chat") else "")
+        return {**self._head, "object": kind, "choices": list(choices), **more}
+
+    def usage(self, answers: Sequence[Answer]) -> Body:
+        """Tokens that were read and written; a prompt that several answers have in common counts once."""
+        n_prompt = sum(answer.n_prompt_tokens for answer in answers[:: self._n])
+        n_answer = sum(answer.n_tokens for answer in answers)
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_answer,
+            "total_tokens": n_prompt + n_answer,
+            "prompt_tokens_details": {"cached_tokens": sum(answer.n_cached_tokens for answer in answers[:: self._n])},
+        }
+
+
+def finish_reason(answer: Answer) -> str:
+    return "length" if answer.finish == "length" else "stop"
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body | None:
+    """``text_of`` gives the bytes of a token."""
+
+    def entry(token: int, logprob: float) -> Body:
+        data: bytes = text_of(token)
+        return {"token": data.decode("utf-8", "replace"), "logprob": _finite(logprob), "bytes": list(data)}
+
+    content = [
+        {**entry(drawn.token, drawn.logprob), "top_logprobs": [entry(*other) for other in drawn.top]}
+        for drawn in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokens: Sequence[TokenLogprob], text_of: Any, first_offset: int) -> Body:
+    """The older form: lists side by side; offsets are counted in characters from the beginning of the text."""
+    texts = [text_of(drawn.token).decode("utf-8", "replace") for drawn in tokens]
+    offsets, offset = list[int](), first_offset
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    tops = [
+        {text_of(token).decode("utf-8", "replace"): _finite(logprob) for token, logprob in drawn.top}
+        for drawn in tokens
+    ]
+    logprobs = [_finite(drawn.logprob) for drawn in tokens]
+    return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinities."""
+    return max(logprob, -9999.0)

@@ -1,0 +1,81 @@
+"""The server: a port, and a thread with a loop that answers requests. Owns both."""
+
+import asyncio
+import socket
+import threading
+from typing import Self
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from tpi.errors import UsageError
+
+_MOST_CONNECTIONS = 2048
+_IDLE_S = 30
+_LAST_WORDS_S = 2
+"""How long answers on their way may take at the end."""
+_MAX_HEADER_BYTES = 32 << 10
+
+
+class ApiServer:
+    """A context manager; ``close`` is idempotent."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Listens from now on; ``start`` begins to answer. Port 0 takes any.
+
+        Raises:
+            UsageError: the address cannot be listened at.
+        """
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self._socket = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as error:
+            raise UsageError(f"--host {host}: {error.strerror or error}") from error
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+        except OSError as error:
+            self._socket.close()
+            raise UsageError(
+                f"the API cannot listen at {host} port {port} ({error.strerror}): choose another --api-port, or leave "
+                "it out with --no-api"
+            ) from error
+        self.port: int = self._socket.getsockname()[1]
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, app: ASGIApp) -> None:
+        """Answers requests with ``app``."""
+        config = uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MOST_CONNECTIONS,
+            timeout_keep_alive=_IDLE_S,
+            timeout_graceful_shutdown=_LAST_WORDS_S,
+            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        )
+        server = self._server = uvicorn.Server(config)
+        self._socket.listen(config.backlog)
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve([self._socket])), name="tpi-api", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+        self._socket.close()
