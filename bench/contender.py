@@ -30,12 +30,14 @@ class Setup(msgspec.Struct, frozen=True):
     n_cells: int
     cache: str
     memory_bytes: int | None = None
+    n_sequences: int = 1
+    """That are computed at once, with ``n_cells`` each."""
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A prompt that shares no beginning with an earlier one, and how many tokens to add."""
+    """A prompt for every sequence that shares no beginning with an earlier one, and how many tokens to add to each."""
 
-    prompt: list[int]
+    prompts: list[list[int]]
     n_tokens: int
 
 
@@ -59,12 +61,16 @@ class _Counters(msgspec.Struct, frozen=True):
 
 
 class _Side:
-    """``predict`` appends tokens and returns the most probable next one; ``forget`` begins anew."""
+    """``read`` begins a sequence anew with a prompt; ``step`` appends a token to each, in one pass. Both return the
+    most probable next ones."""
 
     def __init__(
-        self, predict: Callable[[list[int]], int], forget: Callable[[], object], count: Callable[[], _Counters | None]
+        self,
+        read: Callable[[int, list[int]], int],
+        step: Callable[[list[int]], list[int]],
+        count: Callable[[], _Counters | None],
     ) -> None:
-        self.predict, self.forget, self.count = predict, forget, count
+        self.read, self.step, self.count = read, step, count
 
 
 # Each side loads only what is its own, inside its function: memory is compared.
@@ -87,7 +93,8 @@ def _open_tpi(setup: Setup) -> Iterator[_Side]:
             model=Path(setup.model),
             folders=Folders(folder, folder, Path(setup.cache)),
             resources=Resources(setup.memory_bytes, None, setup.n_threads),
-            context=setup.n_cells,
+            context=setup.n_cells * setup.n_sequences,
+            n_parallel=setup.n_sequences,
             bind="127.0.0.1",
             port=0,
         )
@@ -95,68 +102,93 @@ def _open_tpi(setup: Setup) -> Iterator[_Side]:
         cluster = stack.enter_context(master.form(lambda event: None))
         sequences = Sequences(cluster, keeps_ended=False)
         passes = Passes(cluster, sequences, stack.enter_context(EmbeddingTable(master.gguf, master.spec)))
-        begun = [sequences.begin([0])]
+        begun = [sequences.begin([0]) for _ in range(setup.n_sequences)]
+        live = [sequence for sequence in begun if sequence is not None]
 
-        def predict(tokens: list[int]) -> int:
-            sequence, token = begun[0], 0
-            assert sequence is not None
-            while tokens:
-                n = next_chunk(len(tokens), cluster.max_tokens)
+        def read(number: int, prompt: list[int]) -> int:
+            sequence, token = live[number], 0
+            sequences.cut_back(sequence, 0)
+            while prompt:
+                n = next_chunk(len(prompt), cluster.max_tokens)
                 sequences.make_room(sequence, n)
-                for row in passes.run([Rows(sequence, tokens[:n], Wanted(1) if n == len(tokens) else None)]):
+                for row in passes.run([Rows(sequence, prompt[:n], Wanted(1) if n == len(prompt) else None)]):
                     token = row.best()
-                tokens = tokens[n:]
+                prompt = prompt[n:]
             return token
 
-        def forget() -> None:
-            sequence = begun[0]
-            assert sequence is not None
-            sequences.cut_back(sequence, 0)
+        def step(tokens: list[int]) -> list[int]:
+            for sequence in live:
+                sequences.make_room(sequence, 1)
+            batch = [Rows(sequence, [token], Wanted(1)) for sequence, token in zip(live, tokens, strict=True)]
+            return [row.best() for row in passes.run(batch)]
 
         def count() -> _Counters:
             rank = cluster.status().ranks[0]
             return _Counters(rank.compute_s, rank.streamed_bytes)
 
-        yield _Side(predict, forget, count)
+        yield _Side(read, step, count)
 
 
 @contextmanager
 def _open_llama(setup: Setup) -> Iterator[_Side]:
-    import llama_cpp  # noqa: PLC0415
+    import llama_cpp as lib  # noqa: PLC0415
     import numpy as np  # noqa: PLC0415
 
-    parameters = llama_cpp.llama_model_default_params()
-    parameters.use_extra_bufts = setup.kind == "llama"
-    llama_cpp.llama_cpp.llama_model_default_params = lambda: parameters
-    model = llama_cpp.Llama(
-        setup.model,
-        n_ctx=setup.n_cells,
-        n_batch=512,
-        n_ubatch=512,
-        n_threads=setup.n_threads,
-        n_threads_batch=setup.n_threads,
-        flash_attn=True,
-        verbose=False,
-    )
+    of_model, of_context = lib.llama_model_default_params(), lib.llama_context_default_params()
+    of_model.use_extra_bufts = setup.kind == "llama"
+    of_context.n_ctx = setup.n_cells * setup.n_sequences
+    of_context.n_batch = of_context.n_ubatch = 512
+    of_context.n_seq_max = setup.n_sequences
+    of_context.n_threads = of_context.n_threads_batch = setup.n_threads
+    of_context.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(setup.model.encode(), of_model)
+    context = lib.llama_init_from_model(model, of_context)
+    n_vocab = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+    batch = lib.llama_batch_init(512, 0, 1)
+    n_tokens = [0] * setup.n_sequences
 
-    def predict(tokens: list[int]) -> int:
-        model.eval(tokens)
-        logits = llama_cpp.llama_get_logits_ith(model._ctx.ctx, -1)
-        return int(np.ctypeslib.as_array(logits, (model.n_vocab(),)).argmax())
+    def run(rows: list[tuple[int, int]]) -> None:
+        """Appends a token to a sequence with every row; the last row of each gives logits."""
+        last = {number: row for row, (number, _) in enumerate(rows)}
+        batch.n_tokens = len(rows)
+        for row, (number, token) in enumerate(rows):
+            batch.token[row], batch.pos[row] = token, n_tokens[number]
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, number
+            batch.logits[row] = last[number] == row
+            n_tokens[number] += 1
+        if lib.llama_decode(context, batch):
+            raise RuntimeError("llama.cpp cannot decode")
+
+    def best(row: int) -> int:
+        logits = lib.llama_get_logits_ith(context, row)
+        return int(np.ctypeslib.as_array(logits, (n_vocab,)).argmax())
+
+    def read(number: int, prompt: list[int]) -> int:
+        lib.llama_memory_seq_rm(lib.llama_get_memory(context), number, -1, -1)
+        n_tokens[number] = 0
+        for start in range(0, len(prompt), 512):
+            run([(number, token) for token in prompt[start : start + 512]])
+        return best(-1)
+
+    def step(tokens: list[int]) -> list[int]:
+        run(list(enumerate(tokens)))
+        return [best(row) for row in range(len(tokens))]
 
     try:
-        yield _Side(predict, model.reset, lambda: None)
+        yield _Side(read, step, lambda: None)
     finally:
-        model.close()
+        lib.llama_batch_free(batch)
+        lib.llama_free(context)
+        lib.llama_model_free(model)
 
 
 def _perform(side: _Side, task: Task) -> Took:
-    side.forget()
     started = time.perf_counter()
-    token = side.predict(task.prompt)
+    tokens = [side.read(number, prompt) for number, prompt in enumerate(task.prompts)]
     prefilled, before = time.perf_counter(), side.count()
     for _ in range(task.n_tokens):
-        token = side.predict([token])
+        tokens = side.step(tokens)
     ended, after = time.perf_counter(), side.count()
     took = Took(prefilled - started, ended - prefilled, None, None, peak_resident_bytes(), anonymous_bytes())
     if before is None or after is None:

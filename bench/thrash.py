@@ -58,7 +58,7 @@ def _compare(setups: Sequence[Setup], device: Device, n_vocab: int, given: argpa
         ]
         for number in range(given.rounds + 1):
             prompt = [chooser.randrange(_FIRST_WORD, n_vocab - _FIRST_WORD) for _ in range(given.prompt_tokens)]
-            took = [side.perform(Task(prompt, given.tokens if number else 1)) for side in sides]
+            took = [side.perform(Task([prompt], given.tokens if number else 1)) for side in sides]
             if number:
                 rounds.append(took)
     return rounds

@@ -24,10 +24,6 @@ from tpi.runtime.times import RankTimes
 from tpi.runtime.turns import Turn, first_per_row, turns_of
 from tpi.runtime.workspace import PassState, Workspace
 
-_ROOM_FOR_PASS_GRAPH = 16
-"""Where the longest pass has so many tokens, the blocks' intermediates leave room for a whole pass of one."""
-
-
 ALL_BLOCKS = -1
 """Stands for all blocks, where they are computed as one."""
 
@@ -80,8 +76,6 @@ class Rank:
         self._experts = ExpertRunner(workspace, window, choices)
         self._has_experts = any(block.experts is not None for block in model.blocks)
         self._has_program = not (self._has_experts or any(block.leaves is not None for block in model.blocks))
-        is_sole = model.partition.n_ranks == 1 and not self._has_experts
-        self._is_alone = is_sole and workspace.settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
         self._resident: _Resident | None = None
         self._programs: dict[tuple[int, Seen], PassProgram | None] = {}
         self._running: PassProgram | None = None
@@ -107,8 +101,9 @@ class Rank:
 
     def _run(self, work: Pass, trip: _Trip) -> Float32Array | None:
         self._resident = self._resident or self._find_resident()
-        if self._resident is not None and self._is_alone and work.n_tokens == 1 == len(work.sampled):
-            return self._run_token(trip, self._resident)
+        is_few = work.n_tokens == len(work.sampled) <= self._workspace.most_whole_tokens
+        if self._resident is not None and is_few and all(run.n_tokens == 1 for run in work.runs):
+            return self._run_whole(trip, self._resident, work.n_tokens)
         program = self._find_program(work, trip.seen)
         if program is not None:
             return self._run_program(program, work.pass_id)
@@ -134,12 +129,12 @@ class Rank:
             self._summing.finish(part)
         return logits
 
-    def _run_token(self, trip: _Trip, resident: _Resident) -> Float32Array | None:
-        """One token where nothing has to be waited for, neither disk nor other ranks."""
+    def _run_whole(self, trip: _Trip, resident: _Resident, n_tokens: int) -> Float32Array | None:
+        """A token of each sequence where nothing has to be waited for, neither disk nor other ranks."""
         started, workspace = self.times.now("compute"), self._workspace
-        graph = workspace.pass_graph(trip.seen, resident.parts)
+        graph = workspace.pass_graph(n_tokens, trip.seen, resident.parts)
         if workspace.states:
-            graph.point_state(workspace.states_of(self._model.blocks, trip.state.within(0, 1)))
+            graph.point_state(workspace.states_of(self._model.blocks, trip.state.within(0, n_tokens)))
         graph.run(workspace.compute)
         self.times.computed(started, ALL_BLOCKS)
         return self._check(graph.result())

@@ -25,6 +25,9 @@ from tpi.runtime.recurrent import RecurrentStates, StateSlots
 from tpi.weights.layout import Piece
 
 _GRAPHS_KEPT = 32
+_PASS_GRAPHS_KEPT = 4
+_ROOM_FOR_PASS_GRAPH = 16
+"""Where the longest pass has so many tokens, the blocks' intermediates leave room for a whole pass of one."""
 _EXPERT_STEPS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Rows for which graphs of experts are made; beyond these, multiples of the last."""
 
@@ -76,7 +79,7 @@ class Workspace:
         self.states = RecurrentStates(model.state_sizes(), slots)
         n_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
         self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker)
-        self._pass_graph: tuple[Seen, Graph] | None = None
+        self._pass_graphs: OrderedDict[tuple[int, Seen], Graph] = OrderedDict()
         self.compute = Compute(settings.n_threads, settings.n_parts + bool(self._experts))
         try:
             self._reserve()
@@ -91,11 +94,10 @@ class Workspace:
         self.close()
 
     def close(self) -> None:
-        for graphs in (self._graphs, self._expert_graphs):
-            for graph in graphs.values():
-                graph.close()
+        for graph in (*self._graphs.values(), *self._expert_graphs.values(), *self._pass_graphs.values()):
+            graph.close()
+        for graphs in (self._graphs, self._expert_graphs, self._pass_graphs):
             graphs.clear()
-        self._drop_pass_graph()
         self.compute.close()
         self.cache.close()
         self.states.close()
@@ -114,6 +116,15 @@ class Workspace:
     def kept_bytes(self) -> int:
         """What is kept of sequences when everything was written: KV cache and recurrent states."""
         return self.cache.n_bytes + self.states.n_bytes
+
+    @property
+    def most_whole_tokens(self) -> int:
+        """Passes of so many tokens can be one graph; 0: none, other ranks or experts are waited for in between."""
+        settings = self.settings
+        if self.model.partition.n_ranks > 1 or self._experts:
+            return 0
+        has_room = settings.max_tokens >= _ROOM_FOR_PASS_GRAPH
+        return min(settings.n_sequences, settings.n_sampled) if settings.n_sequences > 1 else int(has_room)
 
     def load(self, work: Pass) -> Seen:
         """Copies the pass's inputs to where the graphs read them; returns how many cells the graphs look at."""
@@ -220,24 +231,26 @@ class Workspace:
         graph.place(self.compute)
         return graph
 
-    def pass_graph(self, seen: Seen, resident: Mapping[int, tuple[int, ...]]) -> Graph:
-        """The graph of a whole pass of one token that sees so many cells; for a rank that is alone and has all its
-        weights at the addresses ``resident``, which stay the same. Only the last one is kept: cells only grow."""
-        if self._pass_graph is None or self._pass_graph[0] != seen:
-            self._drop_pass_graph()
+    def pass_graph(self, n_tokens: int, seen: Seen, resident: Mapping[int, tuple[int, ...]]) -> Graph:
+        """The graph of a whole pass of a token of each of ``n_tokens`` sequences, all of which are sampled; for a rank
+        that is alone and has all its weights at the addresses ``resident``, which stay the same."""
+        key = n_tokens, seen
+        graph = self._pass_graphs.get(key)
+        if graph is None:
             blocks = self.model.blocks
-            graph = self._build([self._held[block.index] for block in blocks], BatchShape(1, seen, (1,)))
+            graph = self._pass_graphs[key] = self._build_pass(n_tokens, seen)
             graph.place(self.compute)
             graph.point_parts([address for block in blocks for address in resident[block.index]])
             if not self.states:
                 graph.point_state(self.states_of(blocks))
-            self._pass_graph = seen, graph
-        return self._pass_graph[1]
+            if len(self._pass_graphs) > _PASS_GRAPHS_KEPT:
+                self._pass_graphs.popitem(last=False)[1].close()
+        self._pass_graphs.move_to_end(key)
+        return graph
 
-    def _drop_pass_graph(self) -> None:
-        if self._pass_graph is not None:
-            self._pass_graph[1].close()
-            self._pass_graph = None
+    def _build_pass(self, n_tokens: int, seen: Seen) -> Graph:
+        held = [self._held[block.index] for block in self.model.blocks]
+        return self._build(held, BatchShape(n_tokens, seen, (1,) * n_tokens))
 
     def _hold(self, block: Block) -> Held:
         model = self.model
@@ -261,6 +274,10 @@ class Workspace:
         """Makes the shared buffers as large as the largest graph of each structure needs. Where a block is several
         pieces, both parts of a pass are under way in it."""
         settings = self.settings
+        if self.most_whole_tokens > 1:
+            seen = tuple((window, settings.cells_of(window)) for window in self.model.windows)
+            with self._build_pass(self.most_whole_tokens, seen) as graph:
+                self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
             self._try([held], self._largest(held, n_rows), 0)
