@@ -9,10 +9,11 @@ nothing is left to be tried then. What it answers means nothing, and its speed i
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,16 @@ class Measured:
     peaks: dict[int, int]
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """Tokens per second of one sequence, and of several at once, all together."""
+
+    n_sequences: int
+    one: float
+    all: float
+    peaks: dict[int, int]
+
+
 def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path) -> Measured:
     """Writes what ``work`` lacks, starts the cluster twice and asks it once; blocks for minutes.
 
@@ -65,6 +76,30 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
         DiskSpaceError: the shards do not fit.
         LinkError: the cluster failed; its last words.
     """
+    with _prepared(model, ranks, conditions, work) as start:
+        start(0).close()
+        with start(0) as cluster:
+            answer = cluster.ask(make_prompt(conditions.n_prompt_tokens, seed=2))
+            return Measured(cluster.start, answer, _peaks(cluster, ranks))
+
+
+def measure_crowd(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path, n_sequences: int) -> Crowd:
+    """The same for several at once, after one alone."""
+    with _prepared(model, ranks, conditions, work) as start, start(n_sequences) as cluster:
+        prompts = [make_prompt(conditions.n_prompt_tokens, seed=seed) for seed in range(n_sequences + 1)]
+        one = cluster.ask_many(prompts[:1], conditions.n_tokens)
+        return Crowd(n_sequences, one, cluster.ask_many(prompts[1:], conditions.n_tokens), _peaks(cluster, ranks))
+
+
+def _peaks(cluster: ServedCluster, ranks: Ranks) -> dict[int, int]:
+    return {rank: peak_resident_bytes(cluster.processes[rank].pid) for rank in ranks.real}
+
+
+@contextlib.contextmanager
+def _prepared(
+    model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
+) -> Iterator[Callable[[int], ServedCluster]]:
+    """What starts the cluster, for so many answers at once, 0 through standard input; all files are written."""
     _require_room(model, ranks, work)
     path = find_model(model, work, hollow=True)
     digest = model_digest(read_gguf(path), work / "tpi")
@@ -77,7 +112,7 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
         folder = ClusterFolder(Path(name), work)
         os.link(shards[0], folder.stored_path(open_shard(shards[0])))
 
-        def start() -> ServedCluster:
+        def start(n_parallel: int) -> ServedCluster:
             workers: list[Worker] = []
             for rank in range(1, ranks.n_devices):
                 is_real = rank == ranks.worker
@@ -85,15 +120,9 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
                 workers.append(real_worker(*options) if is_real else stand_in(device_name(rank), folder.state(rank)))
             variables = [folder.variables(rank) for rank in range(ranks.n_devices)]
             serve = conditions.serve_options(path, model.shape.n_layers, bed, ranks.n_devices)
-            return ServedCluster(bed, serve, workers, variables)
+            return ServedCluster(bed, serve, workers, variables, n_parallel=n_parallel)
 
-        start().close()
-        with start() as cluster:
-            answer = cluster.ask(make_prompt(conditions.n_prompt_tokens, seed=2))
-            processes = cluster.processes
-            return Measured(
-                cluster.start, answer, {rank: peak_resident_bytes(processes[rank].pid) for rank in ranks.real}
-            )
+        yield start
 
 
 def _require_room(model: RandomModel, ranks: Ranks, work: Path) -> None:
@@ -188,6 +217,9 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
         "--prefill", type=int, metavar="TOKENS", help="of the prompt (default: it and its answer fill the context)"
     )
     parser.add_argument("--tokens", type=int, default=8, help="of the answer, with --prefill (default: 8)")
+    parser.add_argument(
+        "--sequences", type=int, default=1, metavar="N", help="that many at once ÷ one, with --prefill and --tokens"
+    )
     parser.add_argument("--window", default="64MB", metavar="SIZE", help="weights in memory (default: 64MB)")
     parser.add_argument("--memory", metavar="SIZE", help="--memory of both tpi processes")
     parser.add_argument("--threads", type=int, default=1, help="of each (default: 1)")
@@ -206,4 +238,21 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     model = RandomModel(find_shape(given.shape), given.quant)
     types = {tensor.type.name for tensor in tensors_of(model.shape, model.quantisation)}
     probe_kernels(work / "tpi").require(types, given.kv_type)
+    if given.sequences > 1:
+        crowd = measure_crowd(model, ranks, conditions, work, given.sequences)
+        yield Report("rank").add(
+            shape=model.shape.name,
+            quantisation=model.quantisation,
+            kv_type=conditions.kv_type,
+            devices=ranks.n_devices,
+            worker=ranks.worker,
+            sequences=crowd.n_sequences,
+            cells_each=conditions.n_prompt_tokens + conditions.n_tokens,
+            one_tokens_per_s=crowd.one,
+            all_tokens_per_s=crowd.all,
+            ratio=crowd.all / crowd.one,
+            master_peak_rss_bytes=crowd.peaks[0],
+            worker_peak_rss_bytes=crowd.peaks[ranks.worker] if ranks.worker is not None else None,
+        )
+        return
     yield _report(model, ranks, conditions, measure(model, ranks, conditions, work))

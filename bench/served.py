@@ -4,6 +4,8 @@ The thread that makes a cluster drives it. Two threads read what the master writ
 """
 
 import contextlib
+import http.client
+import json
 import os
 import queue
 import re
@@ -27,6 +29,7 @@ from tpi.errors import LinkError
 _KEY = re.compile(r"^\s+tpi join (\S+)")
 _HEADLINE = re.compile(r"^(\d+) prompt tokens.*; (\d+) tokens, ")
 _JOINED = re.compile(r"^(?:.* )?(\d+) of \1 devices are here")
+_API = re.compile(r"^the API is at http://127\.0\.0\.1:(\d+)/")
 _READY = re.compile(r"^ready: [^;]*(?:; (.*))?$")
 _START_S = 300.0
 _ANSWER_S = 7200.0
@@ -118,9 +121,11 @@ class ServedCluster:
         variables: Sequence[Mapping[str, str]],
         *,
         is_plain: bool = False,
+        n_parallel: int = 0,
     ) -> None:
         """``serve`` are the arguments after the verb; ``workers`` those of ranks 1 on; ``variables`` every device's
-        environment. With ``is_plain`` data links are not encrypted (``bench.plainlinks``)."""
+        environment. With ``is_plain`` data links are not encrypted (``bench.plainlinks``). ``n_parallel``: so many
+        are answered at once, through the API, in place of standard input."""
         self._is_plain = is_plain
         self._bed = bed
         self._written: queue.SimpleQueue[Line] = queue.SimpleQueue()
@@ -136,12 +141,14 @@ class ServedCluster:
                 if not said.readline():
                     raise LinkError(f"the measured cluster failed: the process of device {rank} did not start")
         started = time.perf_counter()
-        master = self._start(0, ("tpi", "serve", "--no-api", *serve), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        api = ("--api-port", "0", "--parallel", str(n_parallel)) if n_parallel else ("--no-api",)
+        master = self._start(0, ("tpi", "serve", *api, *serve), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert master.stdin is not None
         self._input: IO[bytes] = master.stdin
         for stream, is_answer in ((master.stdout, True), (master.stderr, False)):
             threading.Thread(target=self._read, args=(stream, is_answer), daemon=True).start()
         self.start = self._bring(workers, started)
+        self._api_port = int(self._wait_for(_API, _START_S)[1]) if n_parallel else 0
 
     def _bring(self, workers: Sequence[Worker], started: float) -> Start:
         """Gives every worker the join key and waits until the cluster is ready."""
@@ -214,6 +221,37 @@ class ServedCluster:
             prefill=prefill,
             total=self._bed.statistics(),
         )
+
+    def ask_many(self, texts: Sequence[str], n_tokens: int) -> float:
+        """Tokens per second of all answers together, while all of them grow: each of ``n_tokens``, through the API.
+
+        Raises:
+            LinkError: the cluster failed.
+        """
+        times: list[list[float]] = [[] for _ in texts]
+
+        def ask(number: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self._api_port, timeout=_ANSWER_S)
+            body = {"prompt": texts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True, "logprobs": 0}
+            headers = {"Content-Type": "application/json"}
+            with contextlib.closing(connection):
+                connection.request("POST", "/v1/completions", json.dumps(body), headers)
+                for line in connection.getresponse():
+                    if b'"token_logprobs":[' in line:
+                        times[number].append(time.perf_counter())
+
+        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(texts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if not all(len(some) > 1 for some in times):
+            raise LinkError("the measured cluster's answers ended before their second token")
+        started, ended = max(some[0] for some in times), min(some[-1] for some in times)
+        n_passed = sum(1 for some in times for at in some if started < at <= ended)
+        if not n_passed:
+            raise LinkError("the measured cluster's answers did not grow at the same time: make them longer")
+        return n_passed / (ended - started)
 
     def _cpu_times(self) -> list[float]:
         """Seconds of processor time of every process, of the user and the kernel."""

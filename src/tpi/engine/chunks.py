@@ -11,8 +11,10 @@ from tpi.runtime.passes import TILED_TOKENS
 
 _FIRST = 16
 """So many tokens of a prompt share a pass with others while nothing has been measured."""
+_MOST_TOKENS = 4096.0
 _MOST_CHANGE = 2.0
 _SMOOTHING = 0.3
+_GROWTH = 0.7
 
 
 def next_chunk(n_tokens: int, most: int, *, is_staged: bool = False) -> int:
@@ -61,7 +63,9 @@ class ChunkSizes:
             extra_s = max(took_s - usual_s, 1e-6)
             factor = n_read * (self._stretch - 1) * usual_s / extra_s / self._n_tokens
             factor = min(max(factor, 1 / _MOST_CHANGE), _MOST_CHANGE)
-            self._n_tokens = max(1.0, self._n_tokens * factor**_SMOOTHING)
+            # Where passes take their time for the disk, more tokens cost nothing, and shall soon be as many as fit.
+            weight = _GROWTH if factor == _MOST_CHANGE else _SMOOTHING
+            self._n_tokens = min(max(1.0, self._n_tokens * factor**weight), _MOST_TOKENS)
 
     def _usual(self, n_answers: int) -> float | None:
         """Measured with as many answers, or as near as there is."""
