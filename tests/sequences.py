@@ -35,11 +35,10 @@ class TokenSequence:
         last token's logits."""
         sequence = self._begun()
         while tokens:
-            n_before_mark = sequence.mark - len(sequence.tokens)
-            n = min(len(tokens), n_before_mark) if n_before_mark > 0 else len(tokens)
+            n = min(len(tokens), sequence.n_to_mark or len(tokens))
             n = next_chunk(n, self._runner.max_tokens, is_staged=self._runner.is_staged)
             is_last = n == len(tokens)
-            keep = is_last or len(sequence.tokens) + n == sequence.mark
+            keep = is_last or len(sequence.tokens) + n in sequence.marks
             rows = self.run(tokens[:n], wanted if is_last else None, keep=keep)
             tokens = tokens[n:]
             yield rows[0] if is_last else None

@@ -199,7 +199,7 @@ def tell_story(model: Path, folder: Path, n_tokens: int) -> Story:
     """A story of ``n_tokens`` that one device tells, for the first prompt whose story is so long."""
     with Language(model) as language, one_device(model, folder) as cluster, Engine(cluster, language) as engine:
         for text in PROMPTS:
-            prompt = engine.chat_prompt([Message("user", text)])
+            prompt = list(engine.chat_prompt([Message("user", text)]).tokens)
             answer = greedy(cluster, model, prompt, n_tokens)
             if not any(engine.vocabulary.is_end_of_generation(token) for token in answer):
                 return Story(text, prompt, answer)

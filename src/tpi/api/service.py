@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from starlette.concurrency import run_in_threadpool
 
 from tpi.engine.chat import Message
-from tpi.engine.engine import Engine
+from tpi.engine.engine import Engine, Prompt
 from tpi.engine.generation import Answer, Delta, Generation
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 
@@ -52,11 +52,11 @@ class Service:
     async def tell_cluster(self) -> bytes:
         return await run_in_threadpool(self._tell_cluster)
 
-    async def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    async def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
         """See ``Engine.chat_prompt``. Templates are strangers' programs, which may take a while."""
         return await run_in_threadpool(self._engine.chat_prompt, messages)
 
-    async def raw_prompt(self, text: str) -> list[int]:
+    async def raw_prompt(self, text: str) -> Prompt:
         """See ``Engine.raw_prompt``."""
         return await run_in_threadpool(self._engine.raw_prompt, text)
 
@@ -64,12 +64,12 @@ class Service:
         """The bytes that a token adds to a text; special tokens as they are written."""
         return self._engine.vocabulary.token_bytes(token, special=True)
 
-    def answer(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> "Answering":
+    def answer(self, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings) -> "Answering":
         """Begins to answer; raises as ``Engine.ask``."""
         return Answering(self._engine, prompt, sampling, settings)
 
     def answers(
-        self, n: int, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings
+        self, n: int, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings
     ) -> "list[Answering]":
         """``n`` of them, each with a seed of its own."""
         begun = list[Answering]()
@@ -88,7 +88,7 @@ class Answering:
     """One answer on its way to a coroutine."""
 
     def __init__(
-        self, engine: Engine, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings
+        self, engine: Engine, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings
     ) -> None:
         self._engine, self._loop, self._news = engine, asyncio.get_running_loop(), asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)

@@ -56,11 +56,11 @@ class Running(Protocol):
 class Speaker(Protocol):
     """What the engine offers."""
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]: ...
+    def chat_prompt(self, messages: Sequence[Message]) -> Any: ...
 
-    def raw_prompt(self, text: str) -> list[int]: ...
+    def raw_prompt(self, text: str) -> Any: ...
 
-    def ask(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> Answering: ...
+    def ask(self, prompt: Any, sampling: SamplingSettings, settings: GenerationSettings) -> Answering: ...
 
     def follow(self, generation: Any, cancel: threading.Event | None = None) -> Iterator[TextPart]: ...
 
@@ -162,12 +162,12 @@ class Talk:
                 show(before, self._cluster.status(), answer)
         return answer
 
-    def _make_prompt(self, messages: Sequence[Message]) -> list[int]:
+    def _make_prompt(self, messages: Sequence[Message]) -> Any:
         if self._manner.generation.raw:
             return self._speaker.raw_prompt("".join(message.content for message in messages))
         return self._speaker.chat_prompt(messages)
 
-    def _generate(self, prompt: Sequence[int], cancel: threading.Event) -> Answered:
+    def _generate(self, prompt: Any, cancel: threading.Event) -> Answered:
         """Writes the answer as it grows, and ends its last line."""
         ends_line = True
         manner = self._manner

@@ -6,8 +6,10 @@ Owns the embedding table; cluster and language belong to the caller.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Self
 
+from tpi.engine.cells import count_alike
 from tpi.engine.chat import Message
 from tpi.engine.driver import Driver
 from tpi.engine.generation import Delta, Generation, Request
@@ -21,6 +23,14 @@ from tpi.runtime.embedding import EmbeddingTable
 
 _LOOK_S = 0.1
 """How long at most until a cancellation is noticed while nothing comes."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Its tokens, and after how many of them other prompts are expected to differ."""
+
+    tokens: tuple[int, ...]
+    marks: tuple[int, ...] = ()
 
 
 class Engine:
@@ -57,17 +67,29 @@ class Engine:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a chat, ready for the assistant's turn; raises as ``prompt.encode_chat``."""
-        return encode_chat(self.vocabulary, self.template, messages)
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """A chat, ready for the assistant's turn; raises as ``prompt.encode_chat``."""
+        tokens = encode_chat(self.vocabulary, self.template, messages)
+        return Prompt(tuple(tokens), self._marks(messages, tokens))
 
-    def raw_prompt(self, text: str) -> list[int]:
-        """The tokens of a text that is taken as it is."""
-        return encode_raw(self.vocabulary, text)
+    def raw_prompt(self, text: str) -> Prompt:
+        """A text that is taken as it is."""
+        return Prompt(tuple(encode_raw(self.vocabulary, text)))
+
+    def _marks(self, messages: Sequence[Message], tokens: Sequence[int]) -> tuple[int, ...]:
+        """Where other chats with the same instructions go on, if what is kept of these has to be kept on purpose."""
+        n = next((number for number, message in enumerate(messages) if message.role != "system"), 0)
+        if not n or not self._runner.retention.keeps_states:
+            return ()
+        try:
+            alike = encode_chat(self.vocabulary, self.template, messages[:n], add_generation_prompt=False)
+        except TpiError:  # some templates want a user's turn
+            return ()
+        return (count_alike(tokens, alike),)
 
     def ask(
         self,
-        prompt: Sequence[int],
+        prompt: Prompt,
         sampling: SamplingSettings,
         settings: GenerationSettings,
         notify: Callable[[], None] = lambda: None,
@@ -80,7 +102,7 @@ class Engine:
             BusyError: too many wait already.
         """
         stops = () if settings.raw else self.template.stop
-        return self.scheduler.submit(Request(tuple(prompt), sampling, settings, stops), notify)
+        return self.scheduler.submit(Request(prompt.tokens, sampling, settings, stops, prompt.marks), notify)
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;

@@ -28,12 +28,13 @@ could not go on; empty: it has not."""
 @dataclass(frozen=True)
 class Request:
     """What is asked: the prompt's tokens, how to draw, and when to stop; ``stops`` are strings that end it beside those
-    of the settings."""
+    of the settings; after ``marks`` tokens of the prompt others are expected to go on."""
 
     prompt: tuple[int, ...]
     sampling: SamplingSettings
     settings: GenerationSettings
     stops: tuple[str, ...] = ()
+    marks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ class Scheduler:
         self.let_go()
         while self._waiting:
             generation = self._waiting[0]
-            sequence = self._sequences.begin(generation.tokens)
+            sequence = self._sequences.begin(generation.tokens, generation.request.marks)
             if sequence is None:
                 return
             generation.begin(sequence)
@@ -190,8 +190,7 @@ class Scheduler:
         sequence = generation.sequence
         if sequence is None:
             return 0
-        n_before_mark = sequence.mark - len(sequence.tokens)
-        n_wanted = min(generation.n_pending, n_before_mark) if n_before_mark > 0 else generation.n_pending
+        n_wanted = min(generation.n_pending, sequence.n_to_mark or generation.n_pending)
         n_wanted = next_chunk(n_wanted, n_most, is_staged=self._runner.is_staged)
         while not (n_tokens := self._sequences.make_room(sequence, n_wanted)):
             here = {id(other) for other, _ in picked}
@@ -201,7 +200,7 @@ class Scheduler:
                 return 0
         stop = len(sequence.tokens) + n_tokens
         is_last = n_tokens == generation.n_pending
-        is_kept = stop in (sequence.mark, len(generation.request.prompt))
+        is_kept = stop in sequence.marks
         rows = Rows(sequence, generation.pending(n_tokens), generation.wanted if is_last else None, is_kept)
         picked.append((generation, rows))
         return n_tokens

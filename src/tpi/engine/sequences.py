@@ -34,8 +34,8 @@ class _Seat:
 
 @dataclass(eq=False)
 class Sequence:
-    """One caller's tokens. ``n_reserved``: room for so many is kept; ``mark``: after so many the recurrent state is to
-    be kept, 0: nowhere."""
+    """One caller's tokens. ``n_reserved``: room for so many is kept; ``marks``: after so many the recurrent states are
+    to be kept."""
 
     seat: _Seat
     tokens: list[int]
@@ -44,7 +44,7 @@ class Sequence:
     n_cached: int
     """So many were computed before it began."""
     n_reserved: int
-    mark: int = 0
+    marks: tuple[int, ...] = ()
 
     @property
     def number(self) -> int:
@@ -55,6 +55,11 @@ class Sequence:
         """Where the tokens lie, in the order of their positions, and those to come as far as there is room."""
         starts = np.array([block.first for block in self.blocks], np.int64)
         return (starts[:, None] + np.arange(BLOCK_CELLS)).ravel()
+
+    @property
+    def n_to_mark(self) -> int:
+        """How many tokens there are up to the next mark, 0 if there is none."""
+        return next((mark - len(self.tokens) for mark in self.marks if mark > len(self.tokens)), 0)
 
     @property
     def n_room(self) -> int:
@@ -94,9 +99,9 @@ class Sequences:
         if self._epoch != self._runner.epoch:
             self._begin_epoch()
 
-    def begin(self, prompt: Tokens) -> Sequence | None:
+    def begin(self, prompt: Tokens, marks: abc.Sequence[int] = ()) -> Sequence | None:
         """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
-        None while there is no seat or no room for all of it.
+        None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on.
 
         Raises:
             UsageError: the prompt is empty.
@@ -123,8 +128,8 @@ class Sequences:
         seat = self._take_seat(free, source, n_resumed)
         seat.tokens = list(prompt[:n_resumed])
         sequence = Sequence(seat, seat.tokens, path, n_resumed, len(prompt) + 1)
-        if n_alike - n_resumed >= _WORTH_KEEPING:
-            sequence.mark = n_alike
+        found = (*marks, *([n_alike] if n_alike - n_resumed >= _WORTH_KEEPING else []))
+        sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)} | {len(prompt)}))
         if n_tail:
             self._own_tail(sequence, n_tail, n_needed + n_reserved)
         self._live.append(sequence)
@@ -224,7 +229,7 @@ class Sequences:
             sequence.seat = self._seats[number]
             sequence.seat.is_taken = True
             sequence.tokens, sequence.blocks = [], []
-            sequence.mark = sequence.n_cached = 0
+            sequence.n_cached = 0
             sequence.seat.tokens = sequence.tokens
 
     def _source(self, beginning: Tokens) -> tuple[_Seat | None, int, int]:

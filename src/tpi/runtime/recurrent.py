@@ -107,12 +107,19 @@ class StateSlots:
         self._targets.clear()
 
     def _take(self, sequence: int, source: int) -> int:
-        """A free slot; if the sequence has all that it may have, the one that was kept longest ago."""
+        """A free slot; if the sequence has all that it may have, the one without which the fewest tokens have to be
+        computed again to go back to where it is, of equals the one that was written longest ago."""
         own = {number: slot for number, slot in self._slots.items() if slot.sequence == sequence}
         if len(own) >= self._n_per_sequence:
-            oldest = min((n for n in own if n != source), key=lambda n: own[n].age)
-            del self._slots[oldest]
-            return oldest
+
+            def loss(number: int) -> tuple[int, int]:
+                slot = own[number]
+                before = (other.n_tokens for other in own.values() if other.n_tokens < slot.n_tokens)
+                return slot.n_tokens - max(before, default=0), slot.age
+
+            least = min((number for number in own if number != source), key=loss)
+            del self._slots[least]
+            return least
         taken = self._slots.keys() | set(self._targets.values())
         return next(number for number in range(1, self.n_slots) if number not in taken)
 

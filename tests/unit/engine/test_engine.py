@@ -9,7 +9,7 @@ import pytest
 from tests.models import write_random_model
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
-from tpi.engine.engine import Engine
+from tpi.engine.engine import Engine, Prompt
 from tpi.engine.generation import Answer
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
@@ -90,14 +90,14 @@ def answer(
 ) -> tuple[str, Answer]:
     sampling = sampling or SamplingSettings(temperature=1.0, seed=7)
     with Engine(runner, language) as engine:
-        generation = engine.ask(PROMPT, sampling, GenerationSettings(max_tokens, raw=True))
+        generation = engine.ask(Prompt(tuple(PROMPT)), sampling, GenerationSettings(max_tokens, raw=True))
         text = "".join(delta.text for delta in engine.follow(generation))
         assert text == generation.answer.text
         return text, generation.answer
 
 
 def ask(engine: Engine, prompt: Sequence[int], settings: GenerationSettings, seed: int = 7) -> Answer:
-    generation = engine.ask(prompt, SamplingSettings(seed=seed), settings)
+    generation = engine.ask(Prompt(tuple(prompt)), SamplingSettings(seed=seed), settings)
     list(engine.follow(generation))
     return generation.answer
 
@@ -185,7 +185,7 @@ def test_rows_that_are_no_tokens_are_never_drawn(language: Language) -> None:
     runner = FakeRunner(language, lambda position: np.arange(320, dtype=np.float32), 3)
     with Engine(runner, language) as engine:
         engine.scheduler._n_tokens = 300
-        generation = engine.ask(PROMPT, MANNERS[0], GenerationSettings(3, raw=True))
+        generation = engine.ask(Prompt(tuple(PROMPT)), MANNERS[0], GenerationSettings(3, raw=True))
         list(engine.follow(generation))
         assert [work.wanted.n_tokens for work in runner.passes] == [300] * 3
         assert generation.tokens[-1] == 299

@@ -1,6 +1,7 @@
 """Many answers at once: each is what it would be alone, whoever comes and goes, on ranks that keep only text."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -196,3 +197,17 @@ def test_a_pass_that_somebody_stopped_goes_on_without_him(
         scheduler.step()
     finish(scheduler)
     assert one.answer.finish == "cancelled" and other.tokens == alone(asked[1])
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_is_said_to_be_common_is_kept(language: Language, spec: ModelSpec, kind: str) -> None:
+    """A second caller with the same instructions need not wait until two have been seen to begin alike."""
+    ranks = FakeRanks(spec, n_cells=1024, max_tokens=64, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language)
+    for number, n_cached in enumerate([0, 150, 150]):
+        asked = replace(request(text(number, 190, 150)), marks=(150,))
+        generation = scheduler.submit(asked)
+        finish(scheduler)
+        assert generation.tokens == alone(asked)
+        if not kind.startswith("windows"):
+            assert generation.answer.n_cached_tokens == n_cached

@@ -46,7 +46,15 @@ def test_passes_of_several_sequences_write_to_slots_of_their_own() -> None:
     assert slots.find(0, 5) == one and slots.find(1, 7) == other
 
 
-def test_the_oldest_that_was_kept_is_given_up_first() -> None:
+def test_the_state_that_is_soonest_computed_again_is_given_up_first() -> None:
+    """That after a long system prompt stays, whatever turns follow."""
+    slots = StateSlots(1, 2)
+    for start, stop in [(0, 500), (500, 530), (530, 600), (600, 610), (610, 640)]:
+        slots.end(0, slots.begin(0, start)[1], stop, keep=True)
+    assert [n for n in (500, 530, 600, 610, 640) if slots.find(0, n) is not None] == [500, 600, 610, 640]
+
+
+def test_of_equals_the_oldest_is_given_up_first() -> None:
     slots = StateSlots(1, 2)
     for number in range(5):
         slots.end(0, slots.begin(0, 10 * number)[1], 10 * number + 10, keep=True)

@@ -15,6 +15,7 @@ from tpi.api.openai.schema import MAX_PROMPTS, ChatRequest, CompletionRequest, D
 from tpi.api.openai.settings import read_generation, read_sampling
 from tpi.api.service import Answering, Service, merged
 from tpi.engine.chat import Message
+from tpi.engine.engine import Prompt
 from tpi.engine.generation import Answer, Delta
 from tpi.errors import TpiError
 
@@ -134,13 +135,13 @@ class _Routes:
 
         return await _whole(request, bodies, answerings, choice)
 
-    async def _prompts(self, given: str | list[int] | list[str] | list[list[int]]) -> list[tuple[str, list[int]]]:
+    async def _prompts(self, given: str | list[int] | list[str] | list[list[int]]) -> list[tuple[str, Prompt]]:
         """Texts and their tokens, of which either was given: one, or several."""
         tokens = [] if isinstance(given, str) else [item for item in given if isinstance(item, int)]
         items = [given] if isinstance(given, str) else [item for item in given if not isinstance(item, int)]
         if not 1 <= len(items) + bool(tokens) <= MAX_PROMPTS:
             raise Problem(400, f"there are {len(items)} prompts, from 1 to {MAX_PROMPTS} are allowed", param="prompt")
-        prompts = list[tuple[str, list[int]]]()
+        prompts = list[tuple[str, Prompt]]()
         for item in [tokens] if tokens else items:
             if isinstance(item, str):
                 prompts.append((item, await self._service.raw_prompt(item)))
@@ -149,7 +150,7 @@ class _Routes:
                 if not 0 <= token < self._service.vocabulary_size:
                     most = self._service.vocabulary_size - 1
                     raise Problem(400, f"{token} is no token: there are 0 to {most}", param="prompt")
-            prompts.append((self._text(item), item))
+            prompts.append((self._text(item), Prompt(tuple(item))))
         return prompts
 
     def _text(self, prompt: Sequence[int]) -> str:
