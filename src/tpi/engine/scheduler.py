@@ -200,7 +200,7 @@ class Scheduler:
                 return 0
         stop = len(sequence.tokens) + n_tokens
         is_last = n_tokens == generation.n_pending
-        is_kept = stop in sequence.marks
+        is_kept = stop in (*sequence.marks, len(generation.request.prompt))
         rows = Rows(sequence, generation.pending(n_tokens), generation.wanted if is_last else None, is_kept)
         picked.append((generation, rows))
         return n_tokens

@@ -129,7 +129,7 @@ class Sequences:
         seat.tokens = list(prompt[:n_resumed])
         sequence = Sequence(seat, seat.tokens, path, n_resumed, len(prompt) + 1)
         found = (*marks, *([n_alike] if n_alike - n_resumed >= _WORTH_KEEPING else []))
-        sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)} | {len(prompt)}))
+        sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)}))
         if n_tail:
             self._own_tail(sequence, n_tail, n_needed + n_reserved)
         self._live.append(sequence)
