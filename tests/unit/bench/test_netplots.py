@@ -16,7 +16,7 @@ SMALL = Shape("small", 4, 512, 8, 4, 2048, 2000, 512)
 @pytest.mark.skipif(can_emulate() is not None, reason=str(can_emulate()))
 def test_pictures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "small", SMALL)
-    options = ["--shape", "small", "--devices", "1,2", "--tokens", "4", "--answers", "1", "--latencies", "1"]
+    options = ["--shape", "small", "--devices", "1,2", "--tokens", "40", "--answers", "1", "--latencies", "1"]
     reports = list(netplots.main([*options, "--ranks", "2", "--work", str(tmp_path), "--out", str(tmp_path / "out")]))
     for name in ("sums-against-latency", "tokens-against-devices"):
         assert (tmp_path / "out" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
