@@ -131,7 +131,7 @@ def run_worker(settings, report):
         print("closed", flush=True)
 join.run_worker = run_worker
 join.probe_kernels = lambda cache: Kernels()
-join._END_S = 0.5
+join._END_S = 3.0
 sys.exit(main.main(["join", "-", "--while-stdin"]))
 """
 
