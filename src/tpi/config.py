@@ -14,6 +14,7 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_CHUNK_TOKENS = 128
 MAX_RANKS = 64
 MAX_PARALLEL = 255
+"""Sequences that a pass can have: what a byte counts."""
 DEFAULT_PARALLEL = 4
 DEFAULT_API_PORT = 8080
 

@@ -46,15 +46,15 @@ async def _health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _tell_problem(_: Request, problem: Any) -> Response:
+async def _tell_problem(request: Request, problem: Any) -> Response:
     return JSONResponse(problem.body, problem.status, problem.headers)
 
 
-async def _tell_error(_: Request, error: Any) -> Response:
-    return await _tell_problem(_, problem_of(error))
+async def _tell_error(request: Request, error: Any) -> Response:
+    return await _tell_problem(request, problem_of(error))
 
 
-async def _tell_invalid(_: Request, error: Any) -> Response:
+async def _tell_invalid(request: Request, error: Any) -> Response:
     """The first thing that is wrong, where it is, and what it should be."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part != "body") or None
@@ -62,13 +62,15 @@ async def _tell_invalid(_: Request, error: Any) -> Response:
         message = f"the request is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
     else:
         message = f"{place or 'the request'}: {first['msg']}"
-    return await _tell_problem(_, Problem(400, message, param=place))
+    return await _tell_problem(request, Problem(400, message, param=place))
 
 
-async def _tell_http(_: Request, error: Any) -> Response:
+async def _tell_http(request: Request, error: Any) -> Response:
     if error.status_code == 404:
-        return await _tell_problem(_, Problem(404, f"there is no {_.method} {_.url.path} here", code="not_found"))
-    return await _tell_problem(_, Problem(error.status_code, str(error.detail), headers=dict(error.headers or {})))
+        problem = Problem(404, f"there is no {request.method} {request.url.path} here", code="not_found")
+    else:
+        problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    return await _tell_problem(request, problem)
 
 
 async def _tell_nobody(_: Request, error: Any) -> Response:

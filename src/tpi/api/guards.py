@@ -21,7 +21,8 @@ from tpi.api.errors import Problem
 MAX_BODY_BYTES = 8 << 20
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _OPEN_PATHS = ("/health",)
-_LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
+"""By these only this device reaches a server."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Guard:
         return Problem(413, f"the request is larger than {self._rules.max_body_bytes:,} bytes: make it shorter")
 
     def _is_own_name(self, name: str) -> bool:
-        return name in _LOCAL_NAMES or name == self._rules.host
+        return name in LOCAL_NAMES or name == self._rules.host
 
     def _may_ask(self, origin: str, host: str) -> bool:
         allowed = self._rules.cors_origins

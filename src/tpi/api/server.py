@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import threading
-from typing import Self
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -18,7 +17,7 @@ _MAX_HEADER_BYTES = 32 << 10
 
 
 class ApiServer:
-    """A context manager; ``close`` is idempotent."""
+    """``close`` is idempotent."""
 
     def __init__(self, host: str, port: int) -> None:
         """Listens from now on; ``start`` begins to answer. Port 0 takes any.
@@ -43,12 +42,6 @@ class ApiServer:
         self.port: int = self._socket.getsockname()[1]
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def start(self, app: ASGIApp) -> None:
         """Answers requests with ``app``."""

@@ -44,11 +44,6 @@ class Service:
         """Tokens that prompt and answer can have together."""
         return self._engine.n_context
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many are answered, and how many wait."""
-        return self._engine.scheduler.counts
-
     async def tell_cluster(self) -> bytes:
         return await run_in_threadpool(self._tell_cluster)
 
@@ -64,19 +59,16 @@ class Service:
         """The bytes that a token adds to a text; special tokens as they are written."""
         return self._engine.vocabulary.token_bytes(token, special=True)
 
-    def answer(self, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings) -> "Answering":
-        """Begins to answer; raises as ``Engine.ask``."""
-        return Answering(self._engine, prompt, sampling, settings)
-
     def answers(
-        self, n: int, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings
+        self, prompts: Sequence[Prompt], n: int, sampling: SamplingSettings, settings: GenerationSettings
     ) -> "list[Answering]":
-        """``n`` of them, each with a seed of its own."""
+        """Begins ``n`` of each prompt, with seeds of their own; none, if one cannot be. Raises as ``Engine.ask``."""
         begun = list[Answering]()
         try:
-            for number in range(n):
-                seed = None if sampling.seed is None else sampling.seed + number
-                begun.append(self.answer(prompt, replace(sampling, seed=seed), settings))
+            for prompt in prompts:
+                for number in range(n):
+                    seed = None if sampling.seed is None else sampling.seed + number
+                    begun.append(Answering(self._engine, prompt, replace(sampling, seed=seed), settings))
         except BaseException:
             for answering in begun:
                 answering.cancel()
@@ -108,23 +100,15 @@ class Answering:
         Raises:
             TpiError: it could not go on.
         """
-        try:
-            is_over = False
-            while not is_over:
-                await self._news.wait()
-                self._news.clear()
-                is_over = self._generation.is_over
-                for delta in self._generation.take():
-                    yield delta
-        finally:
-            self.cancel()
+        is_over = False
+        while not is_over:
+            await self._news.wait()
+            self._news.clear()
+            is_over = self._generation.is_over
+            for delta in self._generation.take():
+                yield delta
         if self._generation.error is not None:
             raise self._generation.error
-
-    async def whole(self) -> tuple[Answer, list[Delta]]:
-        """The answer once it is complete, and what it grew by."""
-        deltas = [delta async for delta in self.deltas()]
-        return self.answer, deltas
 
     def _tell(self) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
@@ -132,7 +116,8 @@ class Answering:
 
 
 async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, Delta | Answer]]:
-    """The deltas of several answers as they come, each with the number of its answer; the answer itself at its end."""
+    """The deltas of several answers as they come, each with the number of its answer; the answer itself at its end.
+    Whoever stops to listen wants none of them any more."""
     queue: asyncio.Queue[tuple[int, Delta | Answer | BaseException]] = asyncio.Queue()
 
     async def pass_on(number: int, answering: Answering) -> None:

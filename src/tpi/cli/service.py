@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tpi.api.app import make_app
-from tpi.api.guards import Rules
+from tpi.api.guards import LOCAL_NAMES, Rules
 from tpi.api.server import ApiServer
 from tpi.api.service import Identity, Service
 from tpi.cli.display import Display
@@ -20,8 +20,6 @@ from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import TpiError
-
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Api:
         UsageError: the address cannot be listened at.
         """
         keys = options.keys
-        if not keys and options.host not in _LOOPBACK:
+        if not keys and options.host not in LOCAL_NAMES:
             keys = (secrets.token_urlsafe(24),)
             display.note(f"the API is open to other devices, with this key: {keys[0]}")
         self._options, self._sampling, self._display = options, sampling, display

@@ -24,10 +24,6 @@ class CellBlock:
     children: "list[CellBlock]" = field(default_factory=list)
 
     @property
-    def is_full(self) -> bool:
-        return len(self.tokens) == BLOCK_CELLS
-
-    @property
     def stop(self) -> int:
         return self.first + BLOCK_CELLS
 
@@ -37,7 +33,6 @@ class CellPool:
 
     def __init__(self, n_cells: int) -> None:
         assert n_cells % BLOCK_CELLS == 0, "whole blocks"
-        self._n_cells = n_cells
         self._free = list(range(0, n_cells, BLOCK_CELLS))
         """First cells, the lowest on top: the memory of high ones can be lent while nobody has them."""
         self._roots: list[CellBlock] = []
@@ -103,12 +98,6 @@ class CellPool:
         """Forgets all that nobody uses."""
         for block in list(self._roots):
             self._drop_unused(block)
-
-    def clear(self) -> None:
-        """Forgets everything, whoever uses it."""
-        self._free = list(range(0, self._n_cells, BLOCK_CELLS))
-        self._blocks.clear()
-        self._roots.clear()
 
     def drop(self, block: CellBlock) -> None:
         """Forgets a block that nobody uses and none follows."""

@@ -46,7 +46,7 @@ class Engine:
         self.vocabulary, self.template = language.vocabulary, language.template
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
         self._driver: Driver | None = None
-        self._runner = runner
+        self._runner, self._keeps_states = runner, runner.retention.keeps_states
         self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
 
     def __enter__(self) -> Self:
@@ -79,7 +79,7 @@ class Engine:
     def _marks(self, messages: Sequence[Message], tokens: Sequence[int]) -> tuple[int, ...]:
         """Where other chats with the same instructions go on, if what is kept of these has to be kept on purpose."""
         n = next((number for number, message in enumerate(messages) if message.role != "system"), 0)
-        if not n or not self._runner.retention.keeps_states:
+        if not n or not self._keeps_states:
             return ()
         try:
             alike = encode_chat(self.vocabulary, self.template, messages[:n], add_generation_prompt=False)

@@ -52,11 +52,6 @@ class Scheduler:
         """In the order in which they were taken in."""
         self._sizes = ChunkSizes()
 
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many are answered, and how many wait."""
-        return len(self._running), len(self._waiting)
-
     def wait(self, timeout_s: float) -> bool:
         """Waits until there is something to do; whether there is."""
         with self._lock:
@@ -88,7 +83,7 @@ class Scheduler:
         return generation
 
     def cancel(self, generation: Generation) -> None:
-        """Its answer ends with the pass that runs. When nobody wants that any more, it is stopped."""
+        """Its answer ends with the pass that runs."""
         generation.is_cancelled = True
 
     def step(self) -> None:

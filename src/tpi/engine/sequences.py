@@ -177,7 +177,7 @@ class Sequences:
         assert not self._live
         self._cell_copies, self._sequence_copies = [], []
         self._copied.clear()
-        self._pool.clear()
+        self._pool = CellPool(self._runner.n_cells)
         for seat in self._seats:
             seat.tokens = []
 

@@ -33,8 +33,8 @@ class Wanted:
 
 ALL = Wanted()
 
-_MOST_IDS = 1024
-"""Of more tokens than this the whole row is asked for."""
+MAX_IDS = 1024
+"""Tokens whose logits can be asked for by name; of more the whole row is asked for."""
 
 
 def together(wanted: Sequence[Wanted]) -> Wanted:
@@ -44,7 +44,7 @@ def together(wanted: Sequence[Wanted]) -> Wanted:
         return first
     ids = sorted({token for some in wanted for token in some.ids})
     n_tokens = 0 if any(not some.n_tokens for some in wanted) else max(some.n_tokens for some in wanted)
-    is_all = len(ids) > _MOST_IDS or any(some.is_all for some in wanted)
+    is_all = len(ids) > MAX_IDS or any(some.is_all for some in wanted)
     is_exact = not all(some.is_all and not some.is_exact for some in wanted)
     if is_all:
         return Wanted(is_exact=is_exact, n_tokens=n_tokens)

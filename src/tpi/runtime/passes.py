@@ -50,6 +50,10 @@ class Copies:
     cells: Sequence[CellCopy] = ()
     sequences: Sequence[SequenceCopy] = ()
 
+    def __bool__(self) -> bool:
+        """There are some."""
+        return bool(self.cells or self.sequences)
+
 
 @dataclass(frozen=True)
 class Pass:

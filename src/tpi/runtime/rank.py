@@ -91,7 +91,8 @@ class Rank:
         """
         started = self.times.begin(work.pass_id)
         try:
-            self._workspace.copy(work.copies)
+            if work.copies:
+                self._workspace.copy(work.copies)
             state = self._workspace.begin(work)
             logits = self._run(work, _Trip(work.pass_id, self._workspace.load(work), state))
             self._workspace.end(work, state)

@@ -65,9 +65,7 @@ class StateSlots:
         Raises:
             ProtocolError: no state after so many tokens was kept.
         """
-        source = self.find(sequence, n_tokens)
-        if source is None:
-            raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
+        source = self._kept(sequence, n_tokens)
         for number, slot in list(self._slots.items()):
             if slot.sequence == sequence and number != source and (slot.n_tokens >= n_tokens or not slot.is_kept):
                 del self._slots[number]
@@ -88,9 +86,7 @@ class StateSlots:
         Raises:
             ProtocolError: no state after so many tokens was kept.
         """
-        found = self.find(source, n_tokens)
-        if found is None:
-            raise ProtocolError(f"no state of sequence {source} after {n_tokens} tokens was kept: begin it anew")
+        found = self._kept(source, n_tokens)
         for number in [number for number, slot in self._slots.items() if slot.sequence == target]:
             del self._slots[number]
         self._targets.pop(target, None)
@@ -105,6 +101,12 @@ class StateSlots:
         """All of it."""
         self._slots.clear()
         self._targets.clear()
+
+    def _kept(self, sequence: int, n_tokens: int) -> int:
+        found = self.find(sequence, n_tokens)
+        if found is None:
+            raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
+        return found
 
     def _take(self, sequence: int, source: int) -> int:
         """A free slot; if the sequence has all that it may have, the one without which the fewest tokens have to be

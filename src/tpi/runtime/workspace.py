@@ -5,9 +5,9 @@ they are used. Runs nothing; one thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from tpi.model.blocks import Block
 from tpi.model.states import FULL, KvState, RecurrentState
@@ -31,6 +31,8 @@ _ROOM_FOR_PASS_GRAPH = 16
 _EXPERT_STEPS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 """Rows for which graphs of experts are made; beyond these, multiples of the last."""
 
+
+_Key = TypeVar("_Key")
 
 _Graphs = OrderedDict[tuple[int, BatchShape, int], Graph]
 """By structure, shape and lane, the least recently used first."""
@@ -77,8 +79,8 @@ class Workspace:
         self.cache = KvCache(model.cache_extents(settings), settings.kv_type)
         slots = StateSlots(settings.n_sequences, settings.n_kept_states)
         self.states = RecurrentStates(model.state_sizes(), slots)
-        n_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
-        self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker)
+        self._all_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
+        self._graph_settings = GraphSettings(self._all_cells, settings.kv_type, repacker)
         self._pass_graphs: OrderedDict[tuple[int, Seen], Graph] = OrderedDict()
         self.compute = Compute(settings.n_threads, settings.n_parts + bool(self._experts))
         try:
@@ -192,16 +194,12 @@ class Workspace:
         return self._find(self._expert_graphs, held, structure, BatchShape(n_taken), self.settings.n_parts), n_taken
 
     def _find(self, graphs: _Graphs, held: Held, structure: int, shape: BatchShape, lane: int) -> Graph:
-        key = structure, shape, lane
-        graph = graphs.get(key)
-        if graph is None:
+        def make() -> Graph:
             graph = self._build([held], shape)
             graph.place(self.compute, lane)
-            graphs[key] = graph
-            if len(graphs) > _GRAPHS_KEPT:
-                graphs.popitem(last=False)[1].close()
-        graphs.move_to_end(key)
-        return graph
+            return graph
+
+        return _recall(graphs, (structure, shape, lane), _GRAPHS_KEPT, make)
 
     def states_of(self, blocks: Iterable[Block], runs: Sequence[tuple[int, int, int]] = ()) -> list[StateAddresses]:
         """Where the state of those of the blocks lies that have some, for graphs whose rows are these runs."""
@@ -234,19 +232,16 @@ class Workspace:
     def pass_graph(self, n_tokens: int, seen: Seen, resident: Mapping[int, tuple[int, ...]]) -> Graph:
         """The graph of a whole pass of a token of each of ``n_tokens`` sequences, all of which are sampled; for a rank
         that is alone and has all its weights at the addresses ``resident``, which stay the same."""
-        key = n_tokens, seen
-        graph = self._pass_graphs.get(key)
-        if graph is None:
-            blocks = self.model.blocks
-            graph = self._pass_graphs[key] = self._build_pass(n_tokens, seen)
+
+        def make() -> Graph:
+            blocks, graph = self.model.blocks, self._build_pass(n_tokens, seen)
             graph.place(self.compute)
             graph.point_parts([address for block in blocks for address in resident[block.index]])
             if not self.states:
                 graph.point_state(self.states_of(blocks))
-            if len(self._pass_graphs) > _PASS_GRAPHS_KEPT:
-                self._pass_graphs.popitem(last=False)[1].close()
-        self._pass_graphs.move_to_end(key)
-        return graph
+            return graph
+
+        return _recall(self._pass_graphs, (n_tokens, seen), _PASS_GRAPHS_KEPT, make)
 
     def _build_pass(self, n_tokens: int, seen: Seen) -> Graph:
         held = [self._held[block.index] for block in self.model.blocks]
@@ -275,8 +270,7 @@ class Workspace:
         pieces, both parts of a pass are under way in it."""
         settings = self.settings
         if self.most_whole_tokens > 1:
-            seen = tuple((window, settings.cells_of(window)) for window in self.model.windows)
-            with self._build_pass(self.most_whole_tokens, seen) as graph:
+            with self._build_pass(self.most_whole_tokens, self._all_cells) as graph:
                 self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
@@ -292,8 +286,18 @@ class Workspace:
             graph.place(self.compute, lane)
 
     def _largest(self, held: Held, n_rows: int) -> BatchShape:
-        seen = tuple((window, self.settings.cells_of(window)) for window in self.model.windows)
-        return _shape_for(held, BatchShape(n_rows, seen, _even(n_rows, self.settings.n_sequences)))
+        return _shape_for(held, BatchShape(n_rows, self._all_cells, _even(n_rows, self.settings.n_sequences)))
+
+
+def _recall(graphs: OrderedDict[_Key, Graph], key: _Key, n_kept: int, make: Callable[[], Graph]) -> Graph:
+    """The graph of ``key``, made if it is not there; of more than ``n_kept`` the least recently used one goes."""
+    graph = graphs.get(key)
+    if graph is None:
+        graph = graphs[key] = make()
+        if len(graphs) > n_kept:
+            graphs.popitem(last=False)[1].close()
+    graphs.move_to_end(key)
+    return graph
 
 
 def _even(n_rows: int, n_runs: int) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ class _Routes:
         sampling = read_sampling(asked, service.sampling, service.vocabulary_size)
         messages = [Message(_ROLES.get(message.role, message.role), message.text) for message in asked.messages]
         prompt = await while_connected(request, service.chat_prompt(messages))
-        answerings = service.answers(asked.n or 1, prompt, sampling, settings)
+        answerings = service.answers([prompt], asked.n or 1, sampling, settings)
         bodies = Bodies(service.identity.model, int(time.time()), "chat.completion", asked.n or 1)
         if asked.stream:
 
@@ -95,14 +95,7 @@ class _Routes:
         sampling = read_sampling(asked, service.sampling, service.vocabulary_size)
         prompts = await while_connected(request, self._prompts(asked.prompt))
         echoed = [text if asked.echo else "" for text, _ in prompts for _ in range(n)]
-        answerings = list[Answering]()
-        try:
-            for _, prompt in prompts:
-                answerings += service.answers(n, prompt, sampling, settings)
-        except BaseException:
-            for answering in answerings:
-                answering.cancel()
-            raise
+        answerings = service.answers([prompt for _, prompt in prompts], n, sampling, settings)
         bodies = Bodies(service.identity.model, int(time.time()), "text_completion", n)
         if asked.stream:
             offsets = [len(text) for text in echoed]

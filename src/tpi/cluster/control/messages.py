@@ -13,6 +13,7 @@ from typing import Annotated, TypeAlias
 import msgspec
 
 from tpi.cluster.reports import Choice, RankStatus
+from tpi.config import MAX_PARALLEL
 from tpi.errors import ProtocolError
 from tpi.model.partition import Partition
 from tpi.model.spans import Span, Spans
@@ -22,7 +23,6 @@ MAX_MESSAGE_BYTES = 4 << 20
 LENGTH_BYTES = 4
 MAX_SENTENCE_LENGTH = 500
 MAX_CELLS = 1 << 24
-MAX_SEQUENCES = 255
 
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000)]
 """A sentence for a person."""
@@ -94,7 +94,7 @@ class Plan(Message, frozen=True, tag="plan"):
     """In so many parts a long pass is computed, so that one can be summed while the other is computed."""
     n_kept_states: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     """Recurrent states of a sequence that are kept beside the latest."""
-    n_sequences: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQUENCES)] = 1
+    n_sequences: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARALLEL)] = 1
     """That can be under way at once."""
     is_traced: bool = False
     """What the rank does when is to be noted, until the master asks for it."""

@@ -39,15 +39,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.cluster.mesh.frames import FrameBuffer
+from tpi.config import MAX_PARALLEL
 from tpi.errors import ProtocolError
-from tpi.runtime.logits import Wanted
+from tpi.runtime.logits import MAX_IDS, Wanted
 from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
-
-MAX_IDS = 1024
-"""Tokens whose logits can be asked for by name."""
-
-MAX_RUNS = 255
-"""Sequences that a pass can have."""
 
 _START = struct.Struct("<IIIIIIBBBBHH")
 
@@ -68,8 +63,8 @@ class PassLimits:
 def pass_capacity(max_tokens: int, n_cells: int, n_embd: int) -> int:
     """Bytes of the largest payload; with ``n_embd`` 0, of one without embeddings."""
     mask = max(4, -(-n_cells // 8))
-    runs = 8 * min(max_tokens, MAX_RUNS)
-    copies = 2 * 12 * min(max_tokens, MAX_RUNS)
+    runs = 8 * min(max_tokens, MAX_PARALLEL)
+    copies = 2 * 12 * min(max_tokens, MAX_PARALLEL)
     return _START.size + runs + copies + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
 
 
@@ -136,8 +131,8 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     embeddings_at = mask_at + mask_bytes + (-mask_bytes % 4 if has_embeddings else 0)
     expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
     fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
-    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and n_runs <= min(n, MAX_RUNS)
-    flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= min(limits.max_tokens, MAX_RUNS)
+    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and n_runs <= min(n, MAX_PARALLEL)
+    flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= min(limits.max_tokens, MAX_PARALLEL)
     fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
     if not (fits and flags_fit) or len(payload) != expected:
         raise ProtocolError(f"a pass of {n} tokens, {n_seen} cells and {n_sampled} samples does not fit the plan")

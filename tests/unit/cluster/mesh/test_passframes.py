@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from tpi.cluster.mesh.frames import MAX_PAYLOAD_BYTES, FrameBuffer
 from tpi.cluster.mesh.passframes import (
-    MAX_IDS,
     PassLimits,
     pack_pass,
     pack_rest,
@@ -19,7 +18,7 @@ from tpi.cluster.mesh.passframes import (
     unpack_pass,
 )
 from tpi.errors import ProtocolError
-from tpi.runtime.logits import ALL, Wanted
+from tpi.runtime.logits import ALL, MAX_IDS, Wanted
 from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
 
 LIMITS = PassLimits(max_tokens=6, n_cells=40, max_sampled=6, n_vocab=100, n_embd=3, n_sequences=2)
