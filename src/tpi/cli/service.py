@@ -19,7 +19,6 @@ from tpi.cluster.cluster import Cluster
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine
 from tpi.engine.settings import SamplingSettings
-from tpi.errors import TpiError
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Api:
         self._options, self._sampling, self._display = options, sampling, display
         self._rules = Rules(options.host, keys, options.cors_origins)
         self._server = ApiServer(options.host, options.port)
-        self._failures: queue.SimpleQueue[TpiError] = queue.SimpleQueue()
+        self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
     def close(self) -> None:
         """Idempotent."""

@@ -15,8 +15,9 @@ class Driver:
     """A context manager. While it is open nobody else may call ``step``; ``close`` ends all answers and is
     idempotent."""
 
-    def __init__(self, scheduler: Scheduler, on_failure: Callable[[TpiError], None]) -> None:
-        """``on_failure`` is told, by the thread, of what no answer can be given after; then it ends."""
+    def __init__(self, scheduler: Scheduler, on_failure: Callable[[Exception], None]) -> None:
+        """``on_failure`` is told, by the thread, of what no answer can be given after; then it ends. What is no
+        ``TpiError`` is a defect: callers are told that there is one, and do not wait for ever."""
         self._scheduler, self._on_failure = scheduler, on_failure
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="tpi-steps", daemon=True)
@@ -39,8 +40,11 @@ class Driver:
                 continue
             try:
                 self._scheduler.step()
-            except TpiError as error:  # all answers have ended with it
-                self._scheduler.fail(error, is_final=True)
+            except Exception as error:
+                told = (
+                    error if isinstance(error, TpiError) else TpiError(f"a defect of tpi ended the session: {error!r}")
+                )
+                self._scheduler.fail(told, is_final=True)
                 self._on_failure(error)
                 return
         self._scheduler.fail(LinkError("the server has ended"), is_final=True)

@@ -63,7 +63,7 @@ class Engine:
         """Tokens that a prompt and its answer can have together."""
         return self._runner.n_context
 
-    def drive(self, on_failure: Callable[[TpiError], None]) -> None:
+    def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
 
