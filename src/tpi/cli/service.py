@@ -56,13 +56,13 @@ class Api:
         """Raises:
         UsageError: the address cannot be listened at.
         """
+        self._server = ApiServer(options.host, options.port)
         keys = options.keys
         if not keys and options.host not in LOCAL_NAMES:
             keys = (secrets.token_urlsafe(24),)
             display.note(f"the API is open to other devices, with this key: {keys[0]}")
         self._options, self._sampling, self._display = options, sampling, display
         self._rules = Rules(options.host, keys, options.cors_origins)
-        self._server = ApiServer(options.host, options.port)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
     def close(self) -> None:
