@@ -124,8 +124,8 @@ from tpi.cli import join, main
 class Kernels:
     def require(self, types): pass
 def run_worker(settings, report):
-    print(settings.key, flush=True)
     try:
+        print(settings.key, flush=True)  # in here: its reader may end us as soon as it is out
         {work}
     finally:
         print("closed", flush=True)
