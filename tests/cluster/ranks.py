@@ -17,9 +17,9 @@ from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.cluster import Cluster
 from tpi.cluster.master import Master
 from tpi.config import Folders, MasterSettings, Resources
-from tpi.engine.chat import Message
 from tpi.engine.engine import Engine
 from tpi.engine.language import Language
+from tpi.engine.turns import ChatAsk, Message
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.blocks import Block
@@ -199,7 +199,7 @@ def tell_story(model: Path, folder: Path, n_tokens: int) -> Story:
     """A story of ``n_tokens`` that one device tells, for the first prompt whose story is so long."""
     with Language(model) as language, one_device(model, folder) as cluster, Engine(cluster, language) as engine:
         for text in PROMPTS:
-            prompt = list(engine.chat_prompt([Message("user", text)]).tokens)
+            prompt = list(engine.chat_prompt(ChatAsk((Message("user", text),))).tokens)
             answer = greedy(cluster, model, prompt, n_tokens)
             if not any(engine.vocabulary.is_end_of_generation(token) for token in answer):
                 return Story(text, prompt, answer)

@@ -13,9 +13,9 @@ from tests.parity.rig import cluster_logits
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.engine.chat import Message
 from tpi.engine.language import Language
 from tpi.engine.prompt import encode_chat
+from tpi.engine.turns import Message
 from tpi.model.spans import Share, Span
 from tpi.model.states import RecurrentState
 from tpi.model.steps import Steps, V

@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 
-from tpi.engine.chat import Message
+from tpi.api.asks import AnyAsk, Ask
+from tpi.api.errors import Problem
 from tpi.engine.engine import Engine, Prompt
-from tpi.engine.generation import Answer, Delta, Generation
+from tpi.engine.generation import Generation
+from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.turns import ChatAsk
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,53 @@ class Service:
     async def tell_cluster(self) -> bytes:
         return await run_in_threadpool(self._tell_cluster)
 
-    async def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
-        """See ``Engine.chat_prompt``. Templates are strangers' programs, which may take a while."""
-        return await run_in_threadpool(self._engine.chat_prompt, messages)
+    async def prompt(self, ask: AnyAsk) -> Prompt:
+        """Templates are strangers' programs, which may take a while.
 
-    async def raw_prompt(self, text: str) -> Prompt:
-        """See ``Engine.raw_prompt``."""
-        return await run_in_threadpool(self._engine.raw_prompt, text)
+        Raises:
+            TpiError: see ``Engine.chat_prompt``.
+            Problem: there is no such token.
+        """
+        if isinstance(ask, ChatAsk):
+            return await run_in_threadpool(self._engine.chat_prompt, ask)
+        if not ask.tokens:
+            return await run_in_threadpool(self._engine.raw_prompt, ask.text)
+        for token in ask.tokens:
+            if not 0 <= token < self.vocabulary_size:
+                raise Problem(400, f"{token} is no token: there are 0 to {self.vocabulary_size - 1}", param="prompt")
+        return Prompt(ask.tokens)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises:
+        Problem: a name that is not the model's was given.
+        """
+        identity = self.identity
+        if name is not None and name != identity.model and not identity.takes_any_name:
+            raise Problem(
+                404,
+                f"there is no model {name!r} here, but {identity.model!r} (start with --any-model to take any name)",
+                code="model_not_found",
+                param="model",
+            )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Of a prompt that came as tokens."""
+        return b"".join(map(self.text_of, tokens)).decode("utf-8", "replace")
 
     def text_of(self, token: int) -> bytes:
         """The bytes that a token adds to a text; special tokens as they are written."""
         return self._engine.vocabulary.token_bytes(token, special=True)
 
-    def answers(
-        self, prompts: Sequence[Prompt], n: int, sampling: SamplingSettings, settings: GenerationSettings
-    ) -> "list[Answering]":
-        """Begins ``n`` of each prompt, with seeds of their own; none, if one cannot be. Raises as ``Engine.ask``."""
+    async def begin(self, ask: Ask) -> "list[Answering]":
+        """Begins all answers, those to one prompt after each other; none, if one cannot be. Raises as ``prompt``, and
+        as ``Engine.ask``."""
+        prompts = [await self.prompt(item) for item in ask.prompts]
         begun = list[Answering]()
         try:
             for prompt in prompts:
-                for number in range(n):
-                    seed = None if sampling.seed is None else sampling.seed + number
-                    begun.append(Answering(self._engine, prompt, replace(sampling, seed=seed), settings))
+                for number in range(ask.n):
+                    seed = None if ask.sampling.seed is None else ask.sampling.seed + number
+                    begun.append(Answering(self._engine, prompt, replace(ask.sampling, seed=seed), ask.settings))
         except BaseException:
             for answering in begun:
                 answering.cancel()
@@ -84,17 +112,18 @@ class Answering:
     ) -> None:
         self._engine, self._loop, self._news = engine, asyncio.get_running_loop(), asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)
+        self._builder = ReplyBuilder(prompt.make_reader())
 
     @property
-    def answer(self) -> Answer:
-        """As far as it has got."""
-        return self._generation.answer
+    def reply(self) -> Reply:
+        """What was told so far."""
+        return self._builder.reply(self._generation.answer)
 
     def cancel(self) -> None:
         """It is not wanted any more."""
         self._engine.scheduler.cancel(self._generation)
 
-    async def deltas(self) -> AsyncIterator[Delta]:
+    async def deltas(self) -> AsyncIterator[ChatDelta]:
         """What it grows by, to its end.
 
         Raises:
@@ -106,7 +135,10 @@ class Answering:
             self._news.clear()
             is_over = self._generation.is_over
             for delta in self._generation.take():
-                yield delta
+                if not (told := self._builder.push(delta)).is_empty:
+                    yield told
+        if not (told := self._builder.end()).is_empty:
+            yield told
         if self._generation.error is not None:
             raise self._generation.error
 
@@ -115,16 +147,16 @@ class Answering:
             self._loop.call_soon_threadsafe(self._news.set)
 
 
-async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, Delta | Answer]]:
-    """The deltas of several answers as they come, each with the number of its answer; the answer itself at its end.
+async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, ChatDelta | Reply]]:
+    """The deltas of several answers as they come, each with the number of its answer; the whole reply at its end.
     Whoever stops to listen wants none of them any more."""
-    queue: asyncio.Queue[tuple[int, Delta | Answer | BaseException]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, ChatDelta | Reply | BaseException]] = asyncio.Queue()
 
     async def pass_on(number: int, answering: Answering) -> None:
         try:
             async for delta in answering.deltas():
                 queue.put_nowait((number, delta))
-            queue.put_nowait((number, answering.answer))
+            queue.put_nowait((number, answering.reply))
         except Exception as error:
             queue.put_nowait((number, error))
 
@@ -135,10 +167,19 @@ async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, De
             number, item = await queue.get()
             if isinstance(item, BaseException):
                 raise item
-            n_open -= isinstance(item, Answer)
+            n_open -= isinstance(item, Reply)
             yield number, item
     finally:
         for task in tasks:
             task.cancel()
         for answering in answerings:
             answering.cancel()
+
+
+async def replies(answerings: Sequence[Answering]) -> list[Reply]:
+    """All of them, when they are complete."""
+    found: dict[int, Reply] = {}
+    async for number, item in merged(answerings):
+        if isinstance(item, Reply):
+            found[number] = item
+    return [found[number] for number in range(len(answerings))]

@@ -13,8 +13,8 @@ from tpi.cli.display import Display
 from tpi.cli.signals import cancelled_by_interrupt
 from tpi.cli.statistics import COLUMNS, AnswerFigures, headline, measure, rows, summary
 from tpi.cluster.reports import ClusterStatus
-from tpi.engine.chat import Message
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.turns import ChatAsk, Message
 from tpi.errors import Cancelled, UsageError
 
 _HELP = "/new starts a new chat, /exit (or Ctrl-D) ends; Ctrl-C ends an answer early"
@@ -56,7 +56,7 @@ class Running(Protocol):
 class Speaker(Protocol):
     """What the engine offers."""
 
-    def chat_prompt(self, messages: Sequence[Message]) -> Any: ...
+    def chat_prompt(self, ask: ChatAsk) -> Any: ...
 
     def raw_prompt(self, text: str) -> Any: ...
 
@@ -165,7 +165,7 @@ class Talk:
     def _make_prompt(self, messages: Sequence[Message]) -> Any:
         if self._manner.generation.raw:
             return self._speaker.raw_prompt("".join(message.content for message in messages))
-        return self._speaker.chat_prompt(messages)
+        return self._speaker.chat_prompt(ChatAsk(tuple(messages)))
 
     def _generate(self, prompt: Any, cancel: threading.Event) -> Answered:
         """Writes the answer as it grows, and ends its last line."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tpi.engine.sandbox import ChatEnvironment, TemplateRefusal, render_within_bounds
+from tpi.engine.turns import Message
 from tpi.errors import ModelFileError, UsageError
 
 MAX_TEMPLATE_CHARS = 1 << 18
-_ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # For files without a template: base models have read enough dialogues to go on with one.
 _DEFAULT_TEMPLATE = (
@@ -28,23 +28,6 @@ _DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _DEFAULT_STOPS = ("\nUser:",)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat.
-
-    Raises:
-        UsageError: the role is no plain word.
-    """
-
-    role: str
-    """``system``, ``user``, ``assistant``, or another word that the template knows."""
-    content: str
-
-    def __post_init__(self) -> None:
-        if not _ROLE.fullmatch(self.role):
-            raise UsageError(f"the message role {self.role[:80]!r} is not a word like user, assistant or system")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from typing import Self
 
 from tpi.engine.cells import count_alike
-from tpi.engine.chat import Message
 from tpi.engine.driver import Driver
 from tpi.engine.generation import Delta, Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.prompt import encode_chat, encode_raw
+from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.errors import TpiError
+from tpi.engine.turns import ChatAsk, Message, Thinking
+from tpi.errors import TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
 
 _LOOK_S = 0.1
@@ -27,10 +28,11 @@ _LOOK_S = 0.1
 
 @dataclass(frozen=True)
 class Prompt:
-    """Its tokens, and after how many of them other prompts are expected to differ."""
+    """Its tokens, after how many of them other prompts are expected to differ, and who reads an answer to it."""
 
     tokens: tuple[int, ...]
     marks: tuple[int, ...] = ()
+    make_reader: MakeReader = PlainReader
 
 
 class Engine:
@@ -67,10 +69,11 @@ class Engine:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
 
-    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+    def chat_prompt(self, ask: ChatAsk) -> Prompt:
         """A chat, ready for the assistant's turn; raises as ``prompt.encode_chat``."""
-        tokens = encode_chat(self.vocabulary, self.template, messages)
-        return Prompt(tuple(tokens), self._marks(messages, tokens))
+        _refuse(ask)
+        tokens = encode_chat(self.vocabulary, self.template, ask.messages)
+        return Prompt(tuple(tokens), self._marks(ask.messages, tokens))
 
     def raw_prompt(self, text: str) -> Prompt:
         """A text that is taken as it is."""
@@ -129,3 +132,17 @@ class Engine:
             self.scheduler.step()
         else:
             generation.wait(_LOOK_S)
+
+
+def _refuse(ask: ChatAsk) -> None:
+    """What would change the answer, and cannot be done."""
+    wanted = {
+        "calling tools": bool(ask.tools) and ask.tool_choice != "none",
+        "a grammar": ask.grammar is not None,
+        "a setting of the thinking": ask.thinking != Thinking(),
+        "a variable of the template": bool(ask.template_variables),
+        "going on with a message": ask.continues_last,
+    }
+    for what, is_wanted in wanted.items():
+        if is_wanted:
+            raise UsageError(f"{what} is not supported: leave it out")

@@ -11,7 +11,8 @@ without special tokens; tokens then do not reach over the borders of segments. T
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from tpi.engine.chat import ChatTemplate, Message, Segment
+from tpi.engine.chat import ChatTemplate, Segment
+from tpi.engine.turns import Message
 from tpi.engine.vocabulary import Vocabulary
 
 

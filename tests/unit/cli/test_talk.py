@@ -15,8 +15,8 @@ from tpi.cli import signals
 from tpi.cli.display import PlainDisplay
 from tpi.cli.talk import Manner, Talk
 from tpi.cluster.reports import ClusterStatus
-from tpi.engine.chat import Message
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.turns import ChatAsk, Message
 from tpi.errors import Cancelled, UsageError
 
 
@@ -37,10 +37,10 @@ class Echo:
         self._before_word = before_word
         self._prefix = prefix
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        if messages[-1].content == "too long":
+    def chat_prompt(self, ask: ChatAsk) -> list[int]:
+        if ask.messages[-1].content == "too long":
             raise UsageError("the prompt is too long")
-        self.asked.append(list(messages))
+        self.asked.append(list(ask.messages))
         return [1]
 
     def raw_prompt(self, text: str) -> list[int]:

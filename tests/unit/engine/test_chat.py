@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.engine import templates
-from tpi.engine.chat import ChatTemplate, Message, Segment
+from tpi.engine.chat import ChatTemplate, Segment
+from tpi.engine.turns import Message
 from tpi.errors import ModelFileError, UsageError
 
 CHAT = (Message("user", "Hi"), Message("assistant", "Hello."), Message("user", " Why? "))

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from tests.unit.engine import templates
 from tests.unit.engine.vocabularies import write_byte_pairs, write_sentencepiece
-from tpi.engine.chat import ChatTemplate, Message, Segment
+from tpi.engine.chat import ChatTemplate, Segment
 from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
+from tpi.engine.turns import Message
 from tpi.engine.vocabulary import Vocabulary
 
 SPECIALS = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|im_start|>", "<|im_end|>")

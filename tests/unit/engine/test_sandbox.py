@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 
 from tpi.engine import sandbox
-from tpi.engine.chat import ChatTemplate, Message
+from tpi.engine.chat import ChatTemplate
+from tpi.engine.turns import Message
 from tpi.errors import ModelFileError
 
 MEMORY = {

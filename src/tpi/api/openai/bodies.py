@@ -4,9 +4,9 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from tpi.engine.generation import Answer, TokenLogprob
-
-Body = dict[str, Any]
+from tpi.api.streams import Body
+from tpi.engine.generation import TokenLogprob
+from tpi.engine.reading import Reply
 
 
 class Bodies:
@@ -18,15 +18,16 @@ class Bodies:
         self._kind, self._n = kind, n
         self._head = {"id": f"{prefix}-{secrets.token_hex(12)}", "created": created_s, "model": model}
 
-    def whole(self, choices: Sequence[Body], answers: Sequence[Answer]) -> Body:
-        return {**self._head, "object": self._kind, "choices": list(choices), "usage": self.usage(answers)}
+    def whole(self, choices: Sequence[Body], replies: Sequence[Reply]) -> Body:
+        return {**self._head, "object": self._kind, "choices": list(choices), "usage": self.usage(replies)}
 
     def chunk(self, choices: Sequence[Body], **more: Any) -> Body:
         kind = self._kind + (".chunk" if self._kind.startswith("chat") else "")
         return {**self._head, "object": kind, "choices": list(choices), **more}
 
-    def usage(self, answers: Sequence[Answer]) -> Body:
+    def usage(self, replies: Sequence[Reply]) -> Body:
         """Tokens that were read and written; a prompt that several answers have in common counts once."""
+        answers = [reply.answer for reply in replies]
         n_prompt = sum(answer.n_prompt_tokens for answer in answers[:: self._n])
         n_answer = sum(answer.n_tokens for answer in answers)
         return {
@@ -35,10 +36,6 @@ class Bodies:
             "total_tokens": n_prompt + n_answer,
             "prompt_tokens_details": {"cached_tokens": sum(answer.n_cached_tokens for answer in answers[:: self._n])},
         }
-
-
-def finish_reason(answer: Answer) -> str:
-    return "length" if answer.finish == "length" else "stop"
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body | None:

@@ -58,6 +58,11 @@ class Drawing(_Model):
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
 
+    @property
+    def tells_usage(self) -> bool:
+        """A stream ends with what it took."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class ChatRequest(Drawing):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]

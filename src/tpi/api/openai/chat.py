@@ -1,0 +1,91 @@
+"""``/v1/chat/completions``."""
+
+import time
+from collections.abc import Iterable, Sequence
+
+from fastapi import Request
+from starlette.responses import JSONResponse, Response
+
+from tpi.api.asks import Ask
+from tpi.api.connection import while_connected
+from tpi.api.errors import problem_of, unsupported
+from tpi.api.openai.bodies import Bodies, chat_logprobs
+from tpi.api.openai.schema import ChatRequest
+from tpi.api.openai.settings import read_generation, read_sampling
+from tpi.api.service import Service
+from tpi.api.streams import Body, event, stream, whole
+from tpi.engine.reading import ChatDelta, Reply
+from tpi.engine.turns import ChatAsk, Message
+from tpi.errors import TpiError
+
+_ROLES = {"developer": "system"}
+"""By the names that templates know."""
+
+
+class ChatRoutes:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def create(self, asked: ChatRequest, request: Request) -> Response:
+        service = self._service
+        service.check_model(asked.model)
+        answerings = await while_connected(request, service.begin(self._read(asked)))
+        bodies = Bodies(service.identity.model, int(time.time()), "chat.completion", asked.n or 1)
+        if not asked.stream:
+            replies = await whole(request, answerings)
+            choices = [self._choice(index, reply, bool(asked.logprobs)) for index, reply in enumerate(replies)]
+            return JSONResponse(bodies.whole(choices, replies))
+        usage: Body = {"usage": None} if asked.tells_usage else {}
+
+        def tell(index: int, item: ChatDelta | Reply) -> Iterable[bytes]:
+            yield event(bodies.chunk([self._grown(index, item)], **usage))
+
+        def close(replies: Sequence[Reply]) -> Iterable[bytes]:
+            if asked.tells_usage:
+                yield event(bodies.chunk([], usage=bodies.usage(replies)))
+            yield b"data: [DONE]\n\n"
+
+        first = {"role": "assistant", "content": "", "refusal": None}
+        opening = [event(bodies.chunk([_choice(index, first)], **usage)) for index in range(len(answerings))]
+        return stream(answerings, tell, tell_error, opening=opening, closing=close)
+
+    def _read(self, asked: ChatRequest) -> Ask:
+        if (asked.tools and asked.tool_choice != "none") or asked.functions:
+            raise unsupported("tools", "calling tools")
+        if asked.response_format is not None and asked.response_format.type != "text":
+            raise unsupported("response_format", f"a response format of type {asked.response_format.type!r}")
+        service = self._service
+        n_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+        max_tokens = asked.max_completion_tokens or asked.max_tokens
+        settings = read_generation(asked, service.n_context, max_tokens, n_logprobs, raw=False)
+        sampling = read_sampling(asked, service.sampling, service.vocabulary_size)
+        messages = tuple(Message(_ROLES.get(message.role, message.role), message.text) for message in asked.messages)
+        return Ask((ChatAsk(messages),), sampling, settings, asked.n or 1)
+
+    def _choice(self, index: int, reply: Reply, has_logprobs: bool) -> Body:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": reply.content, "refusal": None},
+            "logprobs": chat_logprobs(reply.logprobs, self._service.text_of) if has_logprobs else None,
+            "finish_reason": finish_reason(reply),
+        }
+
+    def _grown(self, index: int, item: ChatDelta | Reply) -> Body:
+        if isinstance(item, Reply):
+            return _choice(index, {}, finish=finish_reason(item))
+        logprobs = chat_logprobs(item.logprobs, self._service.text_of) if item.logprobs else None
+        return _choice(index, {"content": item.content}, logprobs)
+
+
+def finish_reason(reply: Reply) -> str:
+    """In OpenAI's words."""
+    return reply.finish if reply.finish in ("length", "tool_calls") else "stop"
+
+
+def tell_error(error: TpiError) -> Iterable[bytes]:
+    """In the middle of a stream."""
+    yield event(problem_of(error).body)
+
+
+def _choice(index: int, delta: Body, logprobs: Body | None = None, finish: str | None = None) -> Body:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

@@ -1,0 +1,60 @@
+"""Answers on their way to callers: all of a response at once, or as a stream of events that grows."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from tpi.api.connection import while_connected
+from tpi.api.service import Answering, merged, replies
+from tpi.engine.reading import ChatDelta, Reply
+from tpi.errors import TpiError
+
+Body: TypeAlias = dict[str, Any]
+Tell: TypeAlias = Callable[[int, ChatDelta | Reply], Iterable[bytes]]
+"""What is sent when an answer grows, or has ended."""
+
+
+async def whole(request: Request, answerings: Sequence[Answering]) -> list[Reply]:
+    """The replies, when all are complete. Raises as ``while_connected``."""
+    return await while_connected(request, replies(answerings))
+
+
+def stream(
+    answerings: Sequence[Answering],
+    tell: Tell,
+    tell_error: Callable[[TpiError], Iterable[bytes]],
+    *,
+    opening: Iterable[bytes] = (),
+    closing: Callable[[Sequence[Reply]], Iterable[bytes]] = lambda replies: (),
+    media_type: str = "text/event-stream",
+) -> StreamingResponse:
+    """The answers as they grow. When the caller hangs up, the stream is closed, and what it waits for with it."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        try:
+            for part in opening:
+                yield part
+            async for index, item in merged(answerings):
+                if part := b"".join(tell(index, item)):
+                    yield part
+            yield b"".join(closing([answering.reply for answering in answerings]))
+        except TpiError as error:
+            yield b"".join(tell_error(error))
+        finally:
+            for answering in answerings:
+                answering.cancel()
+
+    return StreamingResponse(parts(), media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+
+def event(body: Body, name: str = "") -> bytes:
+    """A server-sent event, with a name of its own if it has one."""
+    return (f"event: {name}\n".encode() if name else b"") + b"data: " + line(body) + b"\n"
+
+
+def line(body: Body) -> bytes:
+    """JSON on a line of its own."""
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
