@@ -25,6 +25,10 @@ class ContextError(UsageError):
         self.n_over = n_over
 
 
+class ConstraintError(UsageError):
+    """What an answer must look like cannot be kept to."""
+
+
 class ModelFileError(TpiError):
     """A model or shard file is missing, damaged, or not what its name says."""
 

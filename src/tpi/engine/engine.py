@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tpi.engine.cells import count_alike
+from tpi.engine.constraint import Constraint
 from tpi.engine.driver import Driver
 from tpi.engine.generation import Delta, Generation, Request
 from tpi.engine.language import Language
@@ -50,6 +51,7 @@ class Engine:
         self._driver: Driver | None = None
         self._runner, self._keeps_states = runner, runner.retention.keeps_states
         self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
+        self._stack.callback(self.scheduler.close)
 
     def __enter__(self) -> Self:
         return self
@@ -96,16 +98,18 @@ class Engine:
         sampling: SamplingSettings,
         settings: GenerationSettings,
         notify: Callable[[], None] = lambda: None,
+        constraint: Constraint | None = None,
     ) -> Generation:
         """Takes a prompt in; the answer comes as ``follow``, or whoever else calls the scheduler's ``step``, goes on,
-        and ``notify`` is told that there is news.
+        and ``notify`` is told that there is news. A ``constraint`` belongs to one answer.
 
         Raises:
             UsageError: the prompt does not fit the context.
             BusyError: too many wait already.
         """
         stops = () if settings.raw else self.template.stop
-        return self.scheduler.submit(Request(prompt.tokens, sampling, settings, stops, prompt.marks), notify)
+        request = Request(prompt.tokens, sampling, settings, stops, prompt.marks, constraint)
+        return self.scheduler.submit(request, notify)
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;

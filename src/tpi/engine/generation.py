@@ -7,17 +7,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
 
+from tpi.engine.constraint import Constraint, Masks
 from tpi.engine.sampler import Sampler
 from tpi.engine.sequences import Sequence as Computed
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.text import AnswerText
 from tpi.engine.vocabulary import Vocabulary
-from tpi.errors import TpiError
+from tpi.errors import ConstraintError, TpiError
 from tpi.runtime.logits import Row, Wanted, log_sum_exp
 
 Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
@@ -28,13 +30,15 @@ could not go on; empty: it has not."""
 @dataclass(frozen=True)
 class Request:
     """What is asked: the prompt's tokens, how to draw, and when to stop; ``stops`` are strings that end it beside those
-    of the settings; after ``marks`` tokens of the prompt others are expected to go on."""
+    of the settings; after ``marks`` tokens of the prompt others are expected to go on. ``constraint``, of this
+    request alone: which tokens the answer may have."""
 
     prompt: tuple[int, ...]
     sampling: SamplingSettings
     settings: GenerationSettings
     stops: tuple[str, ...] = ()
     marks: tuple[int, ...] = ()
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,21 @@ class Answer:
 class Generation:
     """From request to answer."""
 
-    def __init__(self, request: Request, vocabulary: Vocabulary, n_tokens: int, notify: Callable[[], None]) -> None:
-        """Tokens from ``n_tokens`` on are none. ``notify`` is told by the scheduler's thread that there is news."""
+    def __init__(
+        self,
+        request: Request,
+        vocabulary: Vocabulary,
+        n_tokens: int,
+        notify: Callable[[], None],
+        helper: Executor,
+    ) -> None:
+        """Tokens from ``n_tokens`` on are none. ``notify`` is told by the scheduler's thread that there is news; masks
+        are made by the ``helper``."""
         self.request, self._vocabulary, self._n_known = request, vocabulary, n_tokens
         self._sampler = Sampler(request.sampling)
         self._sampler.accept(request.prompt)
+        self._helper = helper
+        self._masks: Masks | None = None
         settings = request.settings
         self._text = AnswerText((*settings.stop, *request.stops), strips_start=not settings.raw)
         self._deltas: deque[Delta] = deque()
@@ -111,7 +125,8 @@ class Generation:
     @property
     def wanted(self) -> Wanted:
         """What drawing the next token needs of its row."""
-        wanted, n_logprobs = self._sampler.wanted(), self.request.settings.n_logprobs
+        is_masked, n_logprobs = self.request.constraint is not None, self.request.settings.n_logprobs
+        wanted = self._sampler.wanted(is_masked=is_masked)
         n_best = wanted.n_best if wanted.is_all else min(max(wanted.n_best, n_logprobs or 0), self._n_known)
         is_exact = wanted.is_exact or n_logprobs is not None
         return replace(wanted, n_best=n_best, is_exact=is_exact, n_tokens=self._n_known)
@@ -122,10 +137,12 @@ class Generation:
         return self.tokens[start : start + n_tokens]
 
     def begin(self, sequence: Computed) -> None:
-        """It has got its place."""
+        """It has got its place: its tokens will be computed, and its first mask."""
         if self.sequence is None and not self.answer.n_tokens:
             self.answer = replace(self.answer, n_cached_tokens=sequence.n_cached)
         self.sequence = sequence
+        if self._masks is None and self.request.constraint is not None:
+            self._masks = Masks(self.request.constraint, self._helper)
 
     def draw(self, row: Row, rest: Callable[[], Row], n_room: int) -> None:
         """Draws the next token from its row, or where that is not enough from ``rest``. After ``n_room`` more tokens
@@ -134,10 +151,12 @@ class Generation:
         Raises:
             NumericError: see ``Sampler.sample``.
         """
-        token = self._sampler.try_sample(row)
-        if token is None:
-            row = rest()
-            token = self._sampler.sample(row)
+        try:
+            token, row = self._choose(row, rest)
+            is_complete = self._masks is not None and self._masks.accept(token)
+        except ConstraintError as error:
+            self.end("error", error)
+            return
         now_s = time.perf_counter()
         self._first_s = self._first_s or now_s
         n_tokens, words = self.answer.n_tokens, ""
@@ -152,7 +171,7 @@ class Generation:
             self._sampler.accept([token])
             words = self._text.push(self._vocabulary.token_bytes(token))
             is_full = n_tokens >= self.request.settings.max_tokens or n_room < 1
-            finish = "stop" if self._text.has_stopped else "length" if is_full else ""
+            finish = "stop" if self._text.has_stopped or is_complete else "length" if is_full else ""
         if finish:
             words += self._text.end()
         self.answer = replace(
@@ -167,6 +186,15 @@ class Generation:
             self._deltas.append(Delta(words, n_tokens, logprobs))
         if words or logprobs or finish:
             self._tell()
+
+    def _choose(self, row: Row, rest: Callable[[], Row]) -> tuple[int, Row]:
+        """The next token, and the row that it was drawn from."""
+        allowed = None if self._masks is None else self._masks.wait()
+        token = self._sampler.try_sample(row, allowed)
+        if token is None:
+            row = rest()
+            token = self._sampler.sample(row, allowed)
+        return token, row
 
     def _logprobs(self, token: int, row: Row) -> tuple[TokenLogprob, ...]:
         n_top = self.request.settings.n_logprobs

@@ -9,12 +9,14 @@ look at the probabilities before the temperature.
 import secrets
 from collections import Counter, deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from tpi.engine.constraint import Allowed
 from tpi.engine.settings import SamplingSettings
-from tpi.errors import NumericError
+from tpi.errors import ConstraintError, NumericError
 from tpi.runtime.logits import Ids, Row, Wanted, highest
 
 Weights = npt.NDArray[np.float64]
@@ -25,6 +27,8 @@ _HEAD = 1024
 
 _NUCLEUS = 256
 """So many of each slice are asked for where nobody says how many are needed: nearly always more than enough."""
+_MASKED = 64
+"""At least so many where only some tokens are allowed: which ones is not known yet."""
 _MOST_NAMED = 512
 """With more recent tokens than this the whole row is asked for."""
 _MARGIN = 1e-9
@@ -58,8 +62,9 @@ class Sampler:
         """Tells the penalties about tokens of the prompt or the answer, in their order."""
         self._recent.extend(token_ids)
 
-    def wanted(self) -> Wanted:
-        """What ``try_sample`` needs of the next row: enough to draw what the whole row would give, in nearly all cases.
+    def wanted(self, *, is_masked: bool = False) -> Wanted:
+        """What ``try_sample`` needs of the next row: enough to draw what the whole row would give, in nearly all cases;
+        if it ``is_masked``, maybe not all tokens will be allowed.
 
         The k highest after the penalty are among the k + n highest before it and the n tokens that it moves.
         """
@@ -70,32 +75,33 @@ class Sampler:
         if recent.size > _MOST_NAMED:
             return Wanted(is_exact=False)
         n_needed = 1 if settings.temperature == 0 else settings.top_k or _NUCLEUS
+        n_needed = max(n_needed, _MASKED) if is_masked else n_needed
         return Wanted(n_needed + len(recent), tuple(recent.tolist()))
 
-    def sample(self, row: Row) -> int:
-        """Returns the id of the drawn token; the caller passes it to ``accept``.
+    def sample(self, row: Row, allowed: Allowed = None) -> int:
+        """Returns the id of the drawn token, one of those that are ``allowed``; the caller passes it to ``accept``.
 
         Raises:
             NumericError: a logit is infinite or not a number.
+            ConstraintError: no token is allowed.
         """
-        token = self.try_sample(row)
+        token = self.try_sample(row, allowed)
         assert token is not None, "whoever has a part of a row only calls try_sample"
         return token
 
-    def try_sample(self, row: Row) -> int | None:
+    def try_sample(self, row: Row, allowed: Allowed = None) -> int | None:
         """As ``sample``; None if the row's other tokens could matter: then the whole row is needed."""
-        values = row.values
-        if not np.isfinite(values).all():
-            n_bad = int(values.size - np.isfinite(values).sum())
-            raise NumericError(
-                f"{n_bad} of {values.size} logits are not finite numbers; "
-                "the model file or a device's memory is damaged: try 'tpi inspect --verify'"
-            )
-        ids = np.arange(values.size) if row.ids is None else row.ids
-        values = self._penalised(ids, values)
+        candidates = _allowed(_checked(row), allowed)
+        if candidates.values.size == 0:
+            if candidates.is_part:
+                return None
+            raise ConstraintError("what the answer must look like allows no token of the model: ask for another form")
+        ids, values = candidates.ids, self._penalised(candidates.ids, candidates.values)
         if self._settings.temperature == 0:
-            return int(ids[np.argmax(values)])
-        chosen = self._filtered(values, row)
+            best = int(np.argmax(values))
+            is_sure = not (candidates.is_masked and candidates.is_part) or values[best] > row.floor
+            return int(ids[best]) if is_sure else None
+        chosen = self._filtered(values, candidates)
         if chosen is None:
             return None
         kept = values[chosen].astype(np.float64)
@@ -127,20 +133,22 @@ class Sampler:
             result[place] = logit
         return result
 
-    def _filtered(self, values: npt.NDArray[np.float32], row: Row) -> Ids | None:
-        """Indexes of the values that top-k, top-p and min-p leave; None if tokens that are not there could be left,
-        too.
+    def _filtered(self, values: npt.NDArray[np.float32], candidates: "_Candidates") -> Ids | None:
+        """Indexes of the values, those of ``candidates`` after penalties, that top-k, top-p and min-p leave; None if
+        tokens that are not there could be left, too.
 
         All three keep a prefix of the tokens sorted by logit, so the shortest prefix wins: the cheap filters go first,
         and top-p still measures its share of what top-k left.
         """
-        settings = self._settings
+        settings, floor = self._settings, candidates.row.floor
         chosen = highest(values, settings.top_k) if settings.top_k else np.arange(values.size)
         kept = values[chosen].astype(np.float64)
+        if candidates.is_part and candidates.is_masked and (kept.size < settings.top_k or kept.min() <= floor):
+            return None
         top = kept.max()
-        is_part = settings.top_k == 0 and not row.is_all
-        mass = float(np.exp(row.log_sum_exp - top)) if is_part else float(np.exp(kept - top).sum())
-        if is_part and self._moved().size:
+        is_part = settings.top_k == 0 and candidates.is_part
+        mass = float(np.exp(candidates.row.log_sum_exp - top)) if is_part else float(np.exp(kept - top).sum())
+        if is_part and (self._moved().size or candidates.is_masked):
             return None
         if settings.min_p > 0:
             likely = kept >= top + np.log(settings.min_p)
@@ -150,7 +158,39 @@ class Sampler:
             if is_part and _is_close_call(np.exp(kept[order] - top), settings.top_p * mass, _MARGIN * mass):
                 return None
             chosen, kept = chosen[order], kept[order]
-        return None if is_part and kept.min() <= row.floor else chosen
+        return None if is_part and kept.min() <= floor else chosen
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """What is there of the allowed tokens of a row: ascending ids, and their logits."""
+
+    row: Row
+    ids: Ids
+    values: npt.NDArray[np.float32]
+    is_part: bool
+    """Others may be allowed."""
+    is_masked: bool
+
+
+def _checked(row: Row) -> Row:
+    values = row.values
+    if not np.isfinite(values).all():
+        n_bad = int(values.size - np.isfinite(values).sum())
+        raise NumericError(
+            f"{n_bad} of {values.size} logits are not finite numbers; "
+            "the model file or a device's memory is damaged: try 'tpi inspect --verify'"
+        )
+    return row
+
+
+def _allowed(row: Row, allowed: Allowed) -> _Candidates:
+    ids = np.arange(row.values.size) if row.ids is None else row.ids
+    if allowed is None:
+        return _Candidates(row, ids, row.values, not row.is_all, False)
+    here = allowed[ids]
+    is_part = not row.is_all and int(here.sum()) < int(allowed.sum())
+    return _Candidates(row, ids[here], row.values[here], is_part, True)
 
 
 def _is_close_call(weights: Weights, mass: float, margin: float) -> bool:

@@ -6,6 +6,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeAlias
 
@@ -51,6 +52,11 @@ class Scheduler:
         self._running: list[Generation] = []
         """In the order in which they were taken in."""
         self._sizes = ChunkSizes()
+        self._helper = ThreadPoolExecutor(1, "tpi-masks")
+
+    def close(self) -> None:
+        """No step will come; idempotent."""
+        self._helper.shutdown(cancel_futures=True)
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until there is something to do; whether there is."""
@@ -70,7 +76,7 @@ class Scheduler:
             BusyError: too many wait already.
         """
         self._sequences.check_length(request.prompt)
-        generation = Generation(request, self._vocabulary, self._n_tokens, notify)
+        generation = Generation(request, self._vocabulary, self._n_tokens, notify, self._helper)
         with self._lock:
             if self._failure is not None:
                 raise self._failure

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpi.engine.sampler import Sampler
+from tpi.engine.sampler import Sampler, _allowed
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import NumericError
 from tpi.runtime.logits import Row
@@ -90,7 +90,7 @@ def test_keeps_the_same_tokens_with_the_same_weights(
     sampler = Sampler(settings)
     sampler.accept(recent)
     values = sampler._penalised(np.arange(logits.size), logits)
-    ids = sampler._filtered(values, Row(logits))
+    ids = sampler._filtered(values, _allowed(Row(logits), None))
     assert ids is not None
     kept = values[ids].astype(np.float64)
     weights = np.exp((kept - kept.max()) / settings.temperature)
@@ -150,7 +150,7 @@ def test_large_vocabulary_without_top_k(flat: bool) -> None:
     """Top-p ends within the sorted head on peaked logits and beyond it on flat ones."""
     logits = np.random.default_rng(1).normal(scale=0.1 if flat else 4, size=5000).astype(np.float32)
     settings = replace(PLAIN, top_p=0.9)
-    ids = Sampler(settings)._filtered(logits, Row(logits))
+    ids = Sampler(settings)._filtered(logits, _allowed(Row(logits), None))
     assert ids is not None
     assert (len(ids) > 1024) == flat
     assert ids.tolist() == list(naive_distribution(logits, settings, []))

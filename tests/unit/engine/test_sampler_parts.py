@@ -15,7 +15,7 @@ from tpi.engine import sampler as sampler_module
 from tpi.engine.sampler import Sampler
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import NumericError
-from tpi.runtime.logits import Row, Wanted, extract, join
+from tpi.runtime.logits import Row, Wanted, extract, join, log_sum_exp
 
 Logits = npt.NDArray[np.float32]
 
@@ -65,6 +65,42 @@ def test_parts_of_a_row_give_the_same_token(
             if settings.top_k > 0 or settings.temperature == 0:
                 assert token == expected
             assert (token if token is not None else partial.sample(Row(logits))) == expected
+
+
+@given(rows, settings_of_any_kind, st.data())
+def test_parts_of_a_row_give_the_same_allowed_token(
+    logits: Logits, settings: SamplingSettings, data: st.DataObject
+) -> None:
+    """The one that a row of allowed tokens only would give."""
+    n = logits.size
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    allowed[data.draw(st.integers(0, n - 1))] = True
+    recent = data.draw(st.lists(st.integers(0, n - 1), max_size=8))
+    cuts = data.draw(st.lists(st.integers(0, n), max_size=4))
+    samplers = alone, whole, partial = Sampler(settings), Sampler(settings), Sampler(settings)
+    for sampler in samplers:
+        sampler.accept(recent)
+    with mock.patch.multiple(sampler_module, _NUCLEUS=3, _MASKED=data.draw(st.sampled_from([1, 8]))):
+        wanted = partial.wanted(is_masked=True)
+    only = Row(logits[allowed], np.flatnonzero(allowed), log_sum_exp=log_sum_exp(logits[allowed]))
+    for _ in range(2):
+        expected = whole.sample(Row(logits), allowed)
+        token = partial.try_sample(Row(logits) if wanted.is_all else joined(logits, cuts, wanted), allowed)
+        assert (token if token is not None else partial.sample(Row(logits), allowed)) == expected
+        assert allowed[expected]
+        if settings.top_k > 0 or settings.temperature == 0:
+            assert alone.try_sample(only) == expected
+
+
+def test_allowed_tokens_among_the_best_are_enough() -> None:
+    logits = np.random.default_rng(1).normal(scale=4, size=5000).astype(np.float32)
+    allowed = np.arange(5000) % 2 == 0
+    for settings in (SamplingSettings(seed=1, top_k=10), SamplingSettings(temperature=0)):
+        sampler = Sampler(settings)
+        row = joined(logits, [1000, 2500], sampler.wanted(is_masked=True))
+        assert row.ids is not None and row.ids.size == 3 * 64
+        assert sampler.try_sample(row, allowed) is not None
+        assert sampler.try_sample(row, np.arange(5000) == np.argmin(logits)) is None
 
 
 @pytest.mark.parametrize(
