@@ -28,6 +28,7 @@ NAMES = {
     "decode": Measurement("bench.versus", "one device, token by token, against llama.cpp", "decode"),
     "prefill": Measurement("bench.versus", "one device, a prompt at once, against llama.cpp", "prefill"),
     "many": Measurement("bench.versus", "one device, several sequences at once, against llama.cpp", "many"),
+    "servers": Measurement("bench.servers", "one device that serves several callers, against llama.cpp's server"),
     "thrash": Measurement("bench.thrash", "one device whose memory is less than the model, against llama.cpp"),
     "allreduce": Measurement("bench.allreduce", "sums alone on emulated devices: every algorithm against its bound"),
     "cluster": Measurement("bench.cluster", "a model on 1, 2, 4, … emulated devices with slow processors"),

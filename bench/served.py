@@ -148,7 +148,7 @@ class ServedCluster:
         for stream, is_answer in ((master.stdout, True), (master.stderr, False)):
             threading.Thread(target=self._read, args=(stream, is_answer), daemon=True).start()
         self.start = self._bring(workers, started)
-        self._api_port = int(self._wait_for(_API, _START_S)[1]) if n_parallel else 0
+        self.api_port = int(self._wait_for(_API, _START_S)[1]) if n_parallel else 0
 
     def _bring(self, workers: Sequence[Worker], started: float) -> Start:
         """Gives every worker the join key and waits until the cluster is ready."""
@@ -231,7 +231,7 @@ class ServedCluster:
         times: list[list[float]] = [[] for _ in texts]
 
         def ask(number: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self._api_port, timeout=_ANSWER_S)
+            connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=_ANSWER_S)
             body = {"prompt": texts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True, "logprobs": 0}
             headers = {"Content-Type": "application/json"}
             with contextlib.closing(connection):
