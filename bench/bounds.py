@@ -20,6 +20,11 @@ def bound_s(algorithm: str, n_ranks: int, n_bytes: float, latency_s: float, rate
     return cost.n_hops * latency_s + cost.n_payloads * n_bytes * 8 / rate_bps
 
 
+def sums_bound_s(n_ranks: int, n_bytes: float, latency_s: float, rate_bps: float) -> float:
+    """The same with the best algorithm of all."""
+    return min(bound_s(name, n_ranks, n_bytes, latency_s, rate_bps) for name in ALGORITHMS)
+
+
 def compare(one: dict[str, Any], many: dict[str, Any], shape: Shape, *, is_cut: bool) -> dict[str, float]:
     """Figures of ``bench cluster`` for ``many`` devices beside those for ``one``; bounds where every layer ``is_cut``
     among all."""

@@ -46,9 +46,7 @@ def obtain_server(cache: Path, say: Callable[[str], None]) -> Path:
 def _build(recipe: Recipe, work: Path) -> Path:
     cmake = shutil.which("cmake")
     if cmake is None:
-        raise SetupError(
-            "no cmake to build llama.cpp's server with: install it, as with 'sudo apt install cmake'"
-        )
+        raise SetupError("no cmake to build llama.cpp's server with: install it, as with 'sudo apt install cmake'")
     log = work.with_suffix(".log")
     flags = " ".join(recipe.flags)
     options = [f"-D{name}=OFF" for name in _OFF]

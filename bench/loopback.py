@@ -32,7 +32,9 @@ class Loopback:
         """The same for all."""
         return "127.0.0.1"
 
-    def popen(self, rank: int, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self, rank: int, argv: Sequence[str], *, is_limited: bool = True, **options: Any
+    ) -> subprocess.Popen[Any]:
         """See ``Testbed.popen``."""
         process = subprocess.Popen(argv, **options)
         self._processes.append(process)

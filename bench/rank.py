@@ -87,8 +87,9 @@ def measure_crowd(model: RandomModel, ranks: Ranks, conditions: Conditions, work
     """The same for several at once, after one alone."""
     with _prepared(model, ranks, conditions, work) as start, start(n_sequences) as cluster:
         prompts = [make_prompt(conditions.n_prompt_tokens, seed=seed) for seed in range(n_sequences + 1)]
-        one = cluster.ask_many(prompts[:1], conditions.n_tokens)
-        return Crowd(n_sequences, one, cluster.ask_many(prompts[1:], conditions.n_tokens), _peaks(cluster, ranks))
+        one = cluster.ask_many(prompts[:1], conditions.n_tokens).growing_tokens_per_s
+        many = cluster.ask_many(prompts[1:], conditions.n_tokens).growing_tokens_per_s
+        return Crowd(n_sequences, one, many, _peaks(cluster, ranks))
 
 
 def _peaks(cluster: ServedCluster, ranks: Ranks) -> dict[int, int]:

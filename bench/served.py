@@ -4,7 +4,6 @@ The thread that makes a cluster drives it. Two threads read what the master writ
 """
 
 import contextlib
-import http.client
 import json
 import os
 import queue
@@ -19,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
-from bench.children import PYTHON_PATH
+import msgspec
+
+from bench.callers import Crowd
+from bench.children import PYTHON_PATH, last_words, module_variables
 from bench.testbed.testbed import SwitchStatistics
 from tpi.cli.environment import find_status_folder
 from tpi.cli.statussocket import ask, choose_master
@@ -41,7 +43,9 @@ class Bed(Protocol):
 
     def address(self, rank: int) -> str: ...
 
-    def popen(self, rank: int, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
+    def popen(
+        self, rank: int, argv: Sequence[str], *, is_limited: bool = True, **options: Any
+    ) -> subprocess.Popen[Any]: ...
 
     def statistics(self) -> SwitchStatistics: ...
 
@@ -148,7 +152,7 @@ class ServedCluster:
         for stream, is_answer in ((master.stdout, True), (master.stderr, False)):
             threading.Thread(target=self._read, args=(stream, is_answer), daemon=True).start()
         self.start = self._bring(workers, started)
-        self.api_port = int(self._wait_for(_API, _START_S)[1]) if n_parallel else 0
+        self._api_port = int(self._wait_for(_API, _START_S)[1]) if n_parallel else 0
 
     def _bring(self, workers: Sequence[Worker], started: float) -> Start:
         """Gives every worker the join key and waits until the cluster is ready."""
@@ -166,6 +170,11 @@ class ServedCluster:
             joined = time.perf_counter() - started
         sums = self._wait_for(_READY, _START_S)[1] or ""
         return Start(listening, joined, time.perf_counter() - started, sums)
+
+    @property
+    def api_port(self) -> int:
+        """Where the API is; 0: nowhere."""
+        return self._api_port
 
     @property
     def processes(self) -> list[subprocess.Popen[Any]]:
@@ -222,36 +231,25 @@ class ServedCluster:
             total=self._bed.statistics(),
         )
 
-    def ask_many(self, texts: Sequence[str], n_tokens: int) -> float:
-        """Tokens per second of all answers together, while all of them grow: each of ``n_tokens``, through the API.
+    def ask_many(self, texts: Sequence[str], n_tokens: int) -> Crowd:
+        """Asks all at once through the API, each for ``n_tokens``, from beside the master.
 
         Raises:
             LinkError: the cluster failed.
         """
-        times: list[list[float]] = [[] for _ in texts]
-
-        def ask(number: int) -> None:
-            connection = http.client.HTTPConnection("127.0.0.1", self.api_port, timeout=_ANSWER_S)
-            body = {"prompt": texts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True, "logprobs": 0}
-            headers = {"Content-Type": "application/json"}
-            with contextlib.closing(connection):
-                connection.request("POST", "/v1/completions", json.dumps(body), headers)
-                for line in connection.getresponse():
-                    if b'"token_logprobs":[' in line:
-                        times[number].append(time.perf_counter())
-
-        threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(texts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if not all(len(some) > 1 for some in times):
-            raise LinkError("the measured cluster's answers ended before their second token")
-        started, ended = max(some[0] for some in times), min(some[-1] for some in times)
-        n_passed = sum(1 for some in times for at in some if started < at <= ended)
-        if not n_passed:
-            raise LinkError("the measured cluster's answers did not grow at the same time: make them longer")
-        return n_passed / (ended - started)
+        callers = self._bed.popen(
+            0,
+            [sys.executable, "-m", "bench.callers", str(self._api_port), str(n_tokens)],
+            is_limited=False,
+            env=module_variables(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, errors = callers.communicate(json.dumps(list(texts)).encode())
+        if callers.returncode:
+            raise LinkError(f"the measured cluster failed: {last_words(errors.decode())}")
+        return msgspec.json.decode(out, type=Crowd)
 
     def _cpu_times(self) -> list[float]:
         """Seconds of processor time of every process, of the user and the kernel."""

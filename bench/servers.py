@@ -8,16 +8,12 @@ ours divided by llama.cpp's, a median over rounds.
 """
 
 import argparse
-import contextlib
-import http.client
-import json
 import statistics
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.callers import ask_crowd
 from bench.cluster import find_model, make_prompt
 from bench.llamaserver import LlamaServer, obtain_server
 from bench.loopback import Loopback
@@ -27,44 +23,9 @@ from bench.served import ServedCluster
 from bench.shapes import SHAPES, find_shape
 from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
-from tpi.errors import LinkError
 from tpi.observe import peak_resident_bytes
 
-_ANSWER_S = 3600.0
 _TEMPLATE_CELLS = 32
-
-
-def crowd_rate(port: int, prompts: Sequence[str], n_tokens: int) -> float:
-    """Tokens per second of all answers together.
-
-    Raises:
-        LinkError: an answer has fewer tokens than were asked for.
-    """
-    counts = [0] * len(prompts)
-
-    def ask(number: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
-        body = {
-            "prompt": prompts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True, "ignore_eos": True,
-            "stream_options": {"include_usage": True}, "cache_prompt": False,
-        }  # fmt: skip
-        with contextlib.closing(connection):
-            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-            for line in connection.getresponse():
-                usage = json.loads(line[6:]).get("usage") if line.startswith(b"data: {") else None
-                if usage:
-                    counts[number] = usage["completion_tokens"]
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
-    started_s = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    took_s = time.perf_counter() - started_s
-    if min(counts) < n_tokens:
-        raise LinkError(f"an answer has {min(counts)} tokens, {n_tokens} were asked for: take another seed")
-    return sum(counts) / took_s
 
 
 def main(arguments: Sequence[str]) -> Iterator[Report]:
@@ -99,7 +60,8 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
             rounds = []
             for number in range(given.rounds + 1):
                 prompts = [make_prompt(given.prompt_tokens, number * n_callers + i) for i in range(n_callers)]
-                rates = [crowd_rate(port, prompts, given.tokens) for port in (ours.api_port, theirs.port)]
+                ports = ours.api_port, theirs.port
+                rates = [ask_crowd(port, prompts, given.tokens).tokens_per_s for port in ports]
                 rounds += [rates] if number else []  # the first warms up
             report = Report("servers").add(shape=model.shape.name, quantisation=model.quantisation)
             report.add(threads=given.threads, callers=n_callers, prompt_tokens=given.prompt_tokens, tokens=given.tokens)

@@ -127,7 +127,7 @@ def measure_sums(bed: Testbed, kinds: Sequence[SumKind], **options: object) -> O
                 {"rank": rank, "addresses": addresses, "folder": folder, "kinds": list(kinds), **settings}, SumTask
             )
             command = [sys.executable, "-m", "bench.sums", msgspec.json.encode(task).decode()]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             processes.append(bed.popen(rank, command, env=module_variables(), text=True, **pipes))
         ranks = [_times_of(process) for process in processes]
     sums = [_summary(kind, number, ranks) for number, kind in enumerate(kinds)]
@@ -168,7 +168,7 @@ def measure_swap_s(bed: Testbed, n_bytes: int, gap_s: float, n_rounds: int) -> f
     n_ranks, program = len(bed.devices), str(find_program("swap"))
     addresses = [bed.address(rank) for rank in range(n_ranks)]
     numbers = [str(number) for number in (n_ranks, n_bytes, max(1, round(gap_s * 1e3)), n_rounds)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     commands = [[program, str(rank), *numbers, *addresses] for rank in range(n_ranks)]
     processes = [bed.popen(rank, command, text=True, **pipes) for rank, command in enumerate(commands)]
     rounds = np.array([_rounds_of(process) for process in processes])

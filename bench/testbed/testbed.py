@@ -153,9 +153,13 @@ class Testbed:
         assert 0 <= rank < len(self.devices)
         return _address(rank)
 
-    def popen(self, rank: int, argv: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
-        """Starts a process on the device; ``options`` are those of ``subprocess.Popen``. It ends with the testbed."""
-        enter = [str(self._program), "enter", self._namespaces[rank], *map(str, self._groups[rank].procs), "--"]
+    def popen(
+        self, rank: int, argv: Sequence[str], *, is_limited: bool = True, **options: Any
+    ) -> subprocess.Popen[Any]:
+        """Starts a process on the device, within its limits or only in its network; ``options`` are those of
+        ``subprocess.Popen``. It ends with the testbed."""
+        limits = map(str, self._groups[rank].procs) if is_limited else ()
+        enter = [str(self._program), "enter", self._namespaces[rank], *limits, "--"]
         process = subprocess.Popen([*enter, *argv], **options)
         self._processes.append(process)
         return process
