@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from starlette.concurrency import run_in_threadpool
 
 from tpi.api.asks import AnyAsk, Ask
-from tpi.api.errors import Problem
+from tpi.api.errors import Problem, unsupported
 from tpi.engine.engine import Engine, Prompt
 from tpi.engine.generation import Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
@@ -59,6 +59,8 @@ class Service:
         """
         if isinstance(ask, ChatAsk):
             return await run_in_threadpool(self._engine.chat_prompt, ask)
+        if ask.grammar is not None:
+            raise unsupported("grammar", "a grammar of an answer without a chat")
         if not ask.tokens:
             return await run_in_threadpool(self._engine.raw_prompt, ask.text)
         for token in ask.tokens:

@@ -4,9 +4,10 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from tpi.api.openai.tools import calls_body, deltas_body
 from tpi.api.streams import Body
 from tpi.engine.generation import TokenLogprob
-from tpi.engine.reading import Reply
+from tpi.engine.reading import ChatDelta, Reply
 
 
 class Bodies:
@@ -35,7 +36,33 @@ class Bodies:
             "completion_tokens": n_answer,
             "total_tokens": n_prompt + n_answer,
             "prompt_tokens_details": {"cached_tokens": sum(answer.n_cached_tokens for answer in answers[:: self._n])},
+            "completion_tokens_details": {"reasoning_tokens": sum(reply.n_reasoning_tokens for reply in replies)},
         }
+
+
+def message_body(reply: Reply, *, is_older: bool) -> Body:
+    """``is_older``: calls of functions have the form that they had before there were tools."""
+    body: Body = {"role": "assistant", "content": reply.content, "refusal": None}
+    if reply.reasoning:
+        body["reasoning_content"] = reply.reasoning
+    if reply.tool_calls:
+        body["content"] = reply.content or None
+        calls = calls_body(reply.tool_calls)
+        body |= {"function_call": calls[0]["function"]} if is_older else {"tool_calls": calls}
+    return body
+
+
+def delta_body(delta: ChatDelta, *, is_older: bool) -> Body:
+    """As ``message_body``."""
+    body: Body = {}
+    if delta.content or not (delta.reasoning or delta.tool_calls):
+        body["content"] = delta.content
+    if delta.reasoning:
+        body["reasoning_content"] = delta.reasoning
+    if delta.tool_calls:
+        calls = deltas_body(delta.tool_calls)
+        body |= {"function_call": calls[0]["function"]} if is_older else {"tool_calls": calls}
+    return body
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body | None:

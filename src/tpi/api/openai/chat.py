@@ -8,18 +8,15 @@ from starlette.responses import JSONResponse, Response
 
 from tpi.api.asks import Ask
 from tpi.api.connection import while_connected
-from tpi.api.errors import problem_of, unsupported
-from tpi.api.openai.bodies import Bodies, chat_logprobs
+from tpi.api.errors import problem_of
+from tpi.api.openai.bodies import Bodies, chat_logprobs, delta_body, message_body
+from tpi.api.openai.chats import read_chat
 from tpi.api.openai.schema import ChatRequest
 from tpi.api.openai.settings import read_generation, read_sampling
 from tpi.api.service import Service
 from tpi.api.streams import Body, event, stream, whole
 from tpi.engine.reading import ChatDelta, Reply
-from tpi.engine.turns import ChatAsk, Message
 from tpi.errors import TpiError
-
-_ROLES = {"developer": "system"}
-"""By the names that templates know."""
 
 
 class ChatRoutes:
@@ -33,12 +30,12 @@ class ChatRoutes:
         bodies = Bodies(service.identity.model, int(time.time()), "chat.completion", asked.n or 1)
         if not asked.stream:
             replies = await whole(request, answerings)
-            choices = [self._choice(index, reply, bool(asked.logprobs)) for index, reply in enumerate(replies)]
+            choices = [self._choice(index, reply, asked) for index, reply in enumerate(replies)]
             return JSONResponse(bodies.whole(choices, replies))
         usage: Body = {"usage": None} if asked.tells_usage else {}
 
         def tell(index: int, item: ChatDelta | Reply) -> Iterable[bytes]:
-            yield event(bodies.chunk([self._grown(index, item)], **usage))
+            yield event(bodies.chunk([self._grown(index, item, asked)], **usage))
 
         def close(replies: Sequence[Reply]) -> Iterable[bytes]:
             if asked.tells_usage:
@@ -50,35 +47,32 @@ class ChatRoutes:
         return stream(answerings, tell, tell_error, opening=opening, closing=close)
 
     def _read(self, asked: ChatRequest) -> Ask:
-        if (asked.tools and asked.tool_choice != "none") or asked.functions:
-            raise unsupported("tools", "calling tools")
-        if asked.response_format is not None and asked.response_format.type != "text":
-            raise unsupported("response_format", f"a response format of type {asked.response_format.type!r}")
         service = self._service
         n_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         max_tokens = asked.max_completion_tokens or asked.max_tokens
         settings = read_generation(asked, service.n_context, max_tokens, n_logprobs, raw=False)
         sampling = read_sampling(asked, service.sampling, service.vocabulary_size)
-        messages = tuple(Message(_ROLES.get(message.role, message.role), message.text) for message in asked.messages)
-        return Ask((ChatAsk(messages),), sampling, settings, asked.n or 1)
+        return Ask((read_chat(asked),), sampling, settings, asked.n or 1)
 
-    def _choice(self, index: int, reply: Reply, has_logprobs: bool) -> Body:
+    def _choice(self, index: int, reply: Reply, asked: ChatRequest) -> Body:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": reply.content, "refusal": None},
-            "logprobs": chat_logprobs(reply.logprobs, self._service.text_of) if has_logprobs else None,
-            "finish_reason": finish_reason(reply),
+            "message": message_body(reply, is_older=bool(asked.functions)),
+            "logprobs": chat_logprobs(reply.logprobs, self._service.text_of) if asked.logprobs else None,
+            "finish_reason": finish_reason(reply, asked),
         }
 
-    def _grown(self, index: int, item: ChatDelta | Reply) -> Body:
+    def _grown(self, index: int, item: ChatDelta | Reply, asked: ChatRequest) -> Body:
         if isinstance(item, Reply):
-            return _choice(index, {}, finish=finish_reason(item))
+            return _choice(index, {}, finish=finish_reason(item, asked))
         logprobs = chat_logprobs(item.logprobs, self._service.text_of) if item.logprobs else None
-        return _choice(index, {"content": item.content}, logprobs)
+        return _choice(index, delta_body(item, is_older=bool(asked.functions)), logprobs)
 
 
-def finish_reason(reply: Reply) -> str:
+def finish_reason(reply: Reply, asked: ChatRequest | None = None) -> str:
     """In OpenAI's words."""
+    if reply.finish == "tool_calls" and asked is not None and asked.functions:
+        return "function_call"
     return reply.finish if reply.finish in ("length", "tool_calls") else "stop"
 
 

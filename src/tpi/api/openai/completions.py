@@ -11,11 +11,15 @@ from tpi.api.connection import while_connected
 from tpi.api.errors import Problem, unsupported
 from tpi.api.openai.bodies import Bodies, completion_logprobs
 from tpi.api.openai.chat import finish_reason, tell_error
+from tpi.api.openai.grammars import read_grammar
+from tpi.api.openai.refusals import OF_BOTH
 from tpi.api.openai.schema import MAX_PROMPTS, CompletionRequest
 from tpi.api.openai.settings import read_generation, read_sampling
 from tpi.api.service import Service
 from tpi.api.streams import Body, event, stream, whole
+from tpi.api.values import refuse
 from tpi.engine.reading import ChatDelta, Reply
+from tpi.engine.turns import Grammar
 
 _DEFAULT_TOKENS = 16
 
@@ -60,12 +64,13 @@ class CompletionRoutes:
             raise unsupported("suffix", "text that comes after the answer")
         if asked.best_of not in (None, asked.n or 1):
             raise unsupported("best_of", "a choice among more answers than are given")
-        service = self._service
+        refuse(asked.model_extra, OF_BOTH)
+        service, grammar = self._service, read_grammar(asked)
         settings = read_generation(
             asked, service.n_context, asked.max_tokens or _DEFAULT_TOKENS, asked.logprobs, raw=True
         )
         sampling = read_sampling(asked, service.sampling, service.vocabulary_size)
-        return Ask(_prompts(asked.prompt), sampling, settings, asked.n or 1)
+        return Ask(_prompts(asked.prompt, grammar), sampling, settings, asked.n or 1)
 
     def _choice(self, index: int, reply: Reply, echoed: str, asked: CompletionRequest) -> Body:
         logprobs = completion_logprobs(reply.logprobs, self._service.text_of, len(echoed))
@@ -73,15 +78,18 @@ class CompletionRoutes:
         return _choice(index, text, None if asked.logprobs is None else logprobs, finish_reason(reply))
 
 
-def _prompts(given: str | list[int] | list[str] | list[list[int]]) -> tuple[TextAsk, ...]:
+def _prompts(given: str | list[int] | list[str] | list[list[int]], grammar: Grammar | None) -> tuple[TextAsk, ...]:
     """Texts or their tokens, of which either was given: one, or several."""
     tokens = () if isinstance(given, str) else tuple(item for item in given if isinstance(item, int))
     items = [given] if isinstance(given, str) else [item for item in given if not isinstance(item, int)]
     if not 1 <= len(items) + bool(tokens) <= MAX_PROMPTS:
         raise Problem(400, f"there are {len(items)} prompts, from 1 to {MAX_PROMPTS} are allowed", param="prompt")
     if tokens:
-        return (TextAsk(tokens=tokens),)
-    return tuple(TextAsk(item) if isinstance(item, str) else TextAsk(tokens=tuple(item)) for item in items)
+        return (TextAsk(tokens=tokens, grammar=grammar),)
+    return tuple(
+        TextAsk(item, grammar=grammar) if isinstance(item, str) else TextAsk(tokens=tuple(item), grammar=grammar)
+        for item in items
+    )
 
 
 def _choice(index: int, text: str, logprobs: Body | None = None, finish: str | None = None) -> Body:

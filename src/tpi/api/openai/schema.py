@@ -1,46 +1,30 @@
-"""What OpenAI's clients send. What is not named here is harmless, and ignored."""
+"""What OpenAI's clients send for chats and completions, with what vLLM, llama.cpp and others add. What is not named
+here is harmless, and ignored, unless ``refusals`` knows it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-MAX_MESSAGES = 4096
+from tpi.api.openai.base import MAX_ITEMS, Given
+from tpi.api.openai.grammars import GrammarFields
+from tpi.api.openai.messages import ChatMessage
+from tpi.api.openai.thinking import ThinkingFields
+from tpi.api.openai.tools import MAX_TOOLS, Function, FunctionName, GivenChoice, Tools
+
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
 
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class TextPart(_Model):
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Model):
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES)] | None = None
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class StreamOptions(_Model):
+class StreamOptions(Given):
     include_usage: bool = False
 
 
-class ResponseFormat(_Model):
-    type: str
-
-
-class Drawing(_Model):
+class Drawing(GrammarFields):
     """How tokens are drawn and what ends an answer, in both kinds of requests."""
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     stream: bool = False
@@ -64,15 +48,19 @@ class Drawing(_Model):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Drawing):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+class ChatRequest(Drawing, ThinkingFields):
+    model_config = ConfigDict(extra="allow")
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_ITEMS)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
+    tools: Tools | None = None
+    tool_choice: str | GivenChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: str | FunctionName | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionRequest(Drawing):

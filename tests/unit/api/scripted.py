@@ -1,0 +1,165 @@
+"""The API before an engine that says what it is told to, for what official clients make of it: real requests, real
+streams, no model."""
+
+import contextlib
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpi.api.app import make_app
+from tpi.api.guards import Rules
+from tpi.api.server import ApiServer
+from tpi.api.service import Identity, Service
+from tpi.engine.engine import Prompt
+from tpi.engine.generation import Answer, Delta, Finish, TokenLogprob
+from tpi.engine.reading import ChatDelta
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.turns import ChatAsk, ToolCallDelta
+from tpi.errors import TpiError
+
+
+@dataclass(frozen=True)
+class Line:
+    """What an answer says: thinking, words, calls of tools with their arguments in parts; how it ends."""
+
+    words: Sequence[str] = ()
+    thoughts: Sequence[str] = ()
+    calls: Sequence[tuple[str, str, Sequence[str]]] = ()
+    finish: Finish = "stop"
+    error: TpiError | None = None
+    stopped_by: str | None = None
+
+    def deltas(self) -> Iterator[ChatDelta]:
+        for n, thought in enumerate(self.thoughts):
+            yield ChatDelta(reasoning=thought, n_tokens=n + 1)
+        for word in self.words:
+            yield ChatDelta(word, n_tokens=len(self.thoughts) + 1)
+        for index, (call, name, parts) in enumerate(self.calls):
+            yield ChatDelta(tool_calls=(ToolCallDelta(index, call, name),))
+            for part in parts:
+                yield ChatDelta(tool_calls=(ToolCallDelta(index, arguments=part),))
+
+
+class Reader:
+    """Takes every delta for the next of a line."""
+
+    def __init__(self, line: Line) -> None:
+        self._deltas, self.n_reasoning_tokens = line.deltas(), len(line.thoughts)
+
+    def push(self, delta: Delta) -> ChatDelta:
+        told = next(self._deltas)
+        return ChatDelta(told.content, told.reasoning, told.tool_calls, delta.logprobs, delta.n_tokens)
+
+    def end(self) -> ChatDelta:
+        return ChatDelta()
+
+
+class ScriptedGeneration:
+    def __init__(self, line: Line, settings: GenerationSettings) -> None:
+        told = list(line.deltas())
+        logprobs = () if settings.n_logprobs is None else (TokenLogprob(65, -0.5, ((65, -0.5), (66, -1.5))),)
+        self._deltas = [Delta("", n + 1, logprobs) for n in range(len(told))]
+        self.error, self.is_over = line.error, True
+        finish = "error" if line.error is not None else line.finish
+        self.answer = Answer("".join(line.words), 7, 3, len(told), 0.25, 0.5, finish, 11)
+        if line.stopped_by is not None:
+            object.__setattr__(self.answer, "matched", line.stopped_by)
+
+    def take(self) -> list[Delta]:
+        taken, self._deltas = self._deltas, []
+        return taken
+
+
+class ScriptedVocabulary:
+    n_tokens, bos_id, eos_id, add_bos = 256, None, 0, False
+
+    def token_bytes(self, token: int, *, special: bool = False) -> bytes:
+        return bytes([token])
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def is_special(self, token: int) -> bool:
+        return token == 0
+
+    def special_spans(self, text: str) -> Iterator[tuple[int, int]]:
+        return iter(())
+
+
+class ScriptedScheduler:
+    def cancel(self, generation: Any) -> None:
+        pass
+
+
+@dataclass
+class ScriptedEngine:
+    """``asked`` are the prompts' origins, ``settings`` what they were asked with."""
+
+    line: Line = Line(("Hello", " world"))
+    asked: list[Any] = field(default_factory=list)
+    settings: list[tuple[SamplingSettings, GenerationSettings]] = field(default_factory=list)
+    vocabulary: ScriptedVocabulary = field(default_factory=ScriptedVocabulary)
+    scheduler: ScriptedScheduler = field(default_factory=ScriptedScheduler)
+    n_context: int = 64
+
+    def chat_prompt(self, ask: ChatAsk) -> Prompt:
+        self.asked.append(ask)
+        return Prompt((1, 2, 3, 4, 5, 6, 7), make_reader=lambda: Reader(self.line))
+
+    def raw_prompt(self, text: str, **_: Any) -> Prompt:
+        self.asked.append(text)
+        return Prompt(tuple(text.encode()), make_reader=lambda: Reader(self.line))
+
+    def ask(
+        self,
+        prompt: Prompt,
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        notify: Callable[[], None],
+        *_: Any,
+        **__: Any,
+    ) -> ScriptedGeneration:
+        self.settings.append((sampling, settings))
+        notify()
+        return ScriptedGeneration(self.line, settings)
+
+
+@dataclass(frozen=True)
+class Played:
+    """A server; its engine says ``engine.line``."""
+
+    engine: ScriptedEngine
+    url: str
+
+    @property
+    def ask(self) -> ChatAsk:
+        """The last chat that was asked."""
+        asked = self.engine.asked[-1]
+        assert isinstance(asked, ChatAsk)
+        return asked
+
+    def post(self, path: str, body: Any, method: str = "POST", **headers: str) -> tuple[int, Any]:
+        """Status and body, of JSON."""
+        data = None if body is None else json.dumps(body).encode()
+        names = {"content-type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, data, names, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as response:
+                return response.status, json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+
+@contextlib.contextmanager
+def played(rules: Rules | None = None) -> Iterator[Played]:
+    engine: Any = ScriptedEngine()
+    server = ApiServer("127.0.0.1", 0)
+    try:
+        service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), lambda: b"{}")
+        server.start(make_app(service, rules or Rules("127.0.0.1")))
+        yield Played(engine, f"http://127.0.0.1:{server.port}")
+    finally:
+        server.close()
