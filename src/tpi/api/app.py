@@ -47,7 +47,7 @@ async def _health() -> dict[str, str]:
 
 
 async def _tell_problem(request: Request, problem: Any) -> Response:
-    return JSONResponse(problem.body, problem.status, problem.headers)
+    return JSONResponse(problem.body_at(request.url.path), problem.status, problem.headers)
 
 
 async def _tell_error(request: Request, error: Any) -> Response:

@@ -1,4 +1,4 @@
-"""What went wrong, as status and body of a response in OpenAI's shape. Pure; other APIs have shapes of their own."""
+"""What went wrong, as status and body of a response in the shape of the API that was asked. Pure."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +7,26 @@ from tpi.errors import BusyError, ContextError, LinkError, TpiError, UsageError
 
 RETRY_AFTER_S = 1
 """What a caller is told to wait when too many wait already."""
+
+
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+_LLAMA_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+_LLAMA_PATHS = frozenset((
+    "apply-template", "completion", "completions", "detokenize", "embedding", "embeddings", "infill", "props",
+    "rerank", "reranking", "slots", "tokenize",
+))  # fmt: skip
 
 
 @dataclass(eq=False)
@@ -22,7 +42,33 @@ class Problem(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
+        """In OpenAI's shape."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def anthropic_body(self) -> dict[str, Any]:
+        kind = _ANTHROPIC_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": None}
+
+    @property
+    def ollama_body(self) -> dict[str, Any]:
+        return {"error": self.message}
+
+    @property
+    def llama_body(self) -> dict[str, Any]:
+        """As llama.cpp's server has it."""
+        kind = _LLAMA_KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"code": self.status, "message": self.message, "type": kind}}
+
+    def body_at(self, path: str) -> dict[str, Any]:
+        """In the shape of the API that has this path."""
+        if path.startswith("/v1/messages"):
+            return self.anthropic_body
+        if path.startswith("/api/"):
+            return self.ollama_body
+        if path[1:].split("/")[0] in _LLAMA_PATHS:
+            return self.llama_body
+        return self.body
 
 
 def problem_of(error: TpiError) -> Problem:

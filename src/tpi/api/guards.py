@@ -126,7 +126,8 @@ async def _drain(receive: Receive, max_body_bytes: int) -> None:
 
 
 async def _refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
-    await JSONResponse(problem.body, problem.status, problem.headers | {"Connection": "close"})(scope, receive, send)
+    body = problem.body_at(scope["path"])
+    await JSONResponse(body, problem.status, problem.headers | {"Connection": "close"})(scope, receive, send)
 
 
 def _host_name(host: str) -> str:

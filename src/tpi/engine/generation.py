@@ -74,6 +74,8 @@ class Answer:
     """From the first token to the last."""
     finish: Finish = ""
     seed: int = 0
+    stopped_by: str = ""
+    """The stop string that ended it, if one did."""
 
 
 class Generation:
@@ -181,6 +183,7 @@ class Generation:
             time_to_first_token_s=self._first_s - self._started_s,
             decode_s=now_s - self._first_s,
             finish=finish,
+            stopped_by=self._text.matched or "",
         )
         if words or logprobs:
             self._deltas.append(Delta(words, n_tokens, logprobs))

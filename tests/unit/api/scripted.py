@@ -30,7 +30,7 @@ class Line:
     calls: Sequence[tuple[str, str, Sequence[str]]] = ()
     finish: Finish = "stop"
     error: TpiError | None = None
-    stopped_by: str | None = None
+    stopped_by: str = ""
 
     def deltas(self) -> Iterator[ChatDelta]:
         for n, thought in enumerate(self.thoughts):
@@ -64,9 +64,7 @@ class ScriptedGeneration:
         self._deltas = [Delta("", n + 1, logprobs) for n in range(len(told))]
         self.error, self.is_over = line.error, True
         finish = "error" if line.error is not None else line.finish
-        self.answer = Answer("".join(line.words), 7, 3, len(told), 0.25, 0.5, finish, 11)
-        if line.stopped_by is not None:
-            object.__setattr__(self.answer, "matched", line.stopped_by)
+        self.answer = Answer("".join(line.words), 7, 3, len(told), 0.25, 0.5, finish, 11, line.stopped_by)
 
     def take(self) -> list[Delta]:
         taken, self._deltas = self._deltas, []

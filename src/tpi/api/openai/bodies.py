@@ -65,7 +65,7 @@ def delta_body(delta: ChatDelta, *, is_older: bool) -> Body:
     return body
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body | None:
+def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body:
     """``text_of`` gives the bytes of a token."""
 
     def entry(token: int, logprob: float) -> Body:

@@ -12,7 +12,7 @@ from tpi.engine.turns import Message, ToolCall
 _ROLES = {"developer": "system", "function": "tool"}
 """By the names that templates know."""
 
-_TEXTS = ("text", "input_text", "output_text", "refusal", "thinking")
+_TEXTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "summary_text")
 
 
 class Part(Given):
