@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 from tpi.api.errors import Problem, problem_of
 from tpi.api.guards import Guard, Rules
-from tpi.api.openai.routes import make_router
+from tpi.api.ollama import routes as ollama
+from tpi.api.openai import routes as openai
 from tpi.api.service import Service
 from tpi.errors import TpiError
 from tpi.version import VERSION
@@ -23,7 +24,8 @@ _CLIENT_CLOSED_REQUEST = 499
 def make_app(service: Service, rules: Rules) -> ASGIApp:
     """Ready to be served."""
     app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
-    app.include_router(make_router(service))
+    for make_router in (openai.make_router, ollama.make_router):
+        app.include_router(make_router(service))
     app.add_api_route("/health", _health, methods=["GET"])
 
     async def cluster() -> Response:

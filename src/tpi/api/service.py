@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from starlette.concurrency import run_in_threadpool
 
+from tpi.api.about import describe_model
 from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem, unsupported
 from tpi.engine.engine import Engine, Prompt
@@ -37,6 +38,8 @@ class Service:
         """``sampling`` holds where a request says nothing. ``tell_cluster`` gives the cluster's state as JSON; it may
         block."""
         self.identity, self.sampling, self._engine, self._tell_cluster = identity, sampling, engine, tell_cluster
+
+        self.about = describe_model(engine.gguf)
 
     @property
     def vocabulary_size(self) -> int:
@@ -80,6 +83,24 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
+
+    @property
+    def tagged_name(self) -> str:
+        """The model's name with a tag, as Ollama's clients have it."""
+        name = self.identity.model
+        return name if ":" in name else f"{name}:latest"
+
+    def check_tagged(self, name: str | None) -> str:
+        """A name that may have the tag; gives the one that the caller knows. Raises as ``check_model``."""
+        plain = None if name is None else name.removesuffix(":latest")
+        self.check_model(name if name == self.identity.model else plain)
+        return name or self.tagged_name
+
+    @property
+    def capabilities(self) -> list[str]:
+        """What the model can do, by the words of its template."""
+        words = {"tools": "tools" in self.about.template, "thinking": "think" in self.about.template}
+        return ["completion", *(name for name, has in words.items() if has)]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Of a prompt that came as tokens."""

@@ -38,7 +38,12 @@ def command(
     kv_type: options.KvType = "F16",
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
-    api: Annotated[bool, typer.Option("--api/--no-api", help="Answer OpenAI's API beside the terminal.")] = True,
+    api: Annotated[
+        bool,
+        typer.Option(
+            "--api/--no-api", help="Answer the APIs of OpenAI, Ollama, Anthropic and llama.cpp beside the terminal."
+        ),
+    ] = True,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Where the API listens; one that others reach demands a key.")
     ] = "127.0.0.1",
@@ -48,6 +53,9 @@ def command(
     ] = None,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A page that may ask the API, * for all; repeatable.")
+    ] = None,
+    ollama_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="A second port, for tools that look for Ollama at 11434.")
     ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take any model's name in requests.")] = False,
     parallel: Annotated[
@@ -67,7 +75,7 @@ def command(
     """Be the master of a cluster.
 
     Prints the command that the other devices join with, waits for --workers of them, gives each its slices of the
-    model, and answers: a chat on its terminal, if it has one, and OpenAI's API beside it, until it is told to end. With
+    model, and answers: a chat on its terminal, if it has one, and the API beside it, until it is told to end. With
     --no-api and without a terminal it answers every line of standard input for itself, until that ends.
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
@@ -105,7 +113,7 @@ def command(
         return
     service = importlib.import_module("tpi.cli.service")  # a web server, which nobody else needs
     asked = service.ApiOptions(
-        host, api_port, model_name(settings.model), tuple(api_key or ()), tuple(cors or ()), any_model
+        host, api_port, model_name(settings.model), tuple(api_key or ()), tuple(cors or ()), any_model, ollama_port
     )
     with (
         contextlib.closing(service.Api(asked, sampling, display)) as opened,

@@ -31,6 +31,7 @@ class ApiOptions:
     keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     takes_any_name: bool = False
+    ollama_port: int | None = None
 
 
 class SharedCluster:
@@ -56,7 +57,7 @@ class Api:
         """Raises:
         UsageError: the address cannot be listened at.
         """
-        self._server = ApiServer(options.host, options.port)
+        self._server = ApiServer(options.host, options.port, options.ollama_port)
         keys = options.keys
         if not keys and options.host not in LOCAL_NAMES:
             keys = (secrets.token_urlsafe(24),)
@@ -77,6 +78,8 @@ class Api:
         self._server.start(make_app(service, self._rules))
         host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host
         self._display.note(f"the API is at http://{host}:{self._server.port}/v1")
+        if self._server.ollama_port is not None:
+            self._display.note(f"Ollama's is at http://{host}:{self._server.ollama_port}, too")
         try:
             yield SharedCluster(cluster)
         finally:

@@ -46,7 +46,7 @@ class Engine:
             ModelFileError, UnsupportedModelError: the embedding table cannot be read.
         """
         self._stack = ExitStack()
-        self.vocabulary, self.template = language.vocabulary, language.template
+        self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
         self._driver: Driver | None = None
         self._runner, self._keeps_states = runner, runner.retention.keeps_states

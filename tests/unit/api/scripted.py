@@ -7,8 +7,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import tpi
 from tpi.api.app import make_app
 from tpi.api.guards import Rules
 from tpi.api.server import ApiServer
@@ -19,6 +21,9 @@ from tpi.engine.reading import ChatDelta
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, ToolCallDelta
 from tpi.errors import TpiError
+from tpi.gguf.reader import Gguf, read_gguf
+
+DEMO = Path(tpi.__file__).parent / "assets" / "demo.gguf"
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class ScriptedEngine:
     settings: list[tuple[SamplingSettings, GenerationSettings]] = field(default_factory=list)
     vocabulary: ScriptedVocabulary = field(default_factory=ScriptedVocabulary)
     scheduler: ScriptedScheduler = field(default_factory=ScriptedScheduler)
+    gguf: Gguf = field(default_factory=lambda: read_gguf(DEMO))
     n_context: int = 64
 
     def chat_prompt(self, ask: ChatAsk) -> Prompt:

@@ -1,0 +1,1 @@
+"""The API that Ollama's clients speak."""
