@@ -22,6 +22,11 @@ class Served:
     url: str
     model: str
 
+    @property
+    def root(self) -> str:
+        """Where APIs lie that do not begin with a version."""
+        return self.url.removesuffix("/v1")
+
     def client(self, key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=key, max_retries=0, timeout=60)
 
