@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anthropic
 import ollama
 import pytest
 
@@ -51,3 +53,14 @@ def test_ollama_at_its_port(four: Served, text: str) -> None:
     assert "".join(line.response or "" for line in lines) == text and lines[-1].done
     raw = client.generate("demo", "Once upon", raw=True, options=options | {"num_predict": 1})
     assert raw.response and raw.response.strip() == "a"
+
+
+def test_anthropic_s_messages(four: Served, text: str) -> None:
+    with anthropic.Anthropic(base_url=four.root, api_key="none", max_retries=0, timeout=60) as client:
+        more: Any = {"model": "demo", "max_tokens": 24, "messages": ASKED, "extra_body": {"temperature": 0}}
+        told = client.messages.create(**more)
+        assert told.content[0].type == "text" and told.content[0].text == text and told.stop_reason == "max_tokens"
+        n_read = told.usage.input_tokens + (told.usage.cache_read_input_tokens or 0)
+        assert client.messages.count_tokens(model="demo", messages=more["messages"]).input_tokens == n_read
+        with client.messages.stream(**more) as stream:
+            assert "".join(stream.text_stream) == text

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from tpi.api.anthropic import routes as anthropic
 from tpi.api.errors import Problem, problem_of
 from tpi.api.guards import Guard, Rules
 from tpi.api.ollama import routes as ollama
@@ -24,7 +25,7 @@ _CLIENT_CLOSED_REQUEST = 499
 def make_app(service: Service, rules: Rules) -> ASGIApp:
     """Ready to be served."""
     app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
-    for make_router in (openai.make_router, ollama.make_router):
+    for make_router in (openai.make_router, ollama.make_router, anthropic.make_router):
         app.include_router(make_router(service))
     app.add_api_route("/health", _health, methods=["GET"])
 

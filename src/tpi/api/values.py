@@ -25,6 +25,15 @@ def json_text(value: Any, param: str) -> str:
     return text
 
 
+def arguments_of(text: str) -> dict[str, Any]:
+    """Of a call, for those who want an object: what a model wrote that is none is given as its text."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {"arguments": text}
+    return found if isinstance(found, dict) else {"arguments": found}
+
+
 def schema_grammar(schema: Any, param: str) -> Grammar:
     """Of answers that follow a JSON schema.
 

@@ -1,6 +1,5 @@
 """What Ollama's clients are told, as it is described to them, and how it is built."""
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tpi.api.streams import Body
+from tpi.api.values import arguments_of
 from tpi.engine.reading import Reply
 from tpi.engine.turns import ToolCall
 
@@ -105,18 +105,10 @@ def figures(reply: Reply) -> Body:
 def calls_body(calls: Sequence[ToolCall]) -> list[Body]:
     """Arguments are objects here; what a model wrote that is none is told as its text."""
     return [
-        {"id": call.id, "function": {"index": index, "name": call.name, "arguments": _arguments(call.arguments)}}
+        {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments_of(call.arguments)}}
         for index, call in enumerate(calls)
     ]
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _arguments(text: str) -> Body:
-    try:
-        found = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        return {"arguments": text}
-    return found if isinstance(found, dict) else {"arguments": found}
