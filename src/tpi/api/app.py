@@ -16,6 +16,7 @@ from tpi.api.guards import Guard, Rules
 from tpi.api.ollama import routes as ollama
 from tpi.api.openai import routes as openai
 from tpi.api.service import Service
+from tpi.api.state import make_state_router
 from tpi.errors import TpiError
 from tpi.version import VERSION
 
@@ -29,10 +30,7 @@ def make_app(service: Service, rules: Rules) -> ASGIApp:
         app.include_router(make_router(service))
     app.add_api_route("/health", _health, methods=["GET"])
 
-    async def cluster() -> Response:
-        return Response(await service.tell_cluster(), media_type="application/json")
-
-    app.add_api_route("/v1/cluster", cluster, methods=["GET"])
+    app.include_router(make_state_router(service))
     app.add_exception_handler(Problem, _tell_problem)
     app.add_exception_handler(TpiError, _tell_error)
     app.add_exception_handler(RequestValidationError, _tell_invalid)

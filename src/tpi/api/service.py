@@ -8,15 +8,19 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from tpi.api.about import describe_model
 from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem, unsupported
+from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine, Prompt
 from tpi.engine.generation import Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
+from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
 
 
@@ -33,11 +37,10 @@ class Service:
     """The engine, for coroutines."""
 
     def __init__(
-        self, engine: Engine, identity: Identity, sampling: SamplingSettings, tell_cluster: Callable[[], bytes]
+        self, engine: Engine, identity: Identity, sampling: SamplingSettings, find_status: Callable[[], ClusterStatus]
     ) -> None:
-        """``sampling`` holds where a request says nothing. ``tell_cluster`` gives the cluster's state as JSON; it may
-        block."""
-        self.identity, self.sampling, self._engine, self._tell_cluster = identity, sampling, engine, tell_cluster
+        """``sampling`` holds where a request says nothing. ``find_status`` gives the cluster's state; it may block."""
+        self.identity, self.sampling, self._engine, self._find_status = identity, sampling, engine, find_status
 
         self.about = describe_model(engine.gguf)
 
@@ -50,8 +53,23 @@ class Service:
         """Tokens that prompt and answer can have together."""
         return self._engine.n_context
 
-    async def tell_cluster(self) -> bytes:
-        return await run_in_threadpool(self._tell_cluster)
+    @property
+    def tally(self) -> Tally:
+        return self._engine.tally
+
+    def load(self) -> Load:
+        """What there is to do now."""
+        return self._engine.scheduler.load
+
+    @property
+    def n_cells(self) -> int:
+        """Of all sequences together."""
+        return self._engine.n_cells
+
+    async def status(self) -> ClusterStatus:
+        """Every rank's figures, and those of the answers; takes as long as ranks take to tell them."""
+        status = await run_in_threadpool(self._find_status)
+        return msgspec.structs.replace(status, answers=self._engine.figures())
 
     async def prompt(self, ask: AnyAsk) -> Prompt:
         """Templates are strangers' programs, which may take a while.

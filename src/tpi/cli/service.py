@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import msgspec
-
 from tpi.api.app import make_app
 from tpi.api.guards import LOCAL_NAMES, Rules
 from tpi.api.server import ApiServer
@@ -73,7 +71,7 @@ class Api:
     @contextlib.contextmanager
     def open(self, engine: Engine, cluster: Cluster) -> Iterator[SharedCluster]:
         identity = Identity(self._options.model, int(time.time()), self._options.takes_any_name)
-        service = Service(engine, identity, self._sampling, lambda: msgspec.json.encode(cluster.status()))
+        service = Service(engine, identity, self._sampling, cluster.status)
         engine.drive(self._failures.put)
         self._server.start(make_app(service, self._rules))
         host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeAlias
 
+import msgspec
+
 from tpi.cli.display import Display
 from tpi.cli.environment import child_variables, find_status_folder
 from tpi.cli.keyfolder import open_key_folder
@@ -120,8 +122,8 @@ def _form(
             cluster = stack.enter_context(master.form(report, check))
         finally:
             display.settle()
-        source.status = cluster.status
         speaker = stack.enter_context(Engine(cluster, language))
+        source.status = lambda: msgspec.structs.replace(cluster.status(), answers=speaker.figures())
         running: Running = cluster
         if open_api is not None:
             running = stack.enter_context(open_api(speaker, cluster))

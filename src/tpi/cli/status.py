@@ -11,7 +11,7 @@ from tpi.cli.figures import duration, part, size
 from tpi.cli.statistics import as_text
 from tpi.cli.statussocket import ask, choose_master
 from tpi.cli.sums import describe as describe_sums
-from tpi.cluster.reports import ClusterStatus, RankStatus
+from tpi.cluster.reports import AnswerFigures, ClusterStatus, RankStatus
 
 COLUMNS = (
     "rank",
@@ -62,9 +62,19 @@ def describe(status: ClusterStatus) -> list[str]:
     n_rechosen = max(rank.n_rechosen for rank in status.ranks)
     if n_rechosen:
         lines.append(f"devices chose different experts {n_rechosen} times; the lowest rank's were taken")
+    if status.answers is not None:
+        lines.append(_answers(status.answers))
     if status.silent:
         lines.append(f"no answer from {', '.join(status.silent)}: what they told last, if anything, stands above")
     return [*lines, *status.notes]
+
+
+def _answers(answers: AnswerFigures) -> str:
+    return (
+        f"{answers.n_running} answers under way, {answers.n_waiting} wait; so far prompts of "
+        f"{answers.n_prompt_tokens:,} tokens, {answers.n_cached_tokens:,} of them not computed again, and answers of "
+        f"{answers.n_tokens:,}"
+    )
 
 
 def _row(rank: RankStatus) -> tuple[str, ...]:

@@ -70,6 +70,17 @@ class RankStatus(msgspec.Struct, frozen=True):
     """Sums that were made anew because ranks had chosen different experts."""
 
 
+class AnswerFigures(msgspec.Struct, frozen=True):
+    """What a master was asked since its start, and what there is to do now. Of the prompts' tokens
+    ``n_cached_tokens`` were not computed again."""
+
+    n_running: int
+    n_waiting: int
+    n_prompt_tokens: int
+    n_cached_tokens: int
+    n_tokens: int
+
+
 class ClusterStatus(msgspec.Struct, frozen=True):
     """What ``tpi status`` prints."""
 
@@ -85,6 +96,8 @@ class ClusterStatus(msgspec.Struct, frozen=True):
     """Names of devices that did not tell their figures in time: ``ranks`` has what they told last, if anything."""
     notes: tuple[str, ...] = ()
     """What happened that the user should know: who was turned away, who is late."""
+    answers: AnswerFigures | None = None
+    """None: the engine is not there yet."""
 
 
 @dataclass(frozen=True)

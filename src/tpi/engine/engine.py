@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
+from tpi.cluster.reports import AnswerFigures
 from tpi.engine.cells import count_alike
 from tpi.engine.constraint import Constraint
 from tpi.engine.driver import Driver
@@ -19,6 +20,7 @@ from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, Message, Thinking
 from tpi.errors import TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
@@ -48,6 +50,7 @@ class Engine:
         self._stack = ExitStack()
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
+        self.tally = Tally()
         self._driver: Driver | None = None
         self._runner, self._keeps_states = runner, runner.retention.keeps_states
         self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
@@ -66,6 +69,18 @@ class Engine:
     def n_context(self) -> int:
         """Tokens that a prompt and its answer can have together."""
         return self._runner.n_context
+
+    @property
+    def n_cells(self) -> int:
+        """For tokens of all sequences together."""
+        return self._runner.n_cells
+
+    def figures(self) -> AnswerFigures:
+        """What it was asked, and what it does. Any thread."""
+        load, tally = self.scheduler.load, self.tally
+        return AnswerFigures(
+            load.n_running, load.n_waiting, tally.n_prompt_tokens, tally.n_cached_tokens, tally.n_tokens
+        )
 
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
@@ -109,7 +124,10 @@ class Engine:
         """
         stops = () if settings.raw else self.template.stop
         request = Request(prompt.tokens, sampling, settings, stops, prompt.marks, constraint)
-        return self.scheduler.submit(request, notify)
+        watch = self.tally.watch(notify)
+        generation = self.scheduler.submit(request, watch.tell)
+        watch.begin(generation)
+        return generation
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;

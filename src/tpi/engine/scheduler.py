@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -24,6 +25,15 @@ MAX_WAITING = 64
 
 Batch: TypeAlias = list[tuple[Generation, Rows]]
 """Who takes part in a pass, with what."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What there is to do: answers that grow, with the tokens of them and their prompts; and others that wait."""
+
+    n_running: int
+    n_waiting: int
+    n_tokens: int
 
 
 class Scheduler:
@@ -67,6 +77,12 @@ class Scheduler:
     def is_idle(self) -> bool:
         """There is nothing to do."""
         return not self._waiting and not self._running
+
+    @property
+    def load(self) -> Load:
+        """As it is now. Any thread."""
+        running = list(self._running)
+        return Load(len(running), len(self._waiting), sum(len(generation.tokens) for generation in running))
 
     def submit(self, request: Request, notify: Callable[[], None] = lambda: None) -> Generation:
         """Takes a request in; ``notify`` is called when there is news of it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tpi
+from tests.unit.cli.states import cluster_state
 from tpi.api.app import make_app
 from tpi.api.guards import Rules
 from tpi.api.server import ApiServer
@@ -162,7 +163,7 @@ def played(rules: Rules | None = None) -> Iterator[Played]:
     engine: Any = ScriptedEngine()
     server = ApiServer("127.0.0.1", 0)
     try:
-        service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), lambda: b"{}")
+        service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
         server.start(make_app(service, rules or Rules("127.0.0.1")))
         yield Played(engine, f"http://127.0.0.1:{server.port}")
     finally:

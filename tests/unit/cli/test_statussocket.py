@@ -17,7 +17,7 @@ import pytest
 from tests.unit.cli.states import cluster_state
 from tpi.cli.status import describe
 from tpi.cli.statussocket import StatusServer, ask, choose_master, find_masters
-from tpi.cluster.reports import ClusterStatus
+from tpi.cluster.reports import AnswerFigures, ClusterStatus
 from tpi.errors import LinkError, ProtocolError, UsageError
 
 
@@ -177,3 +177,11 @@ def test_silent_devices_and_notes_stand_at_the_end() -> None:
     status = msgspec.structs.replace(cluster_state(1), silent=("attic", "cellar"), notes=("turned away a: b",))
     *_, silent, note = describe(status)
     assert silent.startswith("no answer from attic, cellar") and note == "turned away a: b"
+
+
+def test_what_was_answered_is_told() -> None:
+    status = msgspec.structs.replace(cluster_state(1), answers=AnswerFigures(1, 2, 7000, 3000, 400))
+    assert describe(status)[-1] == (
+        "1 answers under way, 2 wait; so far prompts of 7,000 tokens, 3,000 of them not computed again, and answers "
+        "of 400"
+    )

@@ -1,0 +1,24 @@
+"""``/v1/cluster`` and ``/metrics``: how the cluster is, for people's dashboards."""
+
+import msgspec
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from tpi.api.metrics import CONTENT_TYPE, metrics
+from tpi.api.service import Service
+
+
+def make_state_router(service: Service) -> APIRouter:
+    """All routes."""
+
+    async def tell() -> Response:
+        return Response(msgspec.json.encode(await service.status()), media_type="application/json")
+
+    async def measure() -> Response:
+        text = metrics(service.identity.model, service, await service.status())
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    router = APIRouter()
+    router.add_api_route("/v1/cluster", tell, methods=["GET"])
+    router.add_api_route("/metrics", measure, methods=["GET"])
+    return router
