@@ -1,17 +1,13 @@
 """A Jinja environment for chat templates out of model files: what Hugging Face offers them, within bounds.
 
 A template is a stranger's program. Jinja's sandbox keeps it from Python's internals; this module bounds what it can
-use: only known filters and string methods, no text above ``MAX_CHARS``, no longer than ``MAX_SECONDS``. Master only;
-each rendering stays on the calling thread, which is traced meanwhile for the clock.
+use: only known filters and string methods, and so many bytes and seconds (``templatebounds``). Master only; each
+rendering stays on the calling thread.
 """
 
-import json
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from types import FrameType
+from functools import partial
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -23,19 +19,37 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_CHARS = 1 << 23
-"""The longest text that a template may make, on the way or as its result."""
-MAX_SECONDS = 5.0
+from tpi.engine.templatebounds import (
+    MAX_CHARS,
+    MAX_ITEMS,
+    Allotment,
+    bounded_join,
+    check_size,
+    indent,
+    join,
+    replace,
+    round_number,
+    split,
+    split_from_right,
+    split_lines,
+    text_of,
+    to_json,
+    to_list,
+    total,
+)
 
-_MAX_ITEMS = 1 << 20
 _MAX_INTEGER_BITS = 256
 # fmt: off
 _FILTERS = (
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float",
-    "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
-    "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum", "title", "trim",
-    "unique", "upper",
+    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length",
+    "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr",
 )
+_TEXT_FILTERS = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "trim", "upper")
+_LIST_FILTERS = ("sort", "unique")
+_OWN_FILTERS: dict[str, Callable[..., Any]] = {
+    "indent": indent, "join": join, "list": to_list, "replace": replace, "round": round_number, "sum": total,
+    "tojson": to_json,
+}
 _STRING_METHODS = (
     "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha",
     "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join",
@@ -46,19 +60,17 @@ _STRING_METHODS = (
 # fmt: on
 
 
+_OWN_METHODS: dict[str, Callable[..., Any]] = {
+    "join": lambda text, parts: join(parts, text),
+    "replace": replace,
+    "rsplit": split_from_right,
+    "split": split,
+    "splitlines": split_lines,
+}
+
+
 class TemplateRefusal(Exception):
     """The template itself called ``raise_exception``."""
-
-
-def _bounded_join(parts: Iterable[str]) -> str:
-    """``"".join`` that stops at ``MAX_CHARS``."""
-    kept: list[str] = []
-    n_chars = 0
-    for part in parts:
-        n_chars += len(part)
-        _check_size(n_chars)
-        kept.append(part)
-    return "".join(kept)
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -68,7 +80,6 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         clock: the local time that ``strftime_now`` formats.
     """
 
-    concat = staticmethod(_bounded_join)
     intercepted_binops = frozenset(("+", "*", "**", "%"))
 
     def __init__(self, clock: Callable[[], datetime]) -> None:
@@ -79,17 +90,25 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             extensions=[loopcontrols, _Generation],
         )
         self.code_generator_class = _BoundedGenerator
-        self.filters = {name: FILTERS[name] for name in _FILTERS}
-        self.filters |= {"tojson": _to_json, "join": _join, "replace": _replace, "indent": _indent}
+        self.allotment = allotment = Allotment()
+        self.filters = {name: allotment.bounded(FILTERS[name]) for name in _FILTERS}
+        self.filters |= {name: allotment.bounded(FILTERS[name], text_of) for name in _TEXT_FILTERS}
+        self.filters |= {name: allotment.bounded(FILTERS[name], to_list) for name in _LIST_FILTERS}
+        self.filters |= {name: allotment.bounded(make) for name, make in _OWN_FILTERS.items()}
+        self.finalize = text_of
         del self.globals["lipsum"]
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": lambda pattern: clock().strftime(str(pattern)[:256]),
         }
 
+    def concat(self, parts: Iterable[str]) -> str:
+        """What a template, a macro or a block gives."""
+        return self.allotment.made(bounded_join(parts))
+
     def bounded_concat(self, parts: Iterable[Any]) -> str:
         """The ``~`` operator."""
-        return _bounded_join(map(str, parts))
+        return self.concat(map(text_of, parts))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Strings have only the methods above: others pad a text to any width."""
@@ -106,12 +125,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Sends the string methods that can make long texts through their bounded versions."""
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str):
-            if getattr(__obj, "__name__", "") == "replace":
-                return _replace(owner, *args, **kwargs)
-            if getattr(__obj, "__name__", "") == "join":
-                return _join(args[0] if args else (), owner)
-        return super().call(__context, __obj, *args, **kwargs)
+        own = _OWN_METHODS.get(getattr(__obj, "__name__", "")) if isinstance(owner, str) else None
+        result = super().call(__context, __obj if own is None else partial(own, owner), *args, **kwargs)
+        return (
+            __self.allotment.made_nested(result) if isinstance(result, list | dict) else __self.allotment.made(result)
+        )
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Refuses operations with huge results before they are computed."""
@@ -119,14 +137,14 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             raise SecurityError("formatting with % is not available in chat templates")
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
-            _check_size(bits, _MAX_INTEGER_BITS, "an integer of")
+            check_size(bits, _MAX_INTEGER_BITS, "an integer of")
         elif operator == "*":
             sized, factor = (left, right) if hasattr(left, "__len__") else (right, left)
             if hasattr(sized, "__len__") and isinstance(factor, int):
-                _check_size(len(sized) * factor, _limit(sized))
+                check_size(len(sized) * factor, _limit(sized))
         elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-            _check_size(len(left) + len(right), _limit(left))
-        return super().call_binop(context, operator, left, right)
+            check_size(len(left) + len(right), _limit(left))
+        return self.allotment.made(super().call_binop(context, operator, left, right))
 
 
 def render_within_bounds(template: Template, variables: Mapping[str, Any]) -> str:
@@ -136,32 +154,43 @@ def render_within_bounds(template: Template, variables: Mapping[str, Any]) -> st
         TemplateRefusal: it called ``raise_exception``.
         Exception: whatever else goes wrong in a stranger's program, ``SecurityError`` for a bound included.
     """
-    with _time_limit(time.monotonic() + MAX_SECONDS):
+    environment = template.environment
+    assert isinstance(environment, ChatEnvironment)
+    with environment.allotment.of_rendering(variables):
         return template.render(variables)
 
 
-@contextmanager
-def _time_limit(deadline: float) -> Iterator[None]:
-    """Raises ``SecurityError`` in template code that still runs at the deadline (a ``time.monotonic`` value)."""
-
-    def check_line(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > deadline:
-            raise SecurityError(f"it takes more than {MAX_SECONDS:g} seconds")
-        return check_line
-
-    def check_call(frame: FrameType, event: str, argument: Any) -> Any:
-        return check_line(frame, event, argument) if frame.f_code.co_filename == "<template>" else None
-
-    previous = sys.gettrace()
-    sys.settrace(check_call)
-    try:
-        yield
-    finally:
-        sys.settrace(previous)
-
-
 class _BoundedGenerator(CodeGenerator):
-    """Compiles ``a ~ b`` to a bounded join; Jinja offers no hook for that operator."""
+    """Compiles ``a ~ b`` to a bounded join, counts lists and slices, and looks at the clock in every body of a loop or
+    macro; Jinja offers no hook for these."""
+
+    def blockvisit(self, body: Iterable[nodes.Node], frame: Frame) -> None:
+        self.writeline("environment.allotment.tick()")
+        super().blockvisit(body, frame)
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._count("made_nested", super().visit_List, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        # Names that values are assigned to are a tuple, too.
+        if node.ctx == "load":
+            self._count("made_nested", super().visit_Tuple, node, frame)
+        else:
+            super().visit_Tuple(node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._count("made_nested", super().visit_Dict, node, frame)
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if isinstance(node.arg, nodes.Slice):
+            self._count("made", super().visit_Getitem, node, frame)
+        else:
+            super().visit_Getitem(node, frame)
+
+    def _count(self, how: str, visit: Callable[[Any, Frame], None], node: nodes.Expr, frame: Frame) -> None:
+        self.write(f"environment.allotment.{how}(")
+        visit(node, frame)
+        self.write(")")
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.bounded_concat((")
@@ -181,49 +210,9 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _check_size(size: int, limit: int = MAX_CHARS, what: str = "a text or list of") -> None:
-    if size > limit:
-        raise SecurityError(f"it makes {what} {size:,}, the limit is {limit:,}")
-
-
 def _limit(value: object) -> int:
-    return MAX_CHARS if isinstance(value, str) else _MAX_ITEMS
+    return MAX_CHARS if isinstance(value, str) else MAX_ITEMS
 
 
 def _raise_exception(message: object = "") -> None:
-    raise TemplateRefusal(str(message))
-
-
-def _to_json(
-    value: Any,
-    indent: int | None = None,
-    ensure_ascii: bool = False,
-    sort_keys: bool = False,
-    separators: object = None,  # accepted and left out: any text could stand in them
-) -> str:
-    """JSON without HTML's escapes, as Hugging Face has it."""
-    _check_size(indent or 0, 64, "an indent of")
-    text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, sort_keys=sort_keys)
-    _check_size(len(text))
-    return text
-
-
-def _join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-    items = [str(item[attribute] if attribute is not None else item) for item in value]
-    _check_size(sum(map(len, items)) + len(d) * len(items))
-    return d.join(items)
-
-
-def _replace(text: Any, old: Any, new: Any, count: int | None = None) -> str:
-    whole, old, new = str(text), str(old), str(new)
-    n_found = whole.count(old) if count is None or count < 0 else min(whole.count(old), count)
-    _check_size(len(whole) + n_found * (len(new) - len(old)))
-    return whole.replace(old, new, n_found)
-
-
-def _indent(text: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    lines = str(text).split("\n")
-    prefix = width if isinstance(width, str) else " " * min(width, 64)
-    _check_size(len(str(text)) + len(prefix) * len(lines))
-    indented = (prefix + line if line or blank else line for line in lines[1:])
-    return "\n".join([prefix + lines[0] if first else lines[0], *indented])
+    raise TemplateRefusal(text_of(message))
