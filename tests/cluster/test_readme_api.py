@@ -25,7 +25,7 @@ def run(command: str) -> str:
 
 def test_the_readme_s_commands(tmp_path: Path, cache: Path) -> None:
     with serve("demo", tmp_path, cache, 2) as served:
-        models, chat, stream, completion, cluster, metrics, health = (
+        models, chat, stream, completion, cluster, events_told, metrics, health = (
             run(
                 command.replace("http://127.0.0.1:8080/v1", served.url).replace(
                     "http://127.0.0.1:8080", served.url[:-3]
@@ -43,6 +43,7 @@ def test_the_readme_s_commands(tmp_path: Path, cache: Path) -> None:
     n_tokens = [len(choice["logprobs"]["tokens"]) for choice in told["choices"]]
     assert len(n_tokens) == 4 and max(n_tokens) == 8 and sum(n_tokens) == told["usage"]["completion_tokens"]
     assert [rank["rank"] for rank in json.loads(cluster)["ranks"]] == [0, 1]
+    assert '"n_running":0' in events_told and events_told.count("event: state\n") >= 2
     counted = re.search(r'^vllm:generation_tokens_total{model_name="demo"} (\d+)\.0$', metrics, re.MULTILINE)
     assert counted is not None and 70 < int(counted[1]) - told["usage"]["completion_tokens"] <= 80
     assert f"\nllamacpp:tokens_predicted_total {counted[1]}.0\n" in metrics

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
+from tpi.api.accesslog import AccessLog, Logged
 from tpi.api.anthropic import routes as anthropic
 from tpi.api.errors import Problem, problem_of
 from tpi.api.guards import Guard, Rules
@@ -23,24 +24,25 @@ from tpi.version import VERSION
 _CLIENT_CLOSED_REQUEST = 499
 
 
-def make_app(service: Service, rules: Rules) -> ASGIApp:
-    """Ready to be served."""
+def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> ASGIApp:
+    """Ready to be served; requests are written to ``log``."""
     app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
     for make_router in (openai.make_router, ollama.make_router, anthropic.make_router):
         app.include_router(make_router(service))
     app.add_api_route("/health", _health, methods=["GET"])
-
     app.include_router(make_state_router(service))
     app.add_exception_handler(Problem, _tell_problem)
     app.add_exception_handler(TpiError, _tell_error)
     app.add_exception_handler(RequestValidationError, _tell_invalid)
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
-    if not rules.cors_origins:
-        return Guard(app, rules)
-    return CORSMiddleware(
-        Guard(app, rules), allow_origins=list(rules.cors_origins), allow_methods=["*"], allow_headers=["*"]
-    )
+    app.add_exception_handler(RecursionError, _tell_too_deep)
+    served: ASGIApp = Guard(app, rules)
+    if rules.cors_origins:
+        served = CORSMiddleware(
+            served, allow_origins=list(rules.cors_origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    return Logged(served, log) if log is not None else served
 
 
 async def _health() -> dict[str, str]:
@@ -72,6 +74,10 @@ async def _tell_http(request: Request, error: Any) -> Response:
     else:
         problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     return await _tell_problem(request, problem)
+
+
+async def _tell_too_deep(request: Request, _: Any) -> Response:
+    return await _tell_problem(request, Problem(400, "the request is nested too deeply: make it flatter"))
 
 
 async def _tell_nobody(_: Request, error: Any) -> Response:

@@ -1,5 +1,5 @@
-"""Who may ask, and how much at once: everything that is decided before a request is read. An ASGI application around
-another.
+"""Who may ask, and how much at once: everything that is decided before a request is understood. An ASGI application
+around another, which gets only whole bodies of well-formed JSON.
 
 Browsers send requests for any page that they show: a page of somebody else's may neither be answered (Origin) nor
 pretend that this server is its own (Host, against DNS rebinding).
@@ -7,19 +7,25 @@ pretend that this server is its own (Host, against DNS rebinding).
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import msgspec
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tpi.api.errors import Problem
+from tpi.api.accesslog import KEY_NAME
+from tpi.api.errors import RETRY_AFTER_S, Problem
+from tpi.api.keys import Key, find_key
 
 MAX_BODY_BYTES = 8 << 20
+MAX_BODIES_BYTES = 64 << 20
+BODY_S = 60.0
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
+_TOO_SLOW = 408
 _OPEN_PATHS = ("/health",)
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 """By these only this device reaches a server."""
@@ -28,16 +34,20 @@ LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 @dataclass(frozen=True)
 class Rules:
     """``host`` is the address that is listened at; ``keys``, if any, are what callers must show one of;
-    ``cors_origins`` are pages that may ask, ``*`` all."""
+    ``cors_origins`` are pages that may ask, ``*`` all. A body must be there within ``body_s``; all that are there at
+    once have ``max_bodies_bytes`` at most."""
 
     host: str
-    keys: Sequence[str] = ()
+    keys: Sequence[Key] = ()
     cors_origins: Sequence[str] = ()
     max_body_bytes: int = MAX_BODY_BYTES
+    max_bodies_bytes: int = MAX_BODIES_BYTES
+    body_s: float = BODY_S
 
 
-class _TooMuch(Exception):
-    pass
+class _Refused(Exception):
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
 
 
 class Guard:
@@ -45,49 +55,66 @@ class Guard:
 
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
+        self._held_bytes = 0
+        """Of the bodies of all requests that are here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        headers = Headers(scope=scope)
-        problem = self._check(scope["method"], scope["path"], headers)
+        problem = self._check(scope, Headers(scope=scope))
         if problem is not None:
             await _drain(receive, self._rules.max_body_bytes)
             await _refuse(problem, scope, receive, send)
             return
-        n_bytes, has_begun = 0, False
-
-        async def count() -> Message:
-            nonlocal n_bytes
-            message = await receive()
-            n_bytes += len(message.get("body", b""))
-            if n_bytes > self._rules.max_body_bytes:
-                raise _TooMuch
-            return message
-
-        async def watch(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
+        parts = list[bytes]()
         try:
-            await self._app(scope, count, watch)
-        except _TooMuch:
-            if has_begun:
-                raise
-            await _drain(receive, self._rules.max_body_bytes)
-            await _refuse(self._too_much(), scope, receive, send)
+            await self._read(receive, parts)
+            body = b"".join(parts)
+            parts[:] = [body]
+            _check_json(body)
+            await self._app(scope, _after(body, receive), send)
+        except _Refused as refused:
+            if refused.problem.status != _TOO_SLOW:
+                await _drain(receive, self._rules.max_body_bytes)
+            await _refuse(refused.problem, scope, receive, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            self._held_bytes -= sum(map(len, parts))
 
-    def _check(self, method: str, path: str, headers: Headers) -> Problem | None:
-        rules = self._rules
+    async def _read(self, receive: Receive, parts: list[bytes]) -> None:
+        """Adds the body's parts, which count as held from then on.
+
+        Raises:
+            _Refused: it is too large, or takes too long.
+            ClientDisconnect: the caller has gone.
+        """
+        n_bytes, has_more = 0, True
+        try:
+            async with asyncio.timeout(self._rules.body_s):
+                while has_more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    parts.append(message.get("body", b""))
+                    n_bytes += len(parts[-1])
+                    self._held_bytes += len(parts[-1])
+                    self._check_size(n_bytes)
+                    has_more = message.get("more_body", False)
+        except TimeoutError as error:
+            why = f"the request's body was not there within {self._rules.body_s:.0f} s: send it faster"
+            raise _Refused(Problem(_TOO_SLOW, why, code="timeout")) from error
+
+    def _check(self, scope: Scope, headers: Headers) -> Problem | None:
+        rules, method = self._rules, scope["method"]
         if not rules.keys and not self._is_own_name(_host_name(headers.get("host", ""))):
             return Problem(403, f"the host {headers.get('host', '')!r} is not this server: it answers to {rules.host}")
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, headers.get("host", "")):
             return Problem(403, f"pages of {origin!r} may not ask this server: start it with --cors {origin}")
-        if rules.keys and path not in _OPEN_PATHS and method != "OPTIONS" and not self._has_key(headers):
-            return Problem(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
+        if rules.keys and scope["path"] not in _OPEN_PATHS and method != "OPTIONS":
+            key = find_key(rules.keys, _shown_key(headers))
+            if key is None:
+                return Problem(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
+            scope[KEY_NAME] = key.name
         if method == "POST":
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if kind != "application/json":
@@ -107,11 +134,44 @@ class Guard:
         allowed = self._rules.cors_origins
         return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
 
-    def _has_key(self, headers: Headers) -> bool:
-        shown = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
-        # Every key is compared, in a time that does not tell how much of it was right.
-        matches = [hmac.compare_digest(shown.encode(), key.encode()) for key in self._rules.keys]
-        return any(matches)
+    def _check_size(self, n_bytes: int) -> None:
+        if n_bytes > self._rules.max_body_bytes:
+            raise _Refused(self._too_much())
+        if self._held_bytes > self._rules.max_bodies_bytes:
+            message = f"requests of more than {self._rules.max_bodies_bytes:,} bytes are here already: try again later"
+            raise _Refused(Problem(503, message, "server_error", headers={"Retry-After": str(RETRY_AFTER_S)}))
+
+
+def _shown_key(headers: Headers) -> str:
+    return headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+
+
+def _check_json(body: bytes) -> None:
+    """What parsers differ about (infinities, halves of characters) is refused here for all of them, as is what no text
+    can hold."""
+    if not body:
+        return
+    try:
+        body.decode()
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except UnicodeDecodeError as error:
+        raise _Refused(Problem(400, f"the request is not UTF-8 at byte {error.start:,}")) from error
+    except RecursionError as error:
+        raise _Refused(Problem(400, "the request is nested too deeply: make it flatter")) from error
+    except msgspec.DecodeError as error:
+        raise _Refused(Problem(400, f"the request is not JSON: {error}")) from error
+
+
+def _after(body: bytes, receive: Receive) -> Receive:
+    """The body as a whole, and then whatever comes."""
+    message: Message | None = {"type": "http.request", "body": body, "more_body": False}
+
+    async def give() -> Message:
+        nonlocal message
+        given, message = message, None
+        return given or await receive()
+
+    return give
 
 
 async def _drain(receive: Receive, max_body_bytes: int) -> None:

@@ -1,16 +1,25 @@
 """The server: a port, and a thread with a loop that answers requests. Owns both."""
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import threading
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from tpi.api.bounds import TOO_MANY, BoundedProtocol, Bounds, Connection, Connections
 from tpi.errors import UsageError
 
-_MOST_CONNECTIONS = 2048
-_IDLE_S = 30
+_BACKLOG = 128
+_PAUSE_S = 0.1
+"""Until another is accepted after too many files were open."""
+_FAREWELL_S = 2.0
+"""How long the end of TLS may take."""
 _LAST_WORDS_S = 2
 """How long answers on their way may take at the end."""
 _MAX_HEADER_BYTES = 32 << 10
@@ -40,25 +49,26 @@ class ApiServer:
                 raise
             self.ollama_port = self._sockets[1].getsockname()[1]
 
-    def start(self, app: ASGIApp) -> None:
-        """Answers requests with ``app``."""
+    def start(self, app: ASGIApp, tls: ssl.SSLContext | None = None, bounds: Bounds | None = None) -> None:
+        """Answers requests with ``app``, over TLS if there is a context of it."""
+        bounds = bounds or Bounds()
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=BoundedProtocol,
             ws="none",
             loop="asyncio",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=_MOST_CONNECTIONS,
-            timeout_keep_alive=_IDLE_S,
+            timeout_keep_alive=int(bounds.idle_s) + 1,
             timeout_graceful_shutdown=_LAST_WORDS_S,
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
-        server = self._server = uvicorn.Server(config)
+        server = self._server = _Server(config, bounds, tls)
         for listening in self._sockets:
-            listening.listen(config.backlog)
+            listening.setblocking(False)
+            listening.listen(_BACKLOG)
         self._thread = threading.Thread(
             target=lambda: asyncio.run(server.serve(self._sockets)), name="tpi-api", daemon=True
         )
@@ -71,6 +81,72 @@ class ApiServer:
             self._thread.join()
         for listening in self._sockets:
             listening.close()
+
+
+class _Server(uvicorn.Server):
+    """Accepts connections one by one, so that they count from the beginning."""
+
+    def __init__(self, config: uvicorn.Config, bounds: Bounds, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls, self._connections = tls, Connections(bounds)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.servers = []
+        for listening in sockets or []:
+            self._do(self._accept(listening))
+        self._do(self._connections.watch())
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                caller, address = await loop.sock_accept(listening)
+            except OSError:
+                await asyncio.sleep(_PAUSE_S)
+                continue
+            connection = self._connections.try_open(str(address[0]))
+            if connection is None:
+                with contextlib.suppress(OSError), caller:
+                    if self._tls is None:
+                        caller.send(TOO_MANY)
+                continue
+            connection.handshake = self._do(self._connect(caller, connection))
+
+    async def _connect(self, caller: socket.socket, connection: Connection) -> None:
+        make_protocol = partial(
+            BoundedProtocol, connection, config=self.config, server_state=self.server_state, app_state={}
+        )
+        limits: dict[str, Any] = {}
+        if self._tls is not None:
+            limits = {
+                "ssl": self._tls,
+                "ssl_handshake_timeout": self._connections.bounds.handshake_s,
+                "ssl_shutdown_timeout": _FAREWELL_S,
+            }
+        try:
+            with contextlib.suppress(OSError):
+                caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(make_protocol, caller, **limits)
+        except OSError:  # a handshake that failed is one of these
+            connection.left()
+        except asyncio.CancelledError:
+            connection.left()
+            raise
 
 
 def _listen(host: str, port: int, remedy: str) -> socket.socket:

@@ -12,11 +12,12 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from tpi.api.about import describe_model
+from tpi.api.accesslog import note_answers
 from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem, unsupported
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine, Prompt
-from tpi.engine.generation import Generation
+from tpi.engine.generation import Answer, Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
 from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
@@ -142,6 +143,7 @@ class Service:
             for answering in begun:
                 answering.cancel()
             raise
+        note_answers(begun)
         return begun
 
 
@@ -154,6 +156,11 @@ class Answering:
         self._engine, self._loop, self._news = engine, asyncio.get_running_loop(), asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)
         self._builder = ReplyBuilder(prompt.make_reader())
+
+    @property
+    def answer(self) -> Answer:
+        """As far as it has got."""
+        return self._generation.answer
 
     @property
     def reply(self) -> Reply:

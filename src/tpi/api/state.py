@@ -1,9 +1,10 @@
-"""``/v1/cluster`` and ``/metrics``: how the cluster is, for people's dashboards."""
+"""``/v1/cluster``, its events, and ``/metrics``: how the cluster is, for people's dashboards."""
 
 import msgspec
 from fastapi import APIRouter
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
+from tpi.api.events import Events
 from tpi.api.metrics import CONTENT_TYPE, metrics
 from tpi.api.service import Service
 
@@ -18,7 +19,13 @@ def make_state_router(service: Service) -> APIRouter:
         text = metrics(service.identity.model, service, await service.status())
         return Response(text, headers={"Content-Type": CONTENT_TYPE})
 
+    events = Events(service)
+
+    async def follow() -> Response:
+        return StreamingResponse(events.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
     router = APIRouter()
     router.add_api_route("/v1/cluster", tell, methods=["GET"])
+    router.add_api_route("/v1/cluster/events", follow, methods=["GET"])
     router.add_api_route("/metrics", measure, methods=["GET"])
     return router

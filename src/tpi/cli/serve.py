@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ from tpi.cli.terminal import ChatInput, can_chat
 from tpi.cluster.master import Master
 from tpi.config import DEFAULT_API_PORT, DEFAULT_PARALLEL, DEFAULT_PORT, MAX_PARALLEL, MAX_RANKS, MasterSettings
 from tpi.engine.settings import SamplingSettings
+from tpi.errors import UsageError
 
 
 def command(
@@ -50,6 +52,22 @@ def command(
     api_port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0: any.")] = DEFAULT_API_PORT,
     api_key: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="What callers of the API must show; repeatable.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keys of callers, one a line, each after a name if you like.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Speak HTTPS, with this certificate and its chain (PEM).")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's key. [default: it is in --tls-cert]")
+    ] = None,
+    access_log: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A line per request, without what was said; - for standard error. [default: - without a chat]",
+        ),
     ] = None,
     cors: Annotated[
         list[str] | None, typer.Option(metavar="ORIGIN", help="A page that may ask the API, * for all; repeatable.")
@@ -112,8 +130,20 @@ def command(
                 talk.answer_lines(sys.stdin)
         return
     service = importlib.import_module("tpi.cli.service")  # a web server, which nobody else needs
+    if tls_key is not None and tls_cert is None:
+        raise UsageError(f"--tls-key {tls_key} is of no use alone: add its certificate with --tls-cert")
+    log = access_log or (None if can_chat() else "-")
     asked = service.ApiOptions(
-        host, api_port, model_name(settings.model), tuple(api_key or ()), tuple(cors or ()), any_model, ollama_port
+        host=host,
+        port=api_port,
+        model=model_name(settings.model),
+        keys=service.gather_keys(api_key or (), api_key_file),
+        cors_origins=tuple(cors or ()),
+        takes_any_name=any_model,
+        ollama_port=ollama_port,
+        access_log=Path(log) if log is not None else None,
+        certificate=tls_cert,
+        certificate_key=tls_key,
     )
     with (
         contextlib.closing(service.Api(asked, sampling, display)) as opened,

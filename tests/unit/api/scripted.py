@@ -3,6 +3,7 @@ streams, no model."""
 
 import contextlib
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -12,14 +13,19 @@ from typing import Any
 
 import tpi
 from tests.unit.cli.states import cluster_state
+from tpi.api.accesslog import AccessLog
 from tpi.api.app import make_app
+from tpi.api.bounds import Bounds
 from tpi.api.guards import Rules
 from tpi.api.server import ApiServer
 from tpi.api.service import Identity, Service
+from tpi.cluster.reports import AnswerFigures
 from tpi.engine.engine import Prompt
 from tpi.engine.generation import Answer, Delta, Finish, TokenLogprob
 from tpi.engine.reading import ChatDelta
+from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, ToolCallDelta
 from tpi.errors import TpiError
 from tpi.gguf.reader import Gguf, read_gguf
@@ -94,6 +100,8 @@ class ScriptedVocabulary:
 
 
 class ScriptedScheduler:
+    load = Load(0, 0, 0)
+
     def cancel(self, generation: Any) -> None:
         pass
 
@@ -108,7 +116,12 @@ class ScriptedEngine:
     vocabulary: ScriptedVocabulary = field(default_factory=ScriptedVocabulary)
     scheduler: ScriptedScheduler = field(default_factory=ScriptedScheduler)
     gguf: Gguf = field(default_factory=lambda: read_gguf(DEMO))
+    tally: Tally = field(default_factory=Tally)
     n_context: int = 64
+    n_cells: int = 64
+
+    def figures(self) -> AnswerFigures:
+        return AnswerFigures(self.scheduler.load.n_running, self.scheduler.load.n_waiting, 0, 0, 0)
 
     def chat_prompt(self, ask: ChatAsk) -> Prompt:
         self.asked.append(ask)
@@ -159,12 +172,17 @@ class Played:
 
 
 @contextlib.contextmanager
-def played(rules: Rules | None = None) -> Iterator[Played]:
+def played(
+    rules: Rules | None = None,
+    log: AccessLog | None = None,
+    tls: ssl.SSLContext | None = None,
+    bounds: Bounds | None = None,
+) -> Iterator[Played]:
     engine: Any = ScriptedEngine()
     server = ApiServer("127.0.0.1", 0)
     try:
         service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
-        server.start(make_app(service, rules or Rules("127.0.0.1")))
-        yield Played(engine, f"http://127.0.0.1:{server.port}")
+        server.start(make_app(service, rules or Rules("127.0.0.1"), log), tls, bounds)
+        yield Played(engine, f"http{'s' if tls else ''}://127.0.0.1:{server.port}")
     finally:
         server.close()

@@ -10,6 +10,7 @@ from tpi.api.anthropic.asks import read_messages
 from tpi.api.anthropic.schema import PromptFields
 from tpi.api.errors import Problem
 from tpi.api.guards import Rules
+from tpi.api.keys import Key
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
 from tpi.errors import BusyError, LinkError
 
@@ -149,7 +150,7 @@ def test_errors(server: Played) -> None:
 
 
 def test_a_key_by_its_own_name() -> None:
-    with played(Rules("127.0.0.1", ("secret",))) as keyed:
+    with played(Rules("127.0.0.1", (Key("one", "secret"),))) as keyed:
         with client(keyed, "secret") as asker:
             assert asker.models.list().data
         with pytest.raises(anthropic.AuthenticationError, match="wants an API key"), client(keyed, "wrong") as asker:

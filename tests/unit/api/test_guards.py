@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tpi.api.guards import Guard, Rules
+from tpi.api.keys import Key
 
 PLAIN = Rules("127.0.0.1")
-KEYED = Rules("0.0.0.0", ("first", "second"))
+KEYED = Rules("0.0.0.0", (Key("laptop", "first"), Key("phone", "second")))
 
 
 async def _answer(scope: Any, receive: Any, send: Any) -> None:
@@ -111,8 +112,8 @@ def test_only_json_is_read(kind: str, status: int) -> None:
 @pytest.mark.parametrize(
     ("body", "length", "status"),
     [
-        ([b"x" * 50], "50", 200),
-        ([b"x" * 50, b"x" * 50], None, 200),
+        ([b"1" * 50], "50", 200),
+        ([b"1" * 50, b"1" * 50], None, 200),
         ([b"x" * 50, b"x" * 51], None, 413),
         ([b"x"], "101", 413),
         ([b"x"], "-1", 413),
@@ -124,3 +125,57 @@ def test_long_bodies(body: list[bytes], length: str | None, status: int) -> None
     rules = Rules("127.0.0.1", max_body_bytes=100)
     headers = {"content-type": "application/json"} | ({} if length is None else {"content-length": length})
     assert ask(rules, headers, "POST", body=body) == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"a": [1e999, "\\ud83d\\ude00", {"a": 1, "a": 2}]}', 200),
+        (b'{"a": NaN}', 400),
+        (b"[-Infinity]", 400),
+        (b'"\xff"', 400),
+        (b'"\xed\xa0\x80"', 400),
+        (b'"\\ud800"', 400),
+        (b'{"\\udc00": 1}', 400),
+        (b"[" * 100_000, 400),
+        (b"{} x", 400),
+        (b"\xef\xbb\xbf{}", 400),
+    ],
+)
+def test_only_well_formed_json_comes_through(body: bytes, status: int) -> None:
+    assert ask(PLAIN, {"content-type": "application/json"}, "POST", body=[body[:3], body[3:]]) == status
+
+
+def test_all_bodies_together_have_a_bound() -> None:
+    """Given back when a request has ended."""
+    rules = Rules("127.0.0.1", max_body_bytes=100, max_bodies_bytes=150)
+    inside, sent, n_done = list[int](), list[Any](), 0
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        inside.append(1)
+        while len(inside) < 2 and len(sent) < 1:
+            await asyncio.sleep(0.001)
+        await _answer(scope, receive, send)
+
+    async def request(guard: Guard) -> None:
+        nonlocal n_done
+        scope = {"type": "http", "method": "PUT", "path": "/", "headers": [(b"host", b"localhost")]}
+        parts = [{"type": "http.request", "body": b"1" * 100, "more_body": False}]
+
+        async def receive() -> Any:
+            return parts.pop() if parts else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                sent.append(message["status"])
+
+        await guard(scope, receive, send)
+        n_done += 1
+
+    async def run() -> None:
+        guard = Guard(wait, rules)
+        await asyncio.gather(request(guard), request(guard))
+        await request(guard)
+
+    asyncio.run(run())
+    assert sent == [503, 200, 200] and n_done == 3
