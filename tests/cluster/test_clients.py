@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import llama_cpp
+import numpy as np
 import ollama
 import pytest
 
 from tests.cluster.serving import Served, serve
+from tpi.api.about import describe_model
+from tpi.cli.models import find_model
+from tpi.gguf.reader import read_gguf
+from tpi.runtime.protocols import Float32Array
 
 FOX = "Tell me a story about a fox and a lantern."
-ASKED = [{"role": "user", "content": FOX}]
+ASKED: Any = [{"role": "user", "content": FOX}]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +31,7 @@ def four(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
 def text(four: Served) -> str:
     """What the model says to that, greedily, in 24 tokens."""
     with four.client() as client:
-        told = client.chat.completions.create(model="demo", messages=ASKED, max_tokens=24, temperature=0)  # type: ignore[arg-type]
+        told = client.chat.completions.create(model="demo", messages=ASKED, max_tokens=24, temperature=0)
         return str(told.choices[0].message.content)
 
 
@@ -64,3 +70,47 @@ def test_anthropic_s_messages(four: Served, text: str) -> None:
         assert client.messages.count_tokens(model="demo", messages=more["messages"]).input_tokens == n_read
         with client.messages.stream(**more) as stream:
             assert "".join(stream.text_stream) == text
+
+
+TEXTS = [FOX, "The crow sat on the fence.", "A bear.", FOX + " It was a dark night." * 12]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> list[Float32Array]:
+    """llama.cpp's, of the last token's row."""
+    path, last = find_model("demo"), llama_cpp.LLAMA_POOLING_TYPE_LAST
+    model = llama_cpp.Llama(str(path), embedding=True, pooling_type=last, n_ctx=512, n_threads=1, verbose=False)
+    try:
+        found: Any = model.embed(TEXTS, normalize=True)
+        return [np.array(vector, np.float32) for vector in found]
+    finally:
+        model.close()
+
+
+def test_embeddings_are_llama_cpp_s(four: Served, vectors: list[Float32Array]) -> None:
+    with four.client() as client:
+        told = client.embeddings.create(model="demo", input=TEXTS)  # in base64
+        for own, reference in zip(told.data, vectors, strict=True):
+            assert float(np.dot(own.embedding, reference)) > 0.9995
+        assert told.usage.prompt_tokens > 100
+        short = client.embeddings.create(model="demo", input=FOX, dimensions=16, encoding_format="float").data[0]
+        assert len(short.embedding) == 16 and abs(np.linalg.norm(short.embedding) - 1) < 1e-5
+        cosine = np.dot(short.embedding, vectors[0][:16]) / np.linalg.norm(vectors[0][:16])
+        assert cosine > 0.999
+    asker = ollama.Client(four.root, timeout=60)
+    assert float(np.dot(asker.embed("demo", TEXTS).embeddings[1], vectors[1])) > 0.9995
+    assert float(np.dot(asker.embeddings("demo", FOX).embedding, vectors[0])) > 0.9995
+
+
+def test_embeddings_where_the_head_is_elsewhere(tmp_path: Path, cache: Path, vectors: list[Float32Array]) -> None:
+    """Beside an answer that goes on meanwhile."""
+    layers = describe_model(read_gguf(find_model("demo"))).n_layers
+    layout = f"0:master 1-{layers - 1}:w1 head:w1"
+    with serve("demo", tmp_path, cache, 2, "--name", "master", "--layout", layout) as served, served.client() as client:
+        asked: Any = {"model": "demo", "messages": ASKED, "max_tokens": 200}
+        stream = client.chat.completions.create(stream=True, **asked)
+        next(iter(stream))
+        told = client.embeddings.create(model="demo", input=TEXTS)
+        for own, reference in zip(told.data, vectors, strict=True):
+            assert float(np.dot(own.embedding, reference)) > 0.9995
+        assert sum(1 for _ in stream) > 20

@@ -4,7 +4,6 @@ A caller who hangs up is a coroutine that is cancelled; its answer then ends wit
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,8 @@ from tpi.api.about import describe_model
 from tpi.api.accesslog import note_answers
 from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem, unsupported
+from tpi.api.vectors import Vectors
+from tpi.api.waking import wake
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine, Prompt
 from tpi.engine.generation import Answer, Generation
@@ -43,7 +44,7 @@ class Service:
         """``sampling`` holds where a request says nothing. ``find_status`` gives the cluster's state; it may block."""
         self.identity, self.sampling, self._engine, self._find_status = identity, sampling, engine, find_status
 
-        self.about = describe_model(engine.gguf)
+        self.about, self.vectors = describe_model(engine.gguf), Vectors(engine)
 
     @property
     def vocabulary_size(self) -> int:
@@ -86,9 +87,15 @@ class Service:
         if not ask.tokens:
             return await run_in_threadpool(self._engine.raw_prompt, ask.text)
         for token in ask.tokens:
-            if not 0 <= token < self.vocabulary_size:
-                raise Problem(400, f"{token} is no token: there are 0 to {self.vocabulary_size - 1}", param="prompt")
+            self.check_token(token)
         return Prompt(ask.tokens)
+
+    def check_token(self, token: int) -> None:
+        """Raises:
+        Problem: there is none such.
+        """
+        if not 0 <= token < self.vocabulary_size:
+            raise Problem(400, f"{token} is no token: there are 0 to {self.vocabulary_size - 1}", param="prompt")
 
     def check_model(self, name: str | None) -> None:
         """Raises:
@@ -191,8 +198,7 @@ class Answering:
             raise self._generation.error
 
     def _tell(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits
-            self._loop.call_soon_threadsafe(self._news.set)
+        wake(self._loop, self._news)
 
 
 async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, ChatDelta | Reply]]:

@@ -46,7 +46,7 @@ from tpi.cluster.epoch.plancheck import check_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.holdings import Holdings
-from tpi.cluster.mesh.datapath import WorkerDatapath
+from tpi.cluster.mesh.datapath import WorkerDatapath, first_speaker
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.nativemesh import open_mesh
 from tpi.cluster.pairing.acceptor import AcceptedLink, Acceptor, close_untaken
@@ -204,7 +204,8 @@ class _Worker:
         plan, host = self._prepared(message.epoch)
         model = rank_model(plan)
         is_first = plan.rank in model.embedding_ranks
-        span = plan.partition.shares[-1][plan.rank].first
+        spans = [share.first for share in plan.partition.shares[-1]]
+        span, speaks = spans[plan.rank], plan.rank == first_speaker(spans)
         with self._unless_ended():
             mesh = self._open_mesh(plan)
             datapath = WorkerDatapath(mesh, limits_of(model, rank_settings(plan, 1)), is_first, span)
@@ -217,6 +218,8 @@ class _Worker:
                         work = order
                         logits = seat.run(work)
                         datapath.send_logits(work, logits)
+                        if speaks and logits is not None and work.wanted.is_streamed:
+                            datapath.send_stream(work, host.stream(len(logits)))
                     elif work is not None:
                         datapath.send_rest(work, logits)
 

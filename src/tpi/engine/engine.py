@@ -3,6 +3,7 @@
 Owns the embedding table; cluster and language belong to the caller.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -11,11 +12,13 @@ from typing import Self
 
 from tpi.cluster.reports import AnswerFigures
 from tpi.engine.cells import count_alike
+from tpi.engine.chat import Segment
 from tpi.engine.constraint import Constraint
 from tpi.engine.driver import Driver
+from tpi.engine.embedder import Embedder
 from tpi.engine.generation import Delta, Generation, Request
 from tpi.engine.language import Language
-from tpi.engine.prompt import encode_chat, encode_raw
+from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
 from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
@@ -25,6 +28,7 @@ from tpi.engine.turns import ChatAsk, Message, Thinking
 from tpi.errors import TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
 
+_PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 _LOOK_S = 0.1
 """How long at most until a cancellation is noticed while nothing comes."""
 
@@ -51,6 +55,7 @@ class Engine:
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
         self.tally = Tally()
+        self.embedder = Embedder(language.gguf, runner.spec)
         self._driver: Driver | None = None
         self._runner, self._keeps_states = runner, runner.retention.keeps_states
         self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
@@ -96,6 +101,21 @@ class Engine:
         """A text that is taken as it is."""
         return Prompt(tuple(encode_raw(self.vocabulary, text)))
 
+    def pair_prompt(self, query: str, document: str) -> tuple[int, ...]:
+        """A query and a document whose going together is to be told, in the form that the model's file has for it.
+
+        Raises:
+            UsageError: a text is too long.
+        """
+        vocabulary, form = self.vocabulary, self.gguf.metadata.get(_PAIR_TEMPLATE_KEY)
+        if not isinstance(form, str):
+            tokens = [vocabulary.tokenize(text, add_special=True, parse_special=False) for text in (query, document)]
+            return (*tokens[0], *tokens[1])
+        texts = {"{query}": query, "{document}": document}
+        parts = re.split("({query}|{document})", form)
+        segments = [Segment(texts.get(part, part), part in texts) for part in parts if part]
+        return tuple(encode_segments(vocabulary, segments))
+
     def _marks(self, messages: Sequence[Message], tokens: Sequence[int]) -> tuple[int, ...]:
         """Where other chats with the same instructions go on, if what is kept of these has to be kept on purpose."""
         n = next((number for number, message in enumerate(messages) if message.role != "system"), 0)
@@ -128,6 +148,16 @@ class Engine:
         generation = self.scheduler.submit(request, watch.tell)
         watch.begin(generation)
         return generation
+
+    def embed(self, tokens: Sequence[int], notify: Callable[[], None]) -> Generation:
+        """Takes a text in whose ``stream`` is wanted, and no answer; raises as ``ask``, and
+
+        Raises:
+            UnsupportedModelError: the model is not made for that.
+        """
+        self.embedder.check()
+        request = Request(tuple(tokens), SamplingSettings(), GenerationSettings(1), is_embedded=True)
+        return self.scheduler.submit(request, notify)
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;

@@ -21,6 +21,7 @@ from tpi.engine.text import AnswerText
 from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import ConstraintError, TpiError
 from tpi.runtime.logits import Row, Wanted, log_sum_exp
+from tpi.runtime.protocols import Float32Array
 
 Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
 """Why an answer ended: the model or a stop string said so, a limit was reached, whoever asked wanted no more, or it
@@ -31,7 +32,8 @@ could not go on; empty: it has not."""
 class Request:
     """What is asked: the prompt's tokens, how to draw, and when to stop; ``stops`` are strings that end it beside those
     of the settings; after ``marks`` tokens of the prompt others are expected to go on. ``constraint``, of this
-    request alone: which tokens the answer may have."""
+    request alone: which tokens the answer may have. ``is_embedded``: no answer is wanted, but the residual stream after
+    the last token."""
 
     prompt: tuple[int, ...]
     sampling: SamplingSettings
@@ -39,6 +41,7 @@ class Request:
     stops: tuple[str, ...] = ()
     marks: tuple[int, ...] = ()
     constraint: Constraint | None = None
+    is_embedded: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ class Generation:
         """Its place in what ranks keep, while it has one."""
         self.is_cancelled = False
         self.error: TpiError | None = None
+        self.stream: Float32Array | None = None
+        """After the prompt's last token, f32 [n_embd], if that was asked for."""
         self.answer = Answer(n_prompt_tokens=len(request.prompt), seed=self._sampler.seed)
 
     @property
@@ -127,6 +132,8 @@ class Generation:
     @property
     def wanted(self) -> Wanted:
         """What drawing the next token needs of its row."""
+        if self.request.is_embedded:
+            return Wanted(1, n_tokens=self._n_known, is_streamed=True)
         is_masked, n_logprobs = self.request.constraint is not None, self.request.settings.n_logprobs
         wanted = self._sampler.wanted(is_masked=is_masked)
         n_best = wanted.n_best if wanted.is_all else min(max(wanted.n_best, n_logprobs or 0), self._n_known)
@@ -153,6 +160,10 @@ class Generation:
         Raises:
             NumericError: see ``Sampler.sample``.
         """
+        if self.request.is_embedded:
+            self.stream = row.stream
+            self.end("stop")
+            return
         try:
             token, row = self._choose(row, rest)
             is_complete = self._masks is not None and self._masks.accept(token)

@@ -19,12 +19,14 @@ Ids = npt.NDArray[np.int64]
 class Wanted:
     """What of every sampled row is wanted: the ``n_best`` highest logits of every rank's slice and those of the tokens
     ``ids``; 0 means all. ``is_exact`` False allows all of a row to come in 16 bits. Tokens from ``n_tokens`` on, where
-    it is not 0, are none: some models have more rows than their tokenizer has words."""
+    it is not 0, are none: some models have more rows than their tokenizer has words. ``is_streamed``: the residual
+    stream that enters the head is wanted as well."""
 
     n_best: int = 0
     ids: tuple[int, ...] = ()
     is_exact: bool = True
     n_tokens: int = 0
+    is_streamed: bool = False
 
     @property
     def is_all(self) -> bool:
@@ -46,20 +48,23 @@ def together(wanted: Sequence[Wanted]) -> Wanted:
     n_tokens = 0 if any(not some.n_tokens for some in wanted) else max(some.n_tokens for some in wanted)
     is_all = len(ids) > MAX_IDS or any(some.is_all for some in wanted)
     is_exact = not all(some.is_all and not some.is_exact for some in wanted)
+    is_streamed = any(some.is_streamed for some in wanted)
     if is_all:
-        return Wanted(is_exact=is_exact, n_tokens=n_tokens)
-    return Wanted(max(some.n_best for some in wanted), tuple(ids), n_tokens=n_tokens)
+        return Wanted(is_exact=is_exact, n_tokens=n_tokens, is_streamed=is_streamed)
+    return Wanted(max(some.n_best for some in wanted), tuple(ids), n_tokens=n_tokens, is_streamed=is_streamed)
 
 
 @dataclass(frozen=True)
 class Row:
     """One sampled row. ``ids`` are ascending and ``values`` (f32) belong to them; ``ids`` None: all tokens, in order.
-    No other token's logit is above ``floor``. ``log_sum_exp`` is that of the whole row."""
+    No other token's logit is above ``floor``. ``log_sum_exp`` is that of the whole row. ``stream``, f32 [n_embd], is
+    the residual stream that has entered the head, if it was wanted."""
 
     values: Float32Array
     ids: Ids | None = None
     floor: float = -np.inf
     log_sum_exp: float = np.nan
+    stream: Float32Array | None = None
 
     @property
     def is_all(self) -> bool:

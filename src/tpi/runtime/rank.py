@@ -100,9 +100,19 @@ class Rank:
         finally:
             self.times.end(started)
 
+    def stream(self, n_sampled: int) -> Float32Array:
+        """After a pass that was asked for it, on a rank with head rows: the residual stream that entered the head, f32
+        [n_sampled, n_embd]; valid until the next pass.
+
+        Raises:
+            NumericError: it is not finite.
+        """
+        return self._check(self._workspace.residual[:n_sampled])
+
     def _run(self, work: Pass, trip: _Trip) -> Float32Array | None:
         self._resident = self._resident or self._find_resident()
         is_few = work.n_tokens == len(work.sampled) <= self._workspace.most_whole_tokens
+        is_few = is_few and not work.wanted.is_streamed
         if self._resident is not None and is_few and all(run.n_tokens == 1 for run in work.runs):
             return self._run_whole(trip, self._resident, work.n_tokens)
         program = self._find_program(work, trip.seen)
@@ -146,7 +156,7 @@ class Rank:
         Python's."""
         if self._resident is None or len(work.sampled) != work.n_tokens or work.n_tokens > _MOST_PROGRAM_TOKENS:
             return None
-        if not self._has_program or self._workspace.states:
+        if not self._has_program or self._workspace.states or work.wanted.is_streamed:
             return None
         key = work.n_tokens, seen
         if key not in self._programs:

@@ -13,7 +13,20 @@ from tpi.api.errors import problem_of
 from tpi.api.ollama.asks import read_chat, read_generation, read_sampling, read_text
 from tpi.api.ollama.models import ModelRoutes
 from tpi.api.ollama.schema import Asked, ChatRequest, GenerateRequest, Options
-from tpi.api.ollama.told import Shown, ToldChat, ToldError, ToldModels, ToldText, ToldVersion, calls_body, figures, now
+from tpi.api.ollama.told import (
+    Shown,
+    ToldChat,
+    ToldError,
+    ToldModels,
+    ToldText,
+    ToldVector,
+    ToldVectors,
+    ToldVersion,
+    calls_body,
+    figures,
+    now,
+)
+from tpi.api.ollama.vectors import VectorRoutes
 from tpi.api.openai.bodies import chat_logprobs
 from tpi.api.service import Service
 from tpi.api.streams import Body, line, stream, whole
@@ -38,6 +51,9 @@ def make_router(service: Service) -> APIRouter:
     add("/api/ps", models.running, methods=["GET"], responses=described(ToldModels, ToldError))
     add("/api/show", models.show, methods=["POST"], responses=described(Shown, ToldError))
     add("/api/version", models.version, methods=["GET"], responses=described(ToldVersion, ToldError))
+    vectors = VectorRoutes(service)
+    add("/api/embed", vectors.embed, methods=["POST"], responses=described(ToldVectors, ToldError))
+    add("/api/embeddings", vectors.embed_one, methods=["POST"], responses=described(ToldVector, ToldError))
     add("/", _tell_running, methods=["GET", "HEAD"], include_in_schema=False)
     return router
 

@@ -93,6 +93,18 @@ class GenerateRequest(Asked):
     images: list[Any] | None = None
 
 
+class EmbedRequest(Given):
+    model: str | None = None
+    input: str | Annotated[list[str], Field(max_length=2048)]
+    truncate: bool | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class OlderEmbedRequest(Given):
+    model: str | None = None
+    prompt: str
+
+
 class ShowRequest(Given):
     model: str | None = None
     name: str | None = None

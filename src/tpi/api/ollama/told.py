@@ -82,6 +82,18 @@ class Shown(BaseModel):
     modified_at: str
 
 
+class ToldVectors(BaseModel):
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class ToldVector(BaseModel):
+    embedding: list[float]
+
+
 class ToldVersion(BaseModel):
     version: str
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from tpi.api.description import described
 from tpi.api.openai.chat import ChatRoutes
 from tpi.api.openai.completions import CompletionRoutes
+from tpi.api.openai.embeddings import EmbeddingRoutes, Embeddings
 from tpi.api.openai.responses.route import ResponseRoutes
 from tpi.api.openai.told import ChatCompletion, Completion, Deleted, ToldError, ToldModel, ToldModels, ToldResponse
 from tpi.api.service import Service
@@ -26,6 +27,8 @@ def make_router(service: Service) -> APIRouter:
     add("/v1/chat/completions", chat.create, methods=["POST"], responses=told)
     told = described(Completion, ToldError, streams=_EVENTS)
     add("/v1/completions", completion.create, methods=["POST"], responses=told)
+    embedding = EmbeddingRoutes(service)
+    add("/v1/embeddings", embedding.create, methods=["POST"], responses=described(Embeddings, ToldError))
     response = ResponseRoutes(service)
     told = described(ToldResponse, ToldError, streams=_EVENTS)
     add("/v1/responses", response.create, methods=["POST"], responses=told)

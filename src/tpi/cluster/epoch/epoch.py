@@ -14,7 +14,7 @@ from tpi.cluster.epoch.host import RankHost, rank_model, rank_settings
 from tpi.cluster.epoch.opening import Opened
 from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.epoch.seat import Seat
-from tpi.cluster.mesh.datapath import MasterDatapath
+from tpi.cluster.mesh.datapath import MasterDatapath, with_streams
 from tpi.errors import LinkError
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
@@ -61,7 +61,8 @@ class Epoch:
         """
         if self._datapath is None:
             logits = self._seat.run(work)
-            return () if logits is None else tuple(Row(row[: work.wanted.n_tokens or None].copy()) for row in logits)
+            rows = () if logits is None else tuple(Row(row[: work.wanted.n_tokens or None].copy()) for row in logits)
+            return with_streams(rows, self._seat.host.stream(len(rows))) if work.wanted.is_streamed else rows
         began = time.perf_counter()
         self._datapath.broadcast(work)
         shared = time.perf_counter()
@@ -69,6 +70,9 @@ class Epoch:
         self._last = work, logits
         computed = time.perf_counter()
         rows = self._datapath.gather(work, logits)
+        if work.wanted.is_streamed and rows:
+            own = None if logits is None else self._seat.host.stream(len(rows))
+            rows = with_streams(rows, self._datapath.gather_stream(work, own, self.plan.spec.n_embd))
         if (trace := self._seat.host.trace) is not None:
             trace.add(Kind.SHARE, began, shared, work.pass_id)
             trace.add(Kind.GATHER, computed, time.perf_counter(), work.pass_id)

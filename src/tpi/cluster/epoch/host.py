@@ -196,6 +196,11 @@ class RankHost:
         finally:
             self._busy_until_s = time.monotonic() + _QUIET_S
 
+    def stream(self, n_sampled: int) -> Float32Array:
+        """See ``runtime.rank.Rank.stream``."""
+        assert self._rank is not None
+        return self._rank.stream(n_sampled)
+
     def _share_memory(self, n_cells: int) -> None:
         """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells, and lends it that
         of all others, which are forgotten."""

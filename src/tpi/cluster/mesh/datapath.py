@@ -4,11 +4,14 @@ Owns its frame buffers; the mesh is the caller's. Runs in the thread that runs p
 
 A LOGITS frame holds, for all of every sampled row, F32 or F16 [n_sampled, rows]; otherwise BYTES, for each sampled row:
 the log-sum-exp of the slice (f64), ids (i32) and values (f32) of its best min(n_best, rows) tokens, and f32 for each
-token that was asked for (not a number: of another slice). All numbers are little-endian.
+token that was asked for (not a number: of another slice). Where the residual stream
+is wanted as well, another LOGITS frame, of one rank alone, holds it, F32 [n_sampled, n_embd]. All numbers are
+little-endian.
 """
 
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -89,6 +92,21 @@ class MasterDatapath:
         self._send(key, pack_rest(self._pass), [rank for rank in self._mesh.peers if self._spans[rank].size])
         self._receive(work, Wanted(is_exact=False))
         return self._dense(work, own)
+
+    def gather_stream(self, work: Pass, own: Float32Array | None, width: int) -> Float32Array:
+        """The residual stream of all sampled rows, f32 [n_sampled, width], after ``gather``; ``own`` is rank 0's, if it
+        has rows of the head. Raises as ``gather`` does."""
+        if own is not None:
+            return own
+        rank, n = first_speaker(self._spans), len(work.sampled)
+        incoming, exchange = Incoming(FrameBuffer(n * width * _F32_BYTES)), Exchange()
+        key = FrameTag(work.pass_id, NO_BLOCK, Phase.LOGITS).key(self._mesh.epoch)
+        self._mesh.expect(self._mesh.sources({rank: incoming}), key, exchange)
+        self._mesh.wait(exchange)
+        buffer = incoming.buffer
+        if buffer.payload_type is not PayloadType.F32 or buffer.n_payload_bytes != n * width * _F32_BYTES:
+            raise ProtocolError(f"{self._mesh.name_of(rank)} sent {buffer.n_payload_bytes} bytes as {n} rows")
+        return self._check(rank, np.frombuffer(buffer.payload, "<f4", n * width).reshape(n, width))
 
     def _send(self, key: bytes, n_bytes: int, ranks: Sequence[int]) -> None:
         exchange = Exchange()
@@ -205,6 +223,10 @@ class WorkerDatapath:
             return
         self._send(work, PayloadType.BYTES, b"".join(_pack(extract(row, self._span.start, wanted)) for row in logits))
 
+    def send_stream(self, work: Pass, stream: Float32Array) -> None:
+        """Sends the residual stream of the sampled rows."""
+        self._send(work, PayloadType.F32, stream.astype("<f4", copy=False).tobytes())
+
     def send_rest(self, work: Pass, logits: Float32Array | None) -> None:
         """Sends all of this rank's logits in 16 bits."""
         if logits is not None:
@@ -218,6 +240,16 @@ class WorkerDatapath:
         exchange = Exchange()
         self._mesh.send(self._target, self._out, exchange)
         self._mesh.wait(exchange)
+
+
+def first_speaker(spans: Sequence[Span]) -> int:
+    """The lowest rank that has rows of the head: who tells the master of the residual stream."""
+    return next(rank for rank, span in enumerate(spans) if span.size)
+
+
+def with_streams(rows: Sequence[Row], stream: Float32Array) -> tuple[Row, ...]:
+    """Each row with its own of ``stream``, f32 [n_rows, n_embd], which is copied."""
+    return tuple(replace(row, stream=own.copy()) for row, own in zip(rows, stream, strict=True))
 
 
 def _row_bytes(wanted: Wanted, span: Span) -> int:

@@ -13,7 +13,7 @@ offset bytes        field
 20     4            tokens from this one on are none; 0: all are tokens
 24     1            1: the mask says for every token how many cells it sees, from cell 0; 0: it has a bit for each
 25     1            1: embeddings follow
-26     1            1: all of a row may come in 16 bits
+26     1            1: all of a row may come in 16 bits; plus 2: the residual stream is wanted as well
 27     1            n_runs R: sequences of the rows; 0: all rows are the next tokens of sequence 0
 28     2            n_cell_copies K
 30     2            n_sequence_copies Q
@@ -76,7 +76,7 @@ def pack_pass(work: Pass, buffer: FrameBuffer, with_embeddings: bool) -> int:
     wanted = work.wanted
     _START.pack_into(
         buffer.payload, 0, n, n_seen, len(work.sampled), wanted.n_best, len(wanted.ids), wanted.n_tokens,
-        is_counted, with_embeddings, not wanted.is_exact, len(work.runs),
+        is_counted, with_embeddings, (not wanted.is_exact) + 2 * wanted.is_streamed, len(work.runs),
         len(work.copies.cells), len(work.copies.sequences),
     )  # fmt: skip
     mask = counts.astype("<u4") if is_counted else np.packbits(work.visible, axis=1, bitorder="little")
@@ -120,7 +120,7 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     if len(payload) < _START.size:
         raise ProtocolError(f"a pass frame of {len(payload)} bytes is shorter than its start")
     n, n_seen, n_sampled, n_best, n_ids, n_tokens, *flags = _START.unpack_from(payload)
-    is_counted, has_embeddings, is_half, n_runs, n_cell_copies, n_sequence_copies = flags
+    is_counted, has_embeddings, form, n_runs, n_cell_copies, n_sequence_copies = flags
     n_copies = n_cell_copies + n_sequence_copies
     if n == 0 and not any(payload[: _START.size]) and len(payload) == _START.size:
         return None
@@ -131,7 +131,7 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     embeddings_at = mask_at + mask_bytes + (-mask_bytes % 4 if has_embeddings else 0)
     expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
     fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
-    flags_fit = max(is_counted, has_embeddings, is_half) <= 1 and n_runs <= min(n, MAX_PARALLEL)
+    flags_fit = max(is_counted, has_embeddings) <= 1 and form <= 3 and n_runs <= min(n, MAX_PARALLEL)
     flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= min(limits.max_tokens, MAX_PARALLEL)
     fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
     if not (fits and flags_fit) or len(payload) != expected:
@@ -161,7 +161,7 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     embeddings = None
     if has_embeddings:
         embeddings = np.frombuffer(payload, "<f4", n * limits.n_embd, embeddings_at).reshape(n, limits.n_embd)
-    wanted = Wanted(n_best, tuple(ids.tolist()), not is_half, n_tokens)
+    wanted = Wanted(n_best, tuple(ids.tolist()), not form & 1, n_tokens, bool(form & 2))
     return Pass(pass_id, embeddings, positions, cells, visible, sampled, wanted, runs, copies)
 
 

@@ -124,6 +124,7 @@ def passes(draw: st.DrawFn) -> Pass:
         tuple(draw(st.lists(st.integers(0, LIMITS.n_vocab - 1), max_size=20))),
         draw(st.booleans()),
         draw(st.integers(0, LIMITS.n_vocab)),
+        draw(st.booleans()),
     )
     work = make(
         n,
@@ -208,7 +209,7 @@ NO_FIT = "does not fit the plan"
         (24, "<B", 2, NO_FIT),
         (25, "<B", 1, NO_FIT),
         (25, "<B", 2, NO_FIT),
-        (26, "<B", 2, NO_FIT),
+        (26, "<B", 4, NO_FIT),
         (27, "<B", 1, NO_FIT),
         (28, "<H", 1, NO_FIT),
         (30, "<H", 0xFFFF, NO_FIT),

@@ -1,0 +1,87 @@
+"""Texts as vectors, and how well two go together, for coroutines. Runs on the server's loop.
+
+A caller who hangs up is a coroutine that is cancelled, as in ``service``.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.concurrency import run_in_threadpool
+
+from tpi.api.errors import unsupported
+from tpi.api.waking import wake
+from tpi.engine.engine import Engine
+from tpi.runtime.protocols import Float32Array
+
+_AT_ONCE = 8
+"""Texts of one request."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well a document goes with a query, and of how many tokens that was read."""
+
+    score: float
+    n_tokens: int
+
+
+class Vectors:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def tokens_of(self, text: str) -> tuple[int, ...]:
+        """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it."""
+        return tuple(self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False))
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
+        """The vectors of texts given by their tokens, each f32 [n_embd] of length 1.
+
+        Raises:
+            UsageError: a text is empty, or does not fit the context.
+            UnsupportedModelError: see ``Embedder.check``.
+            BusyError, LinkError: as for answers.
+        """
+        return [self._engine.embedder.vector(stream) for stream in await self._streams(inputs)]
+
+    async def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
+        """Each document beside the query. Raises as ``embed``, and
+
+        Raises:
+            Problem: the model is not made for that.
+        """
+        embedder = self._engine.embedder
+        if not embedder.can_rank:
+            raise unsupported("documents", "ranking by a model that is not made for it")
+        prompts = [await run_in_threadpool(self._engine.pair_prompt, query, document) for document in documents]
+        streams = await self._streams(prompts)
+        return [Ranked(embedder.score(stream), len(tokens)) for stream, tokens in zip(streams, prompts, strict=True)]
+
+    async def _streams(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
+        """Some at once, so that others find a place in the queue."""
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def compute(tokens: Sequence[int]) -> Float32Array:
+            async with places:
+                return await self._stream(tokens)
+
+        tasks = [asyncio.create_task(compute(tokens)) for tokens in inputs]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _stream(self, tokens: Sequence[int]) -> Float32Array:
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        generation = self._engine.embed(tokens, lambda: wake(loop, news))
+        try:
+            while not generation.is_over:
+                await news.wait()
+                news.clear()
+        finally:
+            self._engine.scheduler.cancel(generation)
+        if generation.error is not None:
+            raise generation.error
+        assert generation.stream is not None
+        return generation.stream

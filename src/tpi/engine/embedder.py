@@ -1,0 +1,131 @@
+"""Texts as vectors: what the model makes of a text's last token, normed as its head does it; and how well two texts go
+together, where the model says that. Master only, any thread.
+
+The residual stream comes from a pass, and its normalisation from the model's own head, played with numpy. Models here
+look back only, so the last token alone has seen the whole text; that is also what files say that are made for this
+(``pooling_type`` 3), and what other servers take of models that are not.
+"""
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from tpi.errors import ModelFileError, UnsupportedModelError
+from tpi.gguf.reader import Gguf
+from tpi.model.architectures import blocks_of
+from tpi.model.spec import ModelSpec
+from tpi.runtime.ggml.dequantize import to_float
+from tpi.runtime.protocols import Float32Array
+from tpi.weights.files import open_for_reading, read_exactly
+
+_CLASSES = "cls.output.weight"
+_MOST_CLASSES = 16
+
+
+class Pooling(IntEnum):
+    """What of a text's rows is its vector, by the numbers of model files."""
+
+    NONE = 0
+    MEAN = 1
+    CLS = 2
+    LAST = 3
+    RANK = 4
+
+
+class Embedder:
+    """The parts of a model file that make vectors of the residual stream."""
+
+    def __init__(self, gguf: Gguf, spec: ModelSpec) -> None:
+        self._gguf, self._head = gguf, blocks_of(spec)[-1]
+        self._name = spec.name
+        value = gguf.metadata.get(f"{spec.architecture}.pooling_type", int(Pooling.LAST))
+        self.pooling = Pooling(int(value)) if value in tuple(Pooling) else Pooling.NONE
+        self._vectors: dict[str, Float32Array] = {}
+
+    def check(self) -> None:
+        """Raises:
+        UnsupportedModelError: the model is made for vectors that are not taken from the last token.
+        """
+        if self.pooling in (Pooling.MEAN, Pooling.CLS):
+            raise UnsupportedModelError(
+                f"{self._name} makes vectors of {self.pooling.name.lower()} rows, only those of the last are taken here"
+            )
+
+    @property
+    def can_rank(self) -> bool:
+        """It is made to tell how well two texts go together."""
+        return self.pooling is Pooling.RANK and _CLASSES in self._gguf.tensors
+
+    def vector(self, stream: Float32Array) -> Float32Array:
+        """Of a row of the residual stream, f32 [n_embd], normed as the head does it, of length 1.
+
+        Raises:
+            ModelFileError: the file cannot be read any more.
+        """
+        normed = self._normed(stream)
+        length = float(np.linalg.norm(normed))
+        return normed / np.float32(length or 1.0)
+
+    def score(self, stream: Float32Array) -> float:
+        """How probable it is that two texts, of which the row is the end, go together: 0 to 1.
+
+        Raises:
+            ModelFileError: the file cannot be read any more.
+        """
+        scores = self._tensor(_CLASSES) @ self._normed(stream)
+        if scores.size == 1:
+            return float(scores[0])
+        likely = np.exp(scores - scores.max())
+        return float(likely[0] / likely.sum())
+
+    def _normed(self, stream: Float32Array) -> Float32Array:
+        slots = {slot.role: slot.tensor.name for slot in self._head.slots if slot.tensor.n_rows == 1}
+        steps: Any = _Norms(stream, {role: self._tensor(name)[0] for role, name in slots.items()})
+        self._head.graph.build(steps)
+        return np.asarray(steps.normed, np.float32)
+
+    def _tensor(self, name: str) -> Float32Array:
+        """A small one, f32 [rows, columns]; kept."""
+        if name not in self._vectors:
+            tensor = self._gguf.tensors[name]
+            if tensor.n_rows > _MOST_CLASSES:
+                raise ModelFileError(
+                    f"{name} of {self._gguf.paths[0]} has {tensor.n_rows} rows, at most {_MOST_CLASSES} can be"
+                )
+            path = self._gguf.paths[tensor.file]
+            data = bytearray(tensor.n_bytes)
+            with open(open_for_reading(path), "rb", buffering=0) as file:
+                read_exactly(file.fileno(), path, tensor.offset, memoryview(data))
+            values = np.empty(tensor.n_rows * tensor.n_columns, np.float32)
+            to_float(tensor.type.id, bytes(data), values)
+            self._vectors[name] = values.reshape(tensor.n_rows, tensor.n_columns)
+        return self._vectors[name]
+
+
+class _Norms:
+    """The steps of a head (``model.steps.Steps``) up to its product: ``normed`` is what enters that."""
+
+    def __init__(self, stream: Float32Array, vectors: dict[str, Float32Array]) -> None:
+        self._stream, self._vectors = stream.astype(np.float64), vectors
+        self.normed = self._stream
+
+    def residual(self) -> Any:
+        return self._stream
+
+    def rms_norm(self, x: Any, role: str, eps: float) -> Any:
+        return x / np.sqrt(np.mean(x * x) + eps) * self._vectors[role]
+
+    def layer_norm(self, x: Any, role: str, eps: float) -> Any:
+        centred = x - x.mean()
+        return centred / np.sqrt(np.mean(centred * centred) + eps) * self._vectors[role]
+
+    def matmul(self, _: str, x: Any) -> Any:
+        self.normed = x
+        return x
+
+    def scale(self, x: Any, _: float) -> Any:
+        return x
+
+    def apply(self, _: Any, x: Any) -> Any:
+        return x
