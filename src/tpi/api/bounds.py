@@ -35,7 +35,9 @@ class Connections:
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self._open: dict[Connection, None] = {}
+        self._open: set[Connection] = set()
+        self._waiting: dict[Connection, None] = {}
+        """Those without a request under way, who waits for the longest time first."""
         self._n_at: Counter[str] = Counter()
 
     def try_open(self, address: str) -> "Connection | None":
@@ -45,17 +47,25 @@ class Connections:
         if len(self._open) >= self.bounds.n_connections and not self._make_room(None):
             return None
         connection = Connection(self, address)
-        self._open[connection] = None
+        self._open.add(connection)
+        self._waiting[connection] = None
         self._n_at[address] += 1
         return connection
 
     def leave(self, connection: "Connection") -> None:
         """See ``Connection.left``."""
         if connection in self._open:
-            del self._open[connection]
+            self._open.remove(connection)
+            self._waiting.pop(connection, None)
             self._n_at[connection.address] -= 1
             if not self._n_at[connection.address]:
                 del self._n_at[connection.address]
+
+    def wait(self, connection: "Connection", waits: bool) -> None:
+        """Whether it has no request under way, from now on."""
+        self._waiting.pop(connection, None)
+        if waits and connection in self._open:
+            self._waiting[connection] = None
 
     async def watch(self) -> None:
         """Ends those that take too long, for ever."""
@@ -67,14 +77,9 @@ class Connections:
 
     def _make_room(self, address: str | None) -> bool:
         """Ends the one that has waited for the longest time without a request."""
-        waiting = [
-            connection
-            for connection in self._open
-            if connection.waits_since_s is not None and address in (None, connection.address)
-        ]
-        if not waiting:
+        oldest = next((one for one in self._waiting if address in (None, one.address)), None)
+        if oldest is None:
             return False
-        oldest = min(waiting, key=lambda connection: connection.waits_since_s or 0.0)
         oldest.abort()
         self.leave(oldest)
         return True
@@ -105,6 +110,16 @@ class Connection:
                 self.transport.write(_TOO_SLOW)
             self.transport.close()
 
+    def waits(self, *, is_kept: bool = False) -> None:
+        """Nothing is under way; ``is_kept``, and nothing of the next request has come."""
+        self.waits_since_s, self.is_kept = time.monotonic(), is_kept
+        self._all.wait(self, True)
+
+    def works(self) -> None:
+        """A request is under way."""
+        self.waits_since_s, self.is_kept = None, False
+        self._all.wait(self, False)
+
     def abort(self) -> None:
         """Ends it at once."""
         if self.transport is not None:
@@ -126,7 +141,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._connection.transport = transport
-        self._connection.waits_since_s = time.monotonic()
+        self._connection.waits()
         super().connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -138,7 +153,7 @@ class BoundedProtocol(H11Protocol):
         self._look(begins=True)
 
     def on_response_complete(self) -> None:
-        self._connection.is_kept, self._connection.waits_since_s = True, time.monotonic()
+        self._connection.waits(is_kept=True)
         super().on_response_complete()
         self._look(begins=False)
 
@@ -153,9 +168,9 @@ class BoundedProtocol(H11Protocol):
     def _look(self, *, begins: bool) -> None:
         connection = self._connection
         if self.cycle is not None and not self.cycle.response_complete:
-            connection.waits_since_s, connection.is_kept = None, False
+            connection.works()
         elif begins and connection.is_kept:
-            connection.waits_since_s, connection.is_kept = time.monotonic(), False
+            connection.waits()
 
 
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -1,12 +1,22 @@
 """``/v1/cluster``, its events, and ``/metrics``: how the cluster is, for people's dashboards."""
 
+from typing import Any
+
 import msgspec
 from fastapi import APIRouter
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from tpi.api.events import Events
 from tpi.api.metrics import CONTENT_TYPE, metrics
 from tpi.api.service import Service
+
+_JSON: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {"schema": {"type": "object", "required": ["model", "ranks", "answers"]}}}}
+}
+
+
+class _Events(StreamingResponse):
+    media_type = "text/event-stream"
 
 
 def make_state_router(service: Service) -> APIRouter:
@@ -22,10 +32,10 @@ def make_state_router(service: Service) -> APIRouter:
     events = Events(service)
 
     async def follow() -> Response:
-        return StreamingResponse(events.listen(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return _Events(events.listen(), headers={"Cache-Control": "no-cache"})
 
     router = APIRouter()
-    router.add_api_route("/v1/cluster", tell, methods=["GET"])
-    router.add_api_route("/v1/cluster/events", follow, methods=["GET"])
-    router.add_api_route("/metrics", measure, methods=["GET"])
+    router.add_api_route("/v1/cluster", tell, methods=["GET"], responses=_JSON)
+    router.add_api_route("/v1/cluster/events", follow, methods=["GET"], response_class=_Events)
+    router.add_api_route("/metrics", measure, methods=["GET"], response_class=PlainTextResponse)
     return router
