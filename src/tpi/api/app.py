@@ -14,6 +14,7 @@ from tpi.api.accesslog import AccessLog, Logged
 from tpi.api.anthropic import routes as anthropic
 from tpi.api.errors import Problem, problem_of
 from tpi.api.guards import Guard, Rules
+from tpi.api.llamacpp import routes as llamacpp
 from tpi.api.ollama import routes as ollama
 from tpi.api.openai import routes as openai
 from tpi.api.service import Service
@@ -27,7 +28,7 @@ _CLIENT_CLOSED_REQUEST = 499
 def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> ASGIApp:
     """Ready to be served; requests are written to ``log``."""
     app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
-    for make_router in (openai.make_router, ollama.make_router, anthropic.make_router):
+    for make_router in (openai.make_router, ollama.make_router, anthropic.make_router, llamacpp.make_router):
         app.include_router(make_router(service))
     app.add_api_route("/health", _health, methods=["GET"])
     app.include_router(make_state_router(service))

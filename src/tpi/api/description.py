@@ -10,7 +10,7 @@ _ERRORS: dict[int | str, str] = {
 }
 
 
-def described(told: type[Any] | None, error: type[BaseModel], *, streams: str = "") -> dict[int | str, dict[str, Any]]:
+def described(told: Any, error: type[BaseModel], *, streams: str = "") -> dict[int | str, dict[str, Any]]:
     """For ``add_api_route(responses=…)``: the body of a response, and of what goes wrong; ``streams`` is the media type
     of the events that come in its place where they are asked for."""
     found: dict[str, Any] = {"description": "What was asked for."}

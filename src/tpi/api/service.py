@@ -128,6 +128,24 @@ class Service:
         words = {"tools": "tools" in self.about.template, "thinking": "think" in self.about.template}
         return ["completion", *(name for name, has in words.items() if has)]
 
+    @property
+    def n_places(self) -> int:
+        """How many answers can be under way at once."""
+        return self._engine.n_sequences
+
+    @property
+    def edges(self) -> tuple[str, str]:
+        """The texts of the tokens that begin and end a text, empty where there is none."""
+        vocabulary = self._engine.vocabulary
+        bos, eos = (
+            "" if token is None else vocabulary.token_text(token) for token in (vocabulary.bos_id, vocabulary.eos_id)
+        )
+        return bos, eos
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """See ``Vocabulary.tokenize``."""
+        return self._engine.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
+
     def text(self, tokens: Sequence[int]) -> str:
         """Of a prompt that came as tokens."""
         return b"".join(map(self.text_of, tokens)).decode("utf-8", "replace")

@@ -87,6 +87,11 @@ class Engine:
             load.n_running, load.n_waiting, tally.n_prompt_tokens, tally.n_cached_tokens, tally.n_tokens
         )
 
+    @property
+    def n_sequences(self) -> int:
+        """How many answers can be under way at once."""
+        return self._runner.n_sequences
+
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))

@@ -9,10 +9,12 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import tpi
 from tests.unit.cli.states import cluster_state
+from tpi.api.about import About
 from tpi.api.accesslog import AccessLog
 from tpi.api.app import make_app
 from tpi.api.bounds import Bounds
@@ -73,7 +75,7 @@ class ScriptedGeneration:
     def __init__(self, line: Line, settings: GenerationSettings) -> None:
         told = list(line.deltas())
         logprobs = () if settings.n_logprobs is None else (TokenLogprob(65, -0.5, ((65, -0.5), (66, -1.5))),)
-        self._deltas = [Delta("", n + 1, logprobs) for n in range(len(told))]
+        self._deltas = [Delta(delta.content, n + 1, logprobs) for n, delta in enumerate(told)]
         self.error, self.is_over = line.error, True
         finish = "error" if line.error is not None else line.finish
         self.answer = Answer("".join(line.words), 7, 3, len(told), 0.25, 0.5, finish, 11, line.stopped_by)
@@ -95,6 +97,9 @@ class ScriptedVocabulary:
     def is_special(self, token: int) -> bool:
         return token == 0
 
+    def token_text(self, token: int) -> str:
+        return f"<{token}>"
+
     def special_spans(self, text: str) -> Iterator[tuple[int, int]]:
         return iter(())
 
@@ -113,11 +118,14 @@ class ScriptedEngine:
     line: Line = Line(("Hello", " world"))
     asked: list[Any] = field(default_factory=list)
     settings: list[tuple[SamplingSettings, GenerationSettings]] = field(default_factory=list)
+    prompts: list[Prompt] = field(default_factory=list)
     vocabulary: ScriptedVocabulary = field(default_factory=ScriptedVocabulary)
     scheduler: ScriptedScheduler = field(default_factory=ScriptedScheduler)
     gguf: Gguf = field(default_factory=lambda: read_gguf(DEMO))
     tally: Tally = field(default_factory=Tally)
     n_context: int = 64
+    n_sequences: int = 2
+    embedder: Any = field(default_factory=lambda: SimpleNamespace(can_rank=False))
     n_cells: int = 64
 
     def figures(self) -> AnswerFigures:
@@ -141,6 +149,7 @@ class ScriptedEngine:
         **__: Any,
     ) -> ScriptedGeneration:
         self.settings.append((sampling, settings))
+        self.prompts.append(prompt)
         notify()
         return ScriptedGeneration(self.line, settings)
 
@@ -151,6 +160,7 @@ class Played:
 
     engine: ScriptedEngine
     url: str
+    about: About
 
     @property
     def ask(self) -> ChatAsk:
@@ -183,6 +193,6 @@ def played(
     try:
         service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
         server.start(make_app(service, rules or Rules("127.0.0.1"), log), tls, bounds)
-        yield Played(engine, f"http{'s' if tls else ''}://127.0.0.1:{server.port}")
+        yield Played(engine, f"http{'s' if tls else ''}://127.0.0.1:{server.port}", service.about)
     finally:
         server.close()

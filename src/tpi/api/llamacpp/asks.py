@@ -1,0 +1,108 @@
+"""Requests in the words of llama.cpp's server, as what is asked of the engine. Pure but for the vocabulary."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tpi.api.asks import TextAsk
+from tpi.api.errors import Problem
+from tpi.api.llamacpp.schema import REFUSED, CompletionFields, Piece
+from tpi.api.service import Service
+from tpi.api.values import only_one, refuse, schema_grammar
+from tpi.engine.settings import (
+    MAX_BIAS,
+    MAX_PENALTY_WINDOW,
+    MAX_SEED,
+    MAX_TOKENS,
+    GenerationSettings,
+    SamplingSettings,
+)
+from tpi.engine.turns import Grammar
+
+_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_window_tokens"}
+_SAME = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+
+
+def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service) -> list[TextAsk]:
+    """Texts or their tokens, or both in turns: one, or several.
+
+    Raises:
+        Problem: there is none.
+    """
+    if isinstance(given, str):
+        return [TextAsk(given)]
+    has_tokens = any(isinstance(item, int) for item in given)
+    items: Sequence[str | Sequence[Piece]] = (
+        [[item for item in given if isinstance(item, int | str)]]
+        if has_tokens
+        else [item for item in given if not isinstance(item, int)]
+    )
+    if not items:
+        raise Problem(400, "there is no prompt: give a text", param="prompt")
+    return [TextAsk(item) if isinstance(item, str) else TextAsk(tokens=_tokens(item, service)) for item in items]
+
+
+def _tokens(pieces: Sequence[Piece], service: Service) -> tuple[int, ...]:
+    """The first text begins as texts do, those that follow go on."""
+    found = list[int]()
+    for number, piece in enumerate(pieces):
+        if isinstance(piece, int):
+            service.check_token(piece)
+            found.append(piece)
+        else:
+            found += service.tokenize(piece, add_special=number == 0, parse_special=True)
+    if not found:
+        raise Problem(400, "there is no prompt: give a text", param="prompt")
+    return tuple(found)
+
+
+def read_grammar(asked: CompletionFields) -> Grammar | None:
+    """Raises:
+    Problem: there are several, or one that is none.
+    """
+    schema = None if asked.json_schema is None else schema_grammar(asked.json_schema, "json_schema")
+    return only_one({"json_schema": schema, "grammar": Grammar("gbnf", asked.grammar) if asked.grammar else None})
+
+
+def read_sampling(asked: CompletionFields, service: Service) -> SamplingSettings:
+    """Raises:
+    UsageError: a value lies outside its limits.
+    Problem: there is one that would change the answer and cannot be done, or a bias of what is no token.
+    """
+    refuse(asked.model_extra, REFUSED)
+    given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
+    given |= {ours: value for name, ours in _NAMES.items() if (value := getattr(asked, name)) is not None}
+    if given.get("penalty_window_tokens", 0) < 0:  # all of the context
+        given["penalty_window_tokens"] = MAX_PENALTY_WINDOW
+    seed = None if asked.seed is None or asked.seed < 0 else asked.seed % (MAX_SEED + 1)
+    return replace(service.sampling, **given, logit_bias=_read_biases(asked, service), seed=seed)
+
+
+def read_generation(asked: CompletionFields, n_context: int) -> GenerationSettings:
+    """Raises:
+    UsageError: a value lies outside its limits.
+    """
+    stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
+    n = asked.n_predict
+    n_most = n_context if n is None or n < 0 else max(n, 1)
+    n_logprobs = asked.n_probs or (0 if asked.return_tokens else None)
+    return GenerationSettings(min(n_most, MAX_TOKENS), tuple(text for text in stop if text), True, n_logprobs)
+
+
+def _read_biases(asked: CompletionFields, service: Service) -> tuple[tuple[int, float], ...]:
+    """Of tokens by number, or of all tokens of a text; False forbids them."""
+    given = asked.logit_bias or []
+    pairs = list(given.items()) if isinstance(given, dict) else [(pair[0], pair[1]) for pair in given]
+    biases = dict[int, float]()
+    for name, value in pairs:
+        if isinstance(value, str) or value is True or not math.isfinite(value):
+            raise Problem(400, f"the bias of {name!r} is no number", param="logit_bias")
+        bias = -MAX_BIAS if value is False else float(value)
+        if isinstance(name, str) and not name.isdecimal():
+            tokens = service.tokenize(name, add_special=False, parse_special=False)
+        else:
+            tokens = [int(name)]
+        for token in tokens:
+            service.check_token(token)
+            biases[token] = bias
+    return tuple(biases.items())

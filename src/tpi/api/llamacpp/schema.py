@@ -1,0 +1,99 @@
+"""What clients of llama.cpp's server send. What is not named here is harmless, and ignored, unless it is refused."""
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tpi.api.openai.refusals import OF_BOTH
+
+_OFF: tuple[Any, ...] = (False, 0, "", [], {})
+REFUSED: Mapping[str, Collection[Any]] = {
+    **OF_BOTH,
+    "dry_multiplier": _OFF,
+    "dynatemp_range": _OFF,
+    "lora": _OFF,
+    "n_indent": _OFF,
+    "post_sampling_probs": _OFF,
+    "t_max_predict_ms": _OFF,
+    "typical_p": (1,),
+    "xtc_probability": _OFF,
+}
+MAX_CHARS = 1 << 22
+Text = Annotated[str, Field(max_length=MAX_CHARS)]
+Piece = int | Text
+Pieces = Annotated[list[Piece], Field(max_length=1 << 20)]
+Bias = Annotated[list[int | str | float | bool], Field(min_length=2, max_length=2)]
+
+
+class Given(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class CompletionFields(Given):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    stream: bool = False
+    n_predict: int | None = None
+    n_cmpl: Annotated[int, Field(ge=1, le=16)] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    logit_bias: Annotated[list[Bias] | dict[str, float | bool], Field(max_length=300)] | None = None
+    n_probs: Annotated[int, Field(ge=0, le=20)] | None = None
+    return_tokens: bool = False
+    grammar: Text | None = None
+    json_schema: dict[str, Any] | bool | None = None
+
+
+class CompletionRequest(CompletionFields):
+    prompt: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=64)]
+
+
+class ExtraText(Given):
+    filename: str = ""
+    text: Text = ""
+
+
+class InfillRequest(CompletionFields):
+    input_prefix: Text = ""
+    input_suffix: Text = ""
+    input_extra: Annotated[list[ExtraText], Field(max_length=256)] | None = None
+    prompt: Text = ""
+
+
+class TokenizeRequest(Given):
+    content: Text = ""
+    add_special: bool = False
+    parse_special: bool = True
+    with_pieces: bool = False
+
+
+class DetokenizeRequest(Given):
+    tokens: Annotated[list[int], Field(max_length=1 << 20)]
+
+
+class EmbeddingRequest(Given):
+    content: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048)] | None = None
+    input: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048)] | None = None
+    embd_normalize: int | None = None
+
+
+class RankedText(Given):
+    text: Text
+
+
+class RankRequest(Given):
+    model: str | None = None
+    query: Text
+    documents: Annotated[list[Text | RankedText], Field(max_length=1024)]
+    top_n: Annotated[int, Field(ge=0)] | None = None
+    return_documents: bool = False

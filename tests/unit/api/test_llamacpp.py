@@ -1,0 +1,117 @@
+"""The API of llama.cpp's server: what requests come down to, and what callers get."""
+
+import dataclasses
+import json
+import urllib.request
+from typing import Any
+
+import pytest
+
+from tests.unit.api.scripted import Line, Played, played
+from tpi.errors import LinkError
+
+
+def ask(server: Played, line: Line, **asked: Any) -> Any:
+    server.engine.line = line
+    status, body = server.post("/completion", {"prompt": "Hi"} | asked)
+    assert status == 200, body
+    return body
+
+
+def test_a_completion(server: Played) -> None:
+    told = ask(server, Line(("Once", " upon")), n_predict=5, seed=3, repeat_penalty=1.5, stop=["x", ""], model="demo")
+    assert (told["content"], told["stop"], told["stop_type"], told["index"]) == ("Once upon", True, "eos", 0)
+    assert (told["tokens_predicted"], told["tokens_evaluated"], told["timings"]["cache_n"]) == (2, 7, 3)
+    assert told["timings"]["predicted_ms"] == 500 and told["generation_settings"]["repetition_penalty"] == 1.5
+    sampling, settings = server.engine.settings[-1]
+    assert (sampling.seed, settings.max_tokens, settings.stop, settings.raw) == (3, 5, ("x",), True)
+    assert ask(server, Line(("a",), finish="length"))["stop_type"] == "limit"
+    word = ask(server, Line(("a",), stopped_by="zz"))
+    assert (word["stop_type"], word["stopping_word"]) == ("word", "zz")
+    nothing = ask(server, Line(("a",)), n_predict=0)
+    assert (nothing["content"], nothing["tokens_predicted"]) == ("", 0)
+
+
+def test_tokens_and_probabilities(server: Played) -> None:
+    told = ask(server, Line(("a", "b")), n_probs=2, return_tokens=True)
+    assert told["tokens"] == [65, 65]
+    first = told["completion_probabilities"][0]
+    assert (first["id"], first["token"], [other["id"] for other in first["top_logprobs"]]) == (65, "A", [65, 66])
+
+
+def test_several_prompts(server: Played) -> None:
+    server.engine.line = Line(("a",))
+    status, body = server.post("/completions", {"prompt": ["x", [66, "y"]], "n_cmpl": 2})
+    assert status == 200 and [entry["index"] for entry in body] == [0, 1, 2, 3]
+    assert server.post("/completion", {"prompt": ["x"]})[1][0]["content"] == "a"
+    assert server.post("/completion", {"prompt": [66, "y"]})[1]["content"] == "a"
+
+
+def test_a_stream(server: Played) -> None:
+    server.engine.line = Line(("Once", " upon"), finish="length")
+    body = json.dumps({"prompt": "Hi", "stream": True}).encode()
+    request = urllib.request.Request(server.url + "/completion", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        events = [json.loads(line[6:]) for line in response.read().splitlines() if line]
+    assert [event["content"] for event in events] == ["Once", " upon", ""]
+    assert [event["stop"] for event in events] == [False, False, True] and events[-1]["stop_type"] == "limit"
+
+
+def test_biases(server: Played) -> None:
+    ask(server, Line(("a",)), logit_bias=[[65, 1.5], [66, False], ["CD", -2]])
+    assert dict(server.engine.settings[-1][0].logit_bias) == {65: 1.5, 66: -100.0, 67: -2.0, 68: -2.0}
+    ask(server, Line(("a",)), logit_bias={"65": 1})
+    assert dict(server.engine.settings[-1][0].logit_bias) == {65: 1.0}
+
+
+def test_texts_and_tokens(server: Played) -> None:
+    assert server.post("/tokenize", {"content": "Aé"}) == (200, {"tokens": [65, 195, 169]})
+    _, pieces = server.post("/tokenize", {"content": "Aé", "with_pieces": True})
+    assert pieces["tokens"][:2] == [{"id": 65, "piece": "A"}, {"id": 195, "piece": [195]}]
+    assert server.post("/detokenize", {"tokens": [65, 195, 169]}) == (200, {"content": "Aé"})
+    status, told = server.post("/apply-template", {"messages": [{"role": "user", "content": "x"}]})
+    assert status == 200 and told == {"prompt": "\1\2\3\4\5\6\7"}
+
+
+def test_what_the_server_is(server: Played) -> None:
+    _, props = server.post("/props", None, "GET")
+    assert props["total_slots"] == 2 and props["default_generation_settings"]["n_ctx"] == 64
+    assert props["chat_template"] and props["eos_token"] == "<0>" and props["bos_token"] == ""
+
+
+def test_gaps(server: Played) -> None:
+    asked = {"input_prefix": "a", "input_suffix": "b", "prompt": "c", "input_extra": [{"filename": "f", "text": "t"}]}
+    status, body = server.post("/infill", asked)
+    assert status == 400 and "filling gaps with a model that has no tokens" in body["error"]["message"]
+    with played() as other:
+        marks = {"pre": 1, "suf": 2, "mid": 3, "sep": 4}
+        other.about.metadata.update({f"tokenizer.ggml.fim_{name}_token_id": mark for name, mark in marks.items()})
+        assert other.post("/infill", asked)[0] == 200
+        assert bytes(other.engine.prompts[-1].tokens) == b"\4f\nt\n\1a\2b\3c"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "said"),
+    [
+        ("/completion", {"prompt": "x", "mirostat": 2}, "mirostat"),
+        ("/completion", {"prompt": "x", "xtc_probability": 0.5}, "xtc_probability"),
+        ("/completion", {"prompt": []}, "there is no prompt"),
+        ("/completion", {"prompt": [999]}, "999 is no token"),
+        ("/completion", {"prompt": "x", "logit_bias": [["x", True]]}, "no number"),
+        ("/completion", {"prompt": "x", "grammar": "a", "json_schema": {}}, "both say"),
+        ("/detokenize", {"tokens": [-1]}, "-1 is no token"),
+        ("/embedding", {}, "there is no content"),
+        ("/rerank", {"query": "x", "documents": ["y"]}, "ranking by a model that is not made for it"),
+        ("/slots/0?action=save", {}, "save of slot 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(server: Played, path: str, asked: Any, said: str) -> None:
+    status, body = server.post(path, asked)
+    assert status == 400 and said in body["error"]["message"]
+    assert body["error"]["code"] == 400 and body["error"]["type"] == "invalid_request_error"
+
+
+def test_what_fails_is_told(server: Played) -> None:
+    server.engine.line = dataclasses.replace(Line(("a",)), error=LinkError("w1 is gone"))
+    status, body = server.post("/completion", {"prompt": "x"})
+    assert (status, body["error"]["type"], body["error"]["message"]) == (503, "unavailable_error", "w1 is gone")
