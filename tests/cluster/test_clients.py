@@ -1,6 +1,8 @@
 """Other APIs than OpenAI's chats, by their official clients, against four ranks that compute."""
 
+import json
 import re
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import ollama
 import pytest
 
+from tests.architectures import qwen3, write_made
 from tests.cluster.serving import Served, serve
 from tpi.api.about import describe_model
 from tpi.cli.models import find_model
@@ -114,3 +117,50 @@ def test_embeddings_where_the_head_is_elsewhere(tmp_path: Path, cache: Path, vec
         for own, reference in zip(told.data, vectors, strict=True):
             assert float(np.dot(own.embedding, reference)) > 0.9995
         assert sum(1 for _ in stream) > 20
+
+
+def post(served: Served, path: str, body: Any) -> Any:
+    request = urllib.request.Request(
+        served.root + path, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
+
+
+def test_llama_cpp_s_own(four: Served, vectors: list[Float32Array]) -> None:
+    with four.client() as client:
+        told = client.completions.create(model="demo", prompt="Once upon", max_tokens=12, temperature=0)
+    asked = {"prompt": "Once upon", "n_predict": 12, "temperature": 0, "n_probs": 2, "return_tokens": True}
+    answer = post(four, "/completion", asked)
+    assert answer["content"] == told.choices[0].text and answer["stop_type"] == "limit"
+    assert post(four, "/detokenize", {"tokens": answer["tokens"]})["content"] == answer["content"]
+    assert len(answer["completion_probabilities"]) == 12 and answer["timings"]["predicted_ms"] > 0
+    tokens = post(four, "/tokenize", {"content": "Once upon", "add_special": True})["tokens"]
+    assert post(four, "/completion", asked | {"prompt": tokens})["content"] == answer["content"]
+    prompt = post(four, "/apply-template", {"messages": ASKED})["prompt"]
+    assert FOX in prompt and prompt != FOX
+    [found] = post(four, "/embedding", {"content": FOX})
+    assert float(np.dot(found["embedding"][0], vectors[0])) > 0.9995
+
+
+def test_ranks_are_llama_cpp_s(tmp_path: Path, cache: Path) -> None:
+    made = qwen3(n_layers=2)
+    made.entries |= {"pooling_type": 4, "classifier.output_labels": ["yes", "no"]}
+    made.add("cls.output", 2, 256)
+    path = write_made(tmp_path / "ranker.gguf", made)
+    documents = ["w3 w4", "w5 w6 w7", "w8"]
+    kind = llama_cpp.LLAMA_POOLING_TYPE_RANK
+    model = llama_cpp.Llama(str(path), embedding=True, pooling_type=kind, n_ctx=64, n_threads=1, verbose=False)
+    try:
+        scores: list[float] = [model.embed(f"w1 w2 {text}", normalize=False)[0] for text in documents]
+    finally:
+        model.close()
+    home = tmp_path / "served"
+    home.mkdir()
+    with serve(str(path), home, cache, 2, name="ranker") as served:
+        told = post(served, "/v1/rerank", {"query": "w1 w2", "documents": documents, "return_documents": True})
+    found = [result["relevance_score"] for result in told["results"]]
+    assert found == sorted(found, reverse=True) and told["results"][0]["document"]
+    for result in told["results"]:
+        assert abs(result["relevance_score"] - scores[result["index"]]) < 5e-3
+    assert max(scores) - min(scores) > 0.05, "they differ"

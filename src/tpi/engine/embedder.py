@@ -13,13 +13,13 @@ import numpy as np
 
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf
-from tpi.model.architectures import blocks_of
+from tpi.model.architectures import CLASSES, blocks_of
 from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.dequantize import to_float
 from tpi.runtime.protocols import Float32Array
 from tpi.weights.files import open_for_reading, read_exactly
 
-_CLASSES = "cls.output.weight"
+_CLASSES = f"{CLASSES}weight"
 _MOST_CLASSES = 16
 
 

@@ -114,8 +114,10 @@ class Engine:
         """
         vocabulary, form = self.vocabulary, self.gguf.metadata.get(_PAIR_TEMPLATE_KEY)
         if not isinstance(form, str):
-            tokens = [vocabulary.tokenize(text, add_special=True, parse_special=False) for text in (query, document)]
-            return (*tokens[0], *tokens[1])
+            first, second = (
+                vocabulary.tokenize(text, add_special=True, parse_special=False) for text in (query, document)
+            )
+            return (*first, *second[second[:1] == [vocabulary.bos_id] :])
         texts = {"{query}": query, "{document}": document}
         parts = re.split("({query}|{document})", form)
         segments = [Segment(texts.get(part, part), part in texts) for part in parts if part]

@@ -19,6 +19,8 @@ from tpi.model.tensors import EMBEDDING, Tensors
 _MAX_ENTRY = 1 << 10
 """Values of an array that a spec keeps; one for each layer, not one for each token."""
 
+CLASSES = "cls.output."
+"""What tells of a text's vector how well the two parts of the text go together, where a model does."""
 _PREDICTING = "nextn_predict_layers"
 """How many layers at the end predict further tokens; they are no part of the model proper."""
 
@@ -145,6 +147,7 @@ def _model(meta: Metadata, spec: ModelSpec) -> Model:
     """
     tensors = Tensors(meta, spec.tensors)
     tensors.find(EMBEDDING)
+    tensors.skip(CLASSES)  # the master's alone
     model = _find(spec.architecture).model(meta, spec, tensors)
     skipped = sum(tensors.skip(f"blk.{spec.n_layers + number}.") for number in range(meta.integer(_PREDICTING, 0)))
     if skipped:
