@@ -33,6 +33,7 @@ NAMES = {
     "allreduce": Measurement("bench.allreduce", "sums alone on emulated devices: every algorithm against its bound"),
     "cluster": Measurement("bench.cluster", "a model on 1, 2, 4, … emulated devices with slow processors"),
     "crowds": Measurement("bench.crowds", "several callers at once on 1, 4, … emulated devices"),
+    "api": Measurement("bench.overhead", "what the API costs a master beside the scheduler: processor time and memory"),
     "rank": Measurement("bench.rank", "a real master and one real worker of a large model: memory and loading"),
     "paper": Measurement("bench.paper", "the table of the TPI-LLM paper, row by row"),
     "reach": Measurement("bench.reach", "all that is to be reached on one machine, each figure with its limit"),
