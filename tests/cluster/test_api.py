@@ -1,8 +1,10 @@
 """The API as its clients see it: the official one against four ranks; many at once; callers who hang up; strangers."""
 
 import asyncio
+import dataclasses
 import http.client
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
+from tests.certificates import make_certificate
 from tests.cluster.commands import Home
 from tests.cluster.serving import Served, serve
 
@@ -252,13 +255,26 @@ def test_twenty_at_once_get_what_each_gets_alone(tmp_path: Path, cache: Path, mo
         assert n_answered >= 15 and n_equal > n_answered / 2
 
 
-def test_a_key_is_wanted_where_others_can_ask(tmp_path: Path, cache: Path) -> None:
-    with serve("demo", tmp_path, cache, 1, "--host", "0.0.0.0", "--api-key", "secret", "--any-model") as served:
+def test_a_key_is_wanted_where_others_can_ask(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TLS, with a key by a name, and a line of every request."""
+    certificate = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate.chain))
+    keys, log = tmp_path / "keys", tmp_path / "access.log"
+    keys.write_text("laptop secret\n")
+    keys.chmod(0o600)
+    options = ("--host", "0.0.0.0", "--api-key-file", str(keys), "--any-model", "--access-log", str(log))
+    tls = ("--tls-cert", str(certificate.chain), "--tls-key", str(certificate.key))
+    with serve("demo", tmp_path, cache, 1, *options, *tls) as found:
+        assert found.url.startswith("https://0.0.0.0:")
+        served = dataclasses.replace(found, url=found.url.replace("0.0.0.0", "127.0.0.1"))
         with pytest.raises(openai.AuthenticationError, match="wants an API key"):
             served.client("wrong").models.list()
         assert served.client("secret").models.list().data
-        assert chat_with(served, "secret").choices[0].message.content
-        assert raw(served, "GET", "/health")[0] == 200
+        answer = chat_with(served, "secret")
+        assert answer.choices[0].message.content
+    refused, _, asked = log.read_text().splitlines()
+    assert re.search(r"Z 127\.0\.0\.1 key=- GET /v1/models 401 \d+ms$", refused)
+    assert re.search(r" key=laptop POST /v1/chat/completions 200 \d+ms prompt=\d+ answer=5$", asked)
 
 
 def chat_with(served: Served, key: str) -> Any:
