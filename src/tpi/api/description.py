@@ -1,8 +1,18 @@
 """How a route is described to whoever reads ``/openapi.json``: what it gives, and what its errors look like. Pure."""
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+# What the engine refuses by itself is described here, so that whoever reads the description need not try.
+Role: TypeAlias = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"})]
+Temperature: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
+TopK: TypeAlias = Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": (1 << 31) - 1})]
+Share: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum": 0, "maximum": 1})]
+Penalty: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum": -2, "maximum": 2})]
+Repetition: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum": 0.01, "maximum": 100})]
+Recent: TypeAlias = Annotated[int | None, Field(json_schema_extra={"minimum": -1, "maximum": 1_000_000})]
+Bias: TypeAlias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
 
 _ERRORS: dict[int | str, str] = {
     "4XX": "The request is wrong, or too much.",
@@ -17,5 +27,5 @@ def described(told: Any, error: type[BaseModel], *, streams: str = "") -> dict[i
     if told is not None:
         found["model"] = told
     if streams:
-        found["content"] = {streams: {"schema": {"type": "string"}}}
+        found["content"] = {streams: {"schema": {}}}
     return {200: found, **{status: {"model": error, "description": what} for status, what in _ERRORS.items()}}

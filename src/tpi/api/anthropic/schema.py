@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tpi.api.description import Role, Share, Temperature, TopK
+
 MAX_ITEMS = 4096
 
 
@@ -15,7 +17,7 @@ class Given(BaseModel):
 class Block(Given):
     """Of a content: text, thoughts, a call of a tool, or its result."""
 
-    type: str
+    type: Annotated[str, Field(json_schema_extra={"enum": ["text", "thinking", "tool_use", "tool_result"]})]
     text: str | None = None
     thinking: str | None = None
     id: Annotated[str, Field(max_length=256)] | None = None
@@ -29,7 +31,7 @@ Content = str | Annotated[list[Block], Field(max_length=MAX_ITEMS)]
 
 
 class GivenMessage(Given):
-    role: Annotated[str, Field(min_length=1, max_length=64)]
+    role: Role
     content: Content
 
 
@@ -80,9 +82,9 @@ class MessageRequest(PromptFields):
     max_tokens: Annotated[int, Field(ge=1)]
     stream: bool = False
     stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: Share = None
 
 
 class ErrorDetail(BaseModel):

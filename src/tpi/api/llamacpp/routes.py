@@ -1,5 +1,8 @@
 """All routes of llama.cpp's server that are not OpenAI's."""
 
+from collections.abc import Callable
+from typing import Any
+
 from fastapi import APIRouter
 
 from tpi.api.description import described
@@ -25,9 +28,8 @@ def make_router(service: Service) -> APIRouter:
     """To be included in the application."""
     router, completions, texts = APIRouter(), CompletionRoutes(service), TextRoutes(service)
     add = router.add_api_route
-    for path in ("/completion", "/completions"):
-        told = described(ToldCompletion | list[ToldCompletion], ToldError, streams=_EVENTS)
-        add(path, completions.complete, methods=["POST"], responses=told)
+    told = described(ToldCompletion | list[ToldCompletion], ToldError, streams=_EVENTS)
+    add("/completion", completions.complete, methods=["POST"], responses=told)
     add(
         "/infill", completions.infill, methods=["POST"], responses=described(ToldCompletion, ToldError, streams=_EVENTS)
     )
@@ -36,10 +38,17 @@ def make_router(service: Service) -> APIRouter:
     add("/apply-template", texts.apply_template, methods=["POST"], responses=described(ToldPrompt, ToldError))
     add("/props", texts.props, methods=["GET"], responses=described(ToldProps, ToldError))
     add("/slots", texts.slots, methods=["GET"], responses=described(list[ToldSlot], ToldError))
-    add("/slots/{slot_id}", texts.change_slot, methods=["POST"], responses=described(None, ToldError))
-    for path in ("/embedding", "/embeddings"):
-        add(path, texts.embed, methods=["POST"], responses=described(list[ToldVector], ToldError))
-    for path in ("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"):
-        error = OpenAiError if path.startswith("/v1") else ToldError
-        add(path, texts.rank, methods=["POST"], responses=described(ToldRanks, error))
+    add("/embedding", texts.embed, methods=["POST"], responses=described(list[ToldVector], ToldError))
+    add("/v1/rerank", texts.rank, methods=["POST"], responses=described(ToldRanks, OpenAiError))
+    # By other names, and what cannot be done.
+    others: dict[str, Callable[..., Any]] = {
+        "/completions": completions.complete,
+        "/embeddings": texts.embed,
+        "/rerank": texts.rank,
+        "/reranking": texts.rank,
+        "/v1/reranking": texts.rank,
+        "/slots/{slot_id}": texts.change_slot,
+    }
+    for path, route in others.items():
+        add(path, route, methods=["POST"], include_in_schema=False)
     return router

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tpi.api.description import Penalty, Recent, Repetition, Share, Temperature, TopK
 from tpi.api.openai.refusals import OF_BOTH
 
 _OFF: tuple[Any, ...] = (False, 0, "", [], {})
@@ -37,14 +38,14 @@ class CompletionFields(Given):
     stream: bool = False
     n_predict: int | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=16)] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: Temperature = None
+    top_k: TopK = None
+    top_p: Share = None
+    min_p: Share = None
+    repeat_penalty: Repetition = None
+    repeat_last_n: Recent = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     logit_bias: Annotated[list[Bias] | dict[str, float | bool], Field(max_length=300)] | None = None

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tpi.api.description import Penalty, Recent, Repetition, Role, Share, Temperature, TopK
+
 MAX_ITEMS = 4096
 
 
@@ -22,7 +24,7 @@ class GivenCall(Given):
 
 
 class ChatMessage(Given):
-    role: Annotated[str, Field(min_length=1, max_length=64)]
+    role: Role
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
@@ -49,16 +51,16 @@ class Options(Given):
     model_config = ConfigDict(extra="allow")
 
     num_predict: int | None = None
-    temperature: float | None = None
+    temperature: Temperature = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=64)] | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repeat_penalty: float | None = None
-    repeat_last_n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    top_k: TopK = None
+    top_p: Share = None
+    min_p: Share = None
+    repeat_penalty: Repetition = None
+    repeat_last_n: Recent = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
 
 
 class Asked(Given):

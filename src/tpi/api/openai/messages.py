@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tpi.api.description import Role
 from tpi.api.errors import Problem
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.engine.turns import Message, ToolCall
@@ -18,7 +19,7 @@ _TEXTS = ("text", "input_text", "output_text", "refusal", "reasoning_text", "sum
 class Part(Given):
     """Of a content: text, by one of the names that it has in several requests."""
 
-    type: str
+    type: Annotated[str, Field(json_schema_extra={"enum": list(_TEXTS)})]
     text: str | None = None
     refusal: str | None = None
 
@@ -37,7 +38,7 @@ class GivenCall(Given):
 
 
 class ChatMessage(Given):
-    role: Annotated[str, Field(min_length=1, max_length=64)]
+    role: Role
     content: Content = None
     refusal: str | None = None
     reasoning_content: str | None = None

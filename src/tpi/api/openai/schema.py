@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from tpi.api.description import Bias, Penalty, Repetition, Share, Temperature, TopK
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.api.openai.grammars import GrammarFields
 from tpi.api.openai.messages import ChatMessage
@@ -30,14 +31,14 @@ class Drawing(GrammarFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=300)] | None = None
+    temperature: Temperature = None
+    top_p: Share = None
+    top_k: TopK = None
+    min_p: Share = None
+    repetition_penalty: Repetition = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=300)] | None = None
     seed: Seed | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
