@@ -22,6 +22,7 @@ from tpi.gguf.types import TYPES_BY_NAME
 from tpi.model.architectures import model_of
 from tpi.model.blocks import Block
 from tpi.model.flow import Flow
+from tpi.model.spans import Span
 from tpi.native.allocator import keep_allocator_small
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.runtime.passes import Pass
@@ -196,7 +197,9 @@ def measure(request: Request) -> Figures:
         sums = MadeUpSums(header.partition.n_ranks, request.sum_s, recorder.note)
         rank = Rank(workspace, window, sums, times)
         open_s = time.perf_counter() - started
-        workspace.cache.zero(0, request.n_cells)  # every cell counts as written
+        for block in model.blocks:
+            if block.index in workspace.cache:
+                workspace.cache.zero(block.index, Span(0, request.n_cells))  # every cell counts as written
         measured = _Measured(rank, window, len(shard.pieces), header.spec.n_embd, request.n_cells)
         started = time.perf_counter()
         for first in range(0, request.n_prefill, request.chunk_tokens):

@@ -22,6 +22,7 @@ def session(
     options: Sequence[str] = (),
     started: Started = lambda workers: None,
     model: Path = DEMO,
+    n_parallel: int = 1,
 ) -> Iterator[tuple[Cluster, list[Running]]]:
     """A cluster for ``model`` of a master, whose folders are in ``folder``, and a worker on each of ``homes``,
     named w1, w2 ... and started with ``options``.
@@ -37,6 +38,7 @@ def session(
         wait_s=WAIT_S,
         shares=shares,
         context=CONTEXT,
+        n_parallel=n_parallel,
         bind="127.0.0.1",
         port=0,
     )

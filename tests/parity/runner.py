@@ -33,7 +33,8 @@ class LocalRunner:
         self.table = self._stack.enter_context(EmbeddingTable(gguf, self.spec))
         self.workspace = self._stack.enter_context(Workspace(self.model, settings))
         self.rank = Rank(self.workspace, MemoryWindow(gguf, pieces, None, is_resident), Sums(None, None))
-        self.n_cells, self.max_tokens, self.is_staged, self.epoch = settings.n_cells, settings.max_tokens, False, 1
+        self.n_cells, self.max_tokens = settings.n_cells, settings.max_tokens
+        self.is_staged, self.n_forgotten = False, 1
         self.n_context = settings.n_cells
         self.max_sampled, self.n_sequences = settings.n_sampled, settings.n_sequences
         self.passes: list[Pass] = []
@@ -50,6 +51,9 @@ class LocalRunner:
 
     def prepare(self) -> None:
         pass
+
+    def cancel(self, pass_id: int) -> None:
+        raise NotImplementedError
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         logits = self.rank.run(work)

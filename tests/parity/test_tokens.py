@@ -123,7 +123,7 @@ def states_after(chunk: int, rows: Float32Array, kernels: Float32Array) -> tuple
                 graph.point_parts([kernels.ctypes.data])
                 graph.run(compute)
                 made.append(graph.result().copy())
-            slots.end(0, target, first + len(some), False)
+            slots.end(0, first + len(some), False)
         number = slots.find(0, len(rows))
         assert number is not None
         return [part.copy() for part in states.values(0, number)], np.concatenate(made)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 import msgspec
 
 from tpi.cluster.control.messages import EndEpoch, Plan, StatusRequest
-from tpi.cluster.epoch.epoch import Epoch
+from tpi.cluster.epoch.epoch import Epoch, Resumed
 from tpi.cluster.epoch.host import RankHost, rank_settings
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import ClusterStatus, RankStatus
@@ -39,11 +39,14 @@ class OpensEpochs(Protocol):
 
     tracing: Tracing | None
 
-    def open_epoch(self, number: int, settings: MasterSettings, host: RankHost | None) -> tuple[Epoch, RankHost]:
-        """Opens an epoch with the members that are here; ``host`` is that of the epoch before."""
+    def open_epoch(
+        self, number: int, settings: MasterSettings, host: RankHost | None, resumed: Resumed | None = None
+    ) -> tuple[Epoch, RankHost]:
+        """Opens an epoch with the members that are here; ``host`` is that of the epoch before, which is ``resumed`` if
+        what it kept is to stay."""
 
-    def wait_ended(self, number: int) -> None:
-        """Waits until every member has ended the epoch."""
+    def wait_ended(self, number: int) -> int:
+        """Waits until every member has ended the epoch; gives the last pass that was through on all of them."""
 
 
 class Cluster:
@@ -65,6 +68,12 @@ class Cluster:
         self._ending: int | None = None
         """An epoch that all ranks were told to end, and that some may still be in."""
         self._number = number
+        self.n_forgotten = 0
+        """How often everything was forgotten that was computed before."""
+        self._last_pass = 0
+        """The last that was through, since then."""
+        self._pass_under_way: int | None = None
+        self._unwanted_pass: int | None = None
         self._passing = threading.RLock()  # a signal's handler may come while this thread has it
         self._pass_started_s = 0.0
         self._usual_s = 0.0
@@ -96,7 +105,7 @@ class Cluster:
 
     @property
     def epoch(self) -> int:
-        """The number of the current epoch; what was computed in another is forgotten."""
+        """The number of the current epoch."""
         return self._number
 
     @property
@@ -105,7 +114,9 @@ class Cluster:
         return Retention(blocks_of(self.spec), self._settings_of_ranks)
 
     def prepare(self) -> None:
-        """Opens a new epoch if a pass was stopped.
+        """Opens a new epoch if a pass was stopped. What was computed before that one stays, unless a rank had not come
+        so far: where layers lie on one device after the other, the first may be some passes ahead. Then all of it is
+        forgotten.
 
         Raises:
             TpiError: see ``master.Master.form``.
@@ -116,13 +127,14 @@ class Cluster:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
 
         Raises:
-            Cancelled: ``cancel`` was called; the next pass begins with empty cells.
+            Cancelled: ``cancel`` was called.
             LinkError: a worker is gone or cannot go on; no further pass can run.
             NumericError, KernelError, ModelFileError: see ``runtime.rank.Rank.run``.
         """
         epoch = self._current()
         started_s = time.monotonic()
-        rows = self._under_way(lambda: epoch.run(work))
+        rows = self._under_way(work.pass_id, lambda: epoch.run(work))
+        self._last_pass = work.pass_id
         self._n_passes += 1
         if self._n_passes > _UNUSUAL_PASSES:
             self._usual_s = max(self._usual_s * 0.9, time.monotonic() - started_s)
@@ -131,15 +143,17 @@ class Cluster:
     def rest(self) -> tuple[Row, ...]:
         """All logits of the rows that the last pass sampled; raises as ``run``."""
         assert self._epoch is not None, "after a pass that was stopped there is nothing left"
-        return self._under_way(self._epoch.rest)
+        return self._under_way(self._last_pass, self._epoch.rest)
 
-    def cancel(self) -> None:
-        """Ends the pass that runs, on every rank, within one graph node. From any thread, and from signal handlers."""
+    def cancel(self, pass_id: int | None = None) -> None:
+        """Ends the pass that runs, on every rank, within one graph node; or the one of this number, which may not have
+        begun, or be over. From any thread, and from signal handlers."""
         with self._passing:
-            if self._epoch is None or not self._pass_started_s:
-                return
-            self._is_cancelled = True
-            self._epoch.interrupt(LinkError("the pass was stopped"))
+            if pass_id is not None and pass_id != self._pass_under_way:
+                self._unwanted_pass = pass_id
+            elif self._epoch is not None and self._pass_under_way is not None:
+                self._is_cancelled = True
+                self._epoch.interrupt(LinkError("the pass was stopped"))
 
     def change(self, **settings: Any) -> None:
         """Goes on with other ``shares``, ``layout``, ``wire`` or ``allreduce``: a new epoch, in the same processes.
@@ -201,32 +215,37 @@ class Cluster:
         assert self._epoch is not None
         return self._epoch.plan
 
-    def _under_way(self, run: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
+    def _under_way(self, pass_id: int, run: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
         """What ``run`` gives. Until it returns it can be cancelled, and what was cancelled gives nothing, even if that
         came too late to stop anything."""
-        self._pass_started_s = time.monotonic()
+        with self._passing:
+            if pass_id == self._unwanted_pass:
+                raise Cancelled("nobody wants the pass")
+            self._pass_under_way, self._pass_started_s = pass_id, time.monotonic()
         try:
             rows = run()
         except (LinkError, Cancelled) as error:
             raise self._explain(error) from None
         finally:
             with self._passing:
-                self._pass_started_s = 0.0
+                self._pass_under_way, self._pass_started_s = None, 0.0
         if self._is_cancelled:
             raise self._explain(Cancelled())
         return rows
 
     def _current(self) -> Epoch:
         """The epoch to run on: after a pass was stopped, a new one."""
-        self._wait_ended()
         if self._epoch is None:
-            self._open()
+            are_through = self._wait_ended() >= self._last_pass
+            self._open(Resumed(self._latest, self._last_pass) if are_through and self._latest is not None else None)
         assert self._epoch is not None
         return self._epoch
 
-    def _open(self) -> None:
+    def _open(self, resumed: Resumed | None = None) -> None:
         self._is_cancelled = False
-        self._epoch, self._host = self._master.open_epoch(self._number, self._settings, self._host)
+        self._epoch, self._host = self._master.open_epoch(self._number, self._settings, self._host, resumed)
+        if resumed is None:
+            self.n_forgotten, self._last_pass = self.n_forgotten + 1, 0
         self._latest = self._epoch
         self._n_passes, self._usual_s = 0, 0.0
         plan = self._epoch.plan
@@ -255,12 +274,14 @@ class Cluster:
         self._number += 1
         if self._host is not None:
             self._host.allow()
-            self._host.forget()
 
-    def _wait_ended(self) -> None:
-        if self._ending is not None:
-            self._master.wait_ended(self._ending)
-            self._ending = None
+    def _wait_ended(self) -> int:
+        """See ``OpensEpochs.wait_ended``."""
+        if self._ending is None:
+            return 0
+        last_pass = self._master.wait_ended(self._ending)
+        self._ending = None
+        return last_pass
 
     def _explain(self, error: LinkError | Cancelled) -> LinkError | Cancelled:
         """Why a pass has ended: because it was to, or because a worker is gone."""

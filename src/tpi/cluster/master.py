@@ -3,6 +3,7 @@
 Owns membership and the model's description. One thread forms the cluster and runs its passes.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import msgspec
 from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.cluster import Cluster, reason_of
 from tpi.cluster.control.messages import EpochEnded, Offer
-from tpi.cluster.epoch.epoch import Epoch
+from tpi.cluster.epoch.epoch import Epoch, Resumed
 from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
 from tpi.cluster.epoch.opening import Opening
 from tpi.cluster.epoch.planning import FIRST_EPOCH, Device, assign_ranks, check_offer, check_settings, make_plan
@@ -111,8 +112,11 @@ class Master:
 
     # For the cluster.
 
-    def open_epoch(self, number: int, settings: MasterSettings, host: RankHost | None) -> tuple[Epoch, RankHost]:
+    def open_epoch(
+        self, number: int, settings: MasterSettings, host: RankHost | None, resumed: Resumed | None = None
+    ) -> tuple[Epoch, RankHost]:
         """Opens an epoch with the members that are here; ``host``, that of the epoch before, is taken over or closed.
+        ``resumed`` is that epoch, if this one is to go on with what it kept.
 
         Raises:
             TpiError: see ``form``.
@@ -121,8 +125,11 @@ class Master:
         members = self.membership.ranked
         if self._device is None:
             self._device = HostDevice.measured(settings.name, settings.resources)
-        devices = [Device(settings.name), *(Device(member.name, _offer_of(member)) for member in members)]
-        plan = make_plan(settings, self.spec, number, devices, self._device.process_bytes)
+        if resumed is None:
+            devices = [Device(settings.name), *(Device(member.name, _offer_of(member)) for member in members)]
+            plan = make_plan(settings, self.spec, number, devices, self._device.process_bytes)
+        else:
+            plan = msgspec.structs.replace(resumed.epoch.plan, epoch=number, last_pass=resumed.last_pass)
         opening = Opening(self.membership, plan, settings, self._report, self._check)
         opening.send_plans(self.gguf, self._strips)
         host = prepare_host(plan, self._device, self._provision(settings, rank_model(plan), opening), host)
@@ -131,7 +138,8 @@ class Master:
             stack.enter_context(host)
             opening.wait_prepared()
             self._strips.forget()
-            opened = stack.enter_context(opening.open_links(settings.allreduce))
+            known = resumed.epoch.choice if resumed is not None else None
+            opened = stack.enter_context(opening.open_links(settings.allreduce, known))
             arithmetic = make_arithmetic(settings.folders.cache)
             epoch = stack.enter_context(Epoch(plan, host, opened, arithmetic))
             if self.tracing is not None:
@@ -140,13 +148,14 @@ class Master:
             stack.pop_all()
         return epoch, host
 
-    def wait_ended(self, number: int) -> None:
-        """Waits until every member has ended the epoch ``number``.
+    def wait_ended(self, number: int) -> int:
+        """Waits until every member has ended the epoch ``number``; gives the pass that was the last to be through on
+        all of them, or more if there are none.
 
         Raises:
             LinkError: a worker is gone, or does not end it.
         """
-        missing = set(self.membership.ranked)
+        missing, last_pass = set(self.membership.ranked), sys.maxsize
         deadline_s = time.monotonic() + _END_LIMIT_S
         while missing:
             self.membership.check_alive()
@@ -155,9 +164,11 @@ class Master:
                     raise news
                 if isinstance(news, EpochEnded) and news.epoch == number:
                     missing.discard(member)
+                    last_pass = min(last_pass, news.last_pass)
             if time.monotonic() > deadline_s:
                 names = ", ".join(member.title for member in missing)
                 raise LinkTimeoutError(f"{names} did not stop within {_END_LIMIT_S:g} s: start it again")
+        return last_pass
 
     def _close_trace(self) -> None:
         if self.tracing is not None:

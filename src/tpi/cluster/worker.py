@@ -227,10 +227,11 @@ class _Worker:
         """The epoch is over: nothing of it stays but what the next may use."""
         self._close_links()
         close_untaken(self._arrived)
+        last_pass = 0
         if self._host is not None:
             self._host.allow()
-            self._host.forget()
-        self._control.send(EpochEnded(message.epoch))
+            last_pass = self._host.last_pass
+        self._control.send(EpochEnded(message.epoch, last_pass))
 
     # What the states use.
 

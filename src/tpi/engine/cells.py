@@ -91,13 +91,20 @@ class CellPool:
     def cut(self, block: CellBlock, n_tokens: int) -> None:
         """Forgets all but the first tokens of a block, and what nobody uses of what follows it."""
         for child in list(block.children):
-            self._drop_unused(child)
+            self.drop_unused_from(child)
         del block.tokens[n_tokens:]
 
     def drop_unused(self) -> None:
         """Forgets all that nobody uses."""
         for block in list(self._roots):
-            self._drop_unused(block)
+            self.drop_unused_from(block)
+
+    def drop_unused_from(self, block: CellBlock) -> None:
+        """Forgets what nobody uses of a block and of what follows it."""
+        for child in list(block.children):
+            self.drop_unused_from(child)
+        if not block.n_users and not block.children:
+            self.drop(block)
 
     def drop(self, block: CellBlock) -> None:
         """Forgets a block that nobody uses and none follows."""
@@ -105,12 +112,6 @@ class CellPool:
         (self._roots if block.parent is None else block.parent.children).remove(block)
         del self._blocks[block.first]
         heapq.heappush(self._free, block.first)
-
-    def _drop_unused(self, block: CellBlock) -> None:
-        for child in list(block.children):
-            self._drop_unused(child)
-        if not block.n_users and not block.children:
-            self.drop(block)
 
     def _drop_oldest(self) -> bool:
         leaves = [block for block in self._blocks.values() if not block.n_users and not block.children]

@@ -30,14 +30,15 @@ class Passes:
 
     def __init__(self, runner: PassRunner, sequences: Sequences, table: EmbeddingTable) -> None:
         self._runner, self._sequences, self._table = runner, sequences, table
-        self._n_passes = 0
+        self.next_pass = 1
+        """The number that the next pass will have."""
 
     def run(self, batch: abc.Sequence[Rows]) -> tuple[Row, ...]:
         """Computes the tokens of ``batch``, for which there is room; gives the rows of logits that are wanted, in their
         order.
 
         Raises:
-            TpiError: see ``PassRunner.run``; no sequence has advanced.
+            TpiError: see ``PassRunner.run``; no sequence has advanced, and copies will be asked for again.
         """
         work = self._build(batch)
         for rows in batch:
@@ -49,7 +50,7 @@ class Passes:
         return result
 
     def _build(self, batch: abc.Sequence[Rows]) -> Pass:
-        self._n_passes += 1
+        number, self.next_pass = self.next_pass, self.next_pass + 1
         n_seen = self._sequences.stop_cell
         n_tokens = sum(len(rows.tokens) for rows in batch)
         positions, cells = np.empty(n_tokens, np.int32), np.empty(n_tokens, np.int64)
@@ -69,7 +70,7 @@ class Passes:
         wanted = [rows.wanted for rows in batch if rows.wanted is not None]
         runs = tuple(Run(rows.sequence.number, len(rows.tokens), rows.keep) for rows in batch)
         return Pass(
-            pass_id=self._n_passes,
+            pass_id=number,
             embeddings=self._table.rows([token for rows in batch for token in rows.tokens]),
             positions=positions,
             cells=cells,
@@ -77,5 +78,5 @@ class Passes:
             sampled=np.asarray(sampled, np.int32),
             wanted=together(wanted) if wanted else ALL,
             runs=runs if self._sequences.are_bound else (),
-            copies=self._sequences.take_copies(),
+            copies=self._sequences.copies,
         )

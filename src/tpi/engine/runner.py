@@ -37,15 +37,16 @@ class PassRunner(Protocol):
         """Passes of a prompt should be many: ranks work one after the other."""
 
     @property
-    def epoch(self) -> int:
-        """What was computed in another is forgotten."""
+    def n_forgotten(self) -> int:
+        """How often ranks have forgotten everything that they kept."""
 
     @property
     def retention(self) -> Retention:
         """A new one, of sequences of which nothing is kept yet."""
 
     def prepare(self) -> None:
-        """Sees to it that passes can run: after one that was stopped, a new epoch begins.
+        """Sees to it that passes can run again after one that was stopped: that one has left no trace, but for what
+        ``Retention.begin`` says. Or everything is forgotten.
 
         Raises:
             TpiError: see ``cluster.master.Master.form``.
@@ -53,6 +54,9 @@ class PassRunner(Protocol):
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         """See ``cluster.cluster.Cluster.run``."""
+
+    def cancel(self, pass_id: int) -> None:
+        """See ``cluster.cluster.Cluster.cancel``."""
 
     def rest(self) -> tuple[Row, ...]:
         """See ``cluster.cluster.Cluster.rest``."""

@@ -5,8 +5,9 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -61,6 +62,7 @@ class Scheduler:
         self._waiting: deque[Generation] = deque()
         self._running: list[Generation] = []
         """In the order in which they were taken in."""
+        self._under_way: _UnderWay | None = None
         self._sizes = ChunkSizes()
         self._helper = ThreadPoolExecutor(1, "tpi-masks")
 
@@ -105,8 +107,10 @@ class Scheduler:
         return generation
 
     def cancel(self, generation: Generation) -> None:
-        """Its answer ends with the pass that runs."""
+        """Its answer ends: with the pass that runs, if others have a part in that, or else at once. Does not wait."""
         generation.is_cancelled = True
+        if (under_way := self._under_way) is not None and under_way.is_unwanted:
+            self._runner.cancel(under_way.pass_id)
 
     def step(self) -> None:
         """One pass: takes in who waits, computes the next tokens of some, draws, hands out.
@@ -114,15 +118,17 @@ class Scheduler:
         Raises:
             TpiError: a pass failed; all answers have ended with that.
         """
+        batch: Batch = []
         try:
             self._sequences.prepare()
             self._take_in()
             if batch := self._pick():
-                self._hand_out(batch, self._compute(batch))
+                with self._wanted(batch):
+                    self._hand_out(batch, self._compute(batch))
             else:
                 self._sequences.drop_copies()
         except Cancelled:
-            self._stopped()
+            self._stopped(batch)
         except TpiError as error:
             self.fail(error)
             raise
@@ -165,6 +171,22 @@ class Scheduler:
             if n_left and len(picked) < self._runner.max_sampled:
                 n_left -= self._add(picked, generation, n_left)
         return picked
+
+    @contextmanager
+    def _wanted(self, batch: Batch) -> Iterator[None]:
+        """Around a pass: when nobody who takes part wants it any more, it ends.
+
+        Raises:
+            Cancelled: it need not begin.
+        """
+        generations = tuple(generation for generation, _ in batch)
+        self._under_way = _UnderWay(self._passes.next_pass, generations, self._sequences.can_stop)
+        try:
+            if self._under_way.is_unwanted:
+                raise Cancelled("nobody wants the pass")
+            yield
+        finally:
+            self._under_way = None
 
     def _compute(self, batch: Batch) -> tuple[Row, ...]:
         n_answers = sum(generation.is_decoding for generation, _ in batch)
@@ -230,8 +252,21 @@ class Scheduler:
         with self._lock:
             self._waiting.appendleft(generation)
 
-    def _stopped(self) -> None:
-        """A pass was stopped: by whoever wanted none of its answers any more, or from outside, and then all end."""
-        if not any(generation.is_cancelled for generation in self._running):
+    def _stopped(self, batch: Batch) -> None:
+        """A pass was stopped: by those who took part in it, or from outside, and then all end."""
+        if not all(generation.is_cancelled for generation, _ in batch):
             for generation in self._running:
                 generation.is_cancelled = True
+
+
+@dataclass(frozen=True)
+class _UnderWay:
+    """A pass, and for whom it is; ``can_stop``: it can be ended early."""
+
+    pass_id: int
+    generations: tuple[Generation, ...]
+    can_stop: bool
+
+    @property
+    def is_unwanted(self) -> bool:
+        return self.can_stop and all(generation.is_cancelled for generation in self.generations)

@@ -4,16 +4,17 @@ Knows nothing of text, nor of who wants what. One thread.
 """
 
 from collections import abc
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from tpi.engine.cells import BLOCK_CELLS, CellBlock, CellPool, count_alike
+from tpi.engine.cells import BLOCK_CELLS, CellBlock, CellPool
 from tpi.engine.runner import PassRunner
+from tpi.engine.seats import Seat, Seats
 from tpi.errors import ContextError, UsageError
-from tpi.runtime.passes import CellCopy, Copies, SequenceCopy
+from tpi.runtime.passes import MAX_COPIES, CellCopy, Copies
 
 Tokens: TypeAlias = abc.Sequence[int]
 
@@ -22,22 +23,11 @@ _WORTH_KEEPING = 32
 
 
 @dataclass(eq=False)
-class _Seat:
-    """A number that a sequence can have, for what ranks keep beside cells: windows and recurrent states. The tokens are
-    those of the last one that had it."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    is_taken: bool = False
-    used_at: int = 0
-
-
-@dataclass(eq=False)
 class Sequence:
     """One caller's tokens. ``n_reserved``: room for so many is kept; ``marks``: after so many the recurrent states are
     to be kept."""
 
-    seat: _Seat
+    seat: Seat
     tokens: list[int]
     """Those that are computed."""
     blocks: list[CellBlock]
@@ -74,13 +64,8 @@ class Sequences:
         """``keeps_ended``: what nobody uses stays as long as there is room, for whoever begins alike. Otherwise it goes
         when the next one begins, but for what that one begins with."""
         self._runner, self._keeps_ended = runner, keeps_ended
-        self._clock = 0
         self._live: list[Sequence] = []
-        self._cell_copies: list[CellCopy] = []
-        self._sequence_copies: list[SequenceCopy] = []
-        self._copied: list[CellBlock] = []
-        """Blocks of cells that are to be copied, from and to: they must stay until then."""
-        self._begin_epoch()
+        self._forget()
 
     @property
     def stop_cell(self) -> int:
@@ -96,8 +81,8 @@ class Sequences:
         """To be called before anything else of a step: after ranks have forgotten everything, so have we. Live
         sequences are empty then."""
         self._runner.prepare()
-        if self._epoch != self._runner.epoch:
-            self._begin_epoch()
+        if self._n_forgotten != self._runner.n_forgotten:
+            self._forget()
 
     def begin(self, prompt: Tokens, marks: abc.Sequence[int] = ()) -> Sequence | None:
         """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
@@ -108,11 +93,11 @@ class Sequences:
             ContextError: it is longer than the context.
         """
         self.check_length(prompt)
-        free = [seat for seat in self._seats if not seat.is_taken]
-        if not free:
+        if self._seats.are_taken:
             return None
         path, n_found = self._pool.find(prompt[:-1])
-        source, n_resumed, n_alike = self._source(prompt[:n_found])
+        source = self._seats.find(prompt[:n_found])
+        n_resumed = source.n_resumed
         path, n_tail = _cut_path(path, n_resumed)
         for block in path:
             self._pool.use(block)
@@ -125,10 +110,10 @@ class Sequences:
             for block in reversed(path):
                 self._pool.leave(block)
             return None
-        seat = self._take_seat(free, source, n_resumed)
+        seat = self._seats.take(source)
         seat.tokens = list(prompt[:n_resumed])
         sequence = Sequence(seat, seat.tokens, path, n_resumed, len(prompt) + 1)
-        found = (*marks, *([n_alike] if n_alike - n_resumed >= _WORTH_KEEPING else []))
+        found = (*marks, *([source.n_alike] if source.n_alike - n_resumed >= _WORTH_KEEPING else []))
         sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)}))
         if n_tail:
             self._own_tail(sequence, n_tail, n_needed + n_reserved)
@@ -158,28 +143,29 @@ class Sequences:
             sequence.blocks.append(block)
         return min(n_tokens, sequence.n_room)
 
-    def take_copies(self) -> Copies:
-        """What ranks have to copy before the next pass."""
-        copies = Copies(tuple(self._cell_copies), tuple(self._sequence_copies))
-        self._cell_copies, self._sequence_copies = [], []
-        return copies
+    @property
+    def copies(self) -> Copies:
+        """What ranks have to copy before the next pass that holds."""
+        cells = (CellCopy(copy.source.first, copy.target.first, copy.n_cells) for copy in self._copies)
+        return Copies(tuple(cells), tuple(self._seats.copies))
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether a pass can be stopped: what it has to copy comes again with the next one, which has copies of its
+        own, and there is room for so many."""
+        n_copies = max(len(self._copies), len(self._seats.copies))
+        return n_copies + self._runner.n_sequences <= MAX_COPIES
 
     def copied(self) -> None:
-        """They have."""
-        for block in self._copied:
-            self._pool.leave(block)
-        self._copied.clear()
+        """A pass holds that began with all of them."""
+        self._let_go_copies()
+        self._seats.copies.clear()
 
     def drop_copies(self) -> None:
-        """They will not, since there is no sequence left."""
-        if not self._copied and not self._sequence_copies:
-            return
+        """Cells need not be copied, since there is no sequence left: they are free for those that wait."""
         assert not self._live
-        self._cell_copies, self._sequence_copies = [], []
-        self._copied.clear()
-        self._pool = CellPool(self._runner.n_cells)
-        for seat in self._seats:
-            seat.tokens = []
+        for copy in self._let_go_copies():
+            self._pool.drop_unused_from(copy.target)
 
     def start(self, sequence: Sequence, n_tokens: int) -> None:
         """The next ``n_tokens`` are about to be computed."""
@@ -213,51 +199,19 @@ class Sequences:
         if sequence not in self._live:
             return
         self._live.remove(sequence)
-        self._clock += 1
-        sequence.seat.is_taken, sequence.seat.used_at = False, self._clock
+        self._seats.leave(sequence.seat)
         for block in reversed(sequence.blocks):
             self._leave(block)
         sequence.blocks = []
 
-    def _begin_epoch(self) -> None:
+    def _forget(self) -> None:
         runner = self._runner
-        self._epoch, self._retention = runner.epoch, runner.retention
-        self._pool = CellPool(runner.n_cells)
-        self._cell_copies, self._sequence_copies, self._copied = [], [], []
-        self._seats = [_Seat(number) for number in range(runner.n_sequences)]
-        for number, sequence in enumerate(self._live):
-            sequence.seat = self._seats[number]
-            sequence.seat.is_taken = True
-            sequence.tokens, sequence.blocks = [], []
-            sequence.n_cached = 0
-            sequence.seat.tokens = sequence.tokens
-
-    def _source(self, beginning: Tokens) -> tuple[_Seat | None, int, int]:
-        """The seat to go on from, how many of the tokens of ``beginning``, which lie in cells, need not be computed
-        again, and how many there are that had to be for lack of a state."""
-        if not self._retention.is_bound:
-            return None, len(beginning), len(beginning)
-        found: tuple[_Seat | None, int] = None, 0
-        n_most = 0
-        for seat in sorted(self._seats, key=lambda seat: seat.is_taken):
-            n_alike = count_alike(seat.tokens, beginning)
-            n_resumed = self._retention.resume(seat.number, n_alike)
-            n_most = max(n_most, n_alike)
-            if n_resumed > found[1]:
-                found = seat, n_resumed
-        return *found, n_most
-
-    def _take_seat(self, free: list[_Seat], source: _Seat | None, n_resumed: int) -> _Seat:
-        """The source itself, if nothing is lost by that; or else the one that was used longest ago, which gets what is
-        kept there."""
-        seat = min(free, key=lambda seat: seat.used_at)
-        if source is not None and not source.is_taken and (len(source.tokens) == n_resumed or len(free) == 1):
-            seat = source
-        seat.is_taken = True
-        if source is not None and seat is not source:
-            self._sequence_copies.append(SequenceCopy(source.number, seat.number, n_resumed))
-            self._retention.copy(source.number, seat.number, n_resumed)
-        return seat
+        self._n_forgotten, self._retention = runner.n_forgotten, runner.retention
+        self._pool, self._copies = CellPool(runner.n_cells), list[_Copy]()
+        self._seats = Seats(runner.n_sequences, self._retention)
+        for sequence in self._live:
+            sequence.seat, sequence.tokens, sequence.blocks = self._seats.take(), [], []
+            sequence.n_cached, sequence.seat.tokens = 0, sequence.tokens
 
     def _own_tail(self, sequence: Sequence, n_tokens: int, n_needed: int) -> None:
         """Makes the last block of a sequence its own, with the first tokens only: that block itself if nobody else uses
@@ -273,8 +227,7 @@ class Sequences:
         block.tokens = tail.tokens[:n_tokens]
         sequence.blocks.append(block)
         self._pool.use(block)
-        self._copied += tail, block
-        self._cell_copies.append(CellCopy(tail.first, block.first, n_tokens))
+        self._copies.append(_Copy(tail, block, n_tokens))
 
     def _append(self, sequence: Sequence, tokens: Tokens) -> None:
         position = len(sequence.tokens)
@@ -283,10 +236,26 @@ class Sequences:
             start = max(position, index * BLOCK_CELLS)
             sequence.blocks[index].tokens += sequence.tokens[start : (index + 1) * BLOCK_CELLS]
 
+    def _let_go_copies(self) -> "list[_Copy]":
+        copies, self._copies = self._copies, []
+        for copy in copies:
+            self._pool.leave(copy.source)
+            self._pool.leave(copy.target)
+        return copies
+
     def _leave(self, block: CellBlock) -> None:
         self._pool.leave(block)
         if not block.n_users and not block.children and not block.tokens:
             self._pool.drop(block)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Of the first cells of a block to another; both stay, with one more user, until it is made."""
+
+    source: CellBlock
+    target: CellBlock
+    n_cells: int
 
 
 def _n_missing(sequence: Sequence) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.types import F16, TensorType
+from tpi.model.spans import Span
 from tpi.weights.files import round_up
 
 
@@ -82,7 +83,7 @@ class KvCache:
 
     def forget(self, first_cell: int = 0) -> None:
         """Clears the whole pages behind ``first_cell``, and gives their memory back where the system can take it."""
-        for memory, row_bytes, _ in self._all():
+        for memory, row_bytes in self._all():
             start = round_up(first_cell * row_bytes, mmap.PAGESIZE)
             if start >= len(memory):
                 continue
@@ -91,10 +92,13 @@ class KvCache:
             else:
                 memory[start:] = bytes(len(memory) - start)
 
-    def zero(self, first_cell: int, stop_cell: int) -> None:
-        """Clears cells of an aborted pass: a NaN there would spread through masked attention."""
-        for memory, row_bytes, n_cells in self._all():
-            first, stop = min(first_cell, n_cells), min(stop_cell, n_cells)
+    def zero(self, block: int, cells: Span) -> None:
+        """Clears those of the cells that the block has, after a pass that was stopped: a NaN there would spread through
+        masked attention."""
+        extent = self._extents[block]
+        first, stop = (min(cell, extent.n_cells) for cell in (cells.start, cells.stop))
+        for memory, width in zip(self._maps[block], extent.widths, strict=True):
+            row_bytes = self._kind.row_bytes(width)
             memory[first * row_bytes : stop * row_bytes] = bytes((stop - first) * row_bytes)
 
     def copy(self, block: int, source: int, target: int, n_cells: int) -> None:
@@ -104,10 +108,10 @@ class KvCache:
             start = target * row_bytes
             memory[start : start + n_cells * row_bytes] = memory[source * row_bytes : (source + n_cells) * row_bytes]
 
-    def _all(self) -> Sequence[tuple[mmap.mmap, int, int]]:
-        """Every mapping, the bytes of a cell in it, and its cells."""
+    def _all(self) -> Sequence[tuple[mmap.mmap, int]]:
+        """Every mapping, and the bytes of a cell in it."""
         return [
-            (memory, self._kind.row_bytes(width), self._extents[block].n_cells)
+            (memory, self._kind.row_bytes(width))
             for block, maps in self._maps.items()
             for memory, width in zip(maps, self._extents[block].widths, strict=True)
         ]

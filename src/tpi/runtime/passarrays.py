@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.errors import MemoryBudgetError
+from tpi.model.spans import Span
 from tpi.model.states import FULL
 from tpi.model.steps import Temperature
 from tpi.runtime.ggml.inputs import Addresses
@@ -143,6 +144,12 @@ class PassArrays:
             (window, self._load_full(work) if window == FULL else self._load_window(work, window))
             for window in self._model.windows
         )
+
+    def written(self, window: int, n_tokens: int) -> list[Span]:
+        """The cells of the first ``n_tokens`` rows of the pass that was loaded last, in runs."""
+        cells = np.unique(self._cells[window][:n_tokens])
+        runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)
+        return [Span(int(run[0]), int(run[-1]) + 1) for run in runs]
 
     def _load_full(self, work: Pass) -> int:
         n, n_seen = work.visible.shape

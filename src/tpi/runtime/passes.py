@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tpi.config import MAX_PARALLEL
 from tpi.runtime.logits import ALL, Wanted
 from tpi.runtime.protocols import Float32Array
 
 TILED_TOKENS = 64
 """From so many tokens on, passes are computed by the same kernels, which are faster per token than those for fewer."""
+
+MAX_COPIES = 2 * MAX_PARALLEL
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class SequenceCopy:
 
 @dataclass(frozen=True)
 class Copies:
-    """Made before anything is computed, one after the other."""
+    """Made before anything is computed, one after the other; those of a pass that was stopped come again with the next
+    one, before others. Of each kind at most ``MAX_COPIES``."""
 
     cells: Sequence[CellCopy] = ()
     sequences: Sequence[SequenceCopy] = ()

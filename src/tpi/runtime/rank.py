@@ -91,11 +91,15 @@ class Rank:
         """
         started = self.times.begin(work.pass_id)
         try:
-            if work.copies:
-                self._workspace.copy(work.copies)
-            state = self._workspace.begin(work)
-            logits = self._run(work, _Trip(work.pass_id, self._workspace.load(work), state))
-            self._workspace.end(work, state)
+            self._workspace.ledger.settle()
+            self._workspace.copy(work.copies)
+            trip = _Trip(work.pass_id, self._workspace.load(work), self._workspace.begin(work))
+            try:
+                logits = self._run(work, trip)
+            except BaseException:
+                self._workspace.clear(work)
+                raise
+            self._workspace.ledger.end(work)
             return logits
         finally:
             self.times.end(started)

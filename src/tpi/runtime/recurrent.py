@@ -1,9 +1,10 @@
-"""Recurrent states of one rank: of every sequence the one that its next pass begins with, the one that the pass before
-began with, and some that were kept to go back to.
+"""Recurrent states of one rank: of every sequence the one that its next pass begins with, and some that were kept to go
+back to.
 
-A pass reads a state from one slot and writes the next into another, so a pass that was stopped can be repeated: which
-slot is read follows from how many tokens the pass says that the sequence has. Which slots are given up follows from the
-passes alone, and is the same on all ranks. Owns the memory. One thread.
+A pass reads a state from one slot and writes the next into another, and nothing is given up before it is through: a
+pass that was stopped leaves everything as it was, and can be repeated. Which slot is read follows from how many tokens
+the pass says that the sequence has. Which slots are given up follows from the passes alone, and is the same on all
+ranks. Owns the memory. One thread.
 """
 
 import ctypes
@@ -32,14 +33,23 @@ class _Slot:
     age: int = 0
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A pass: the slots that it reads and writes, and how many tokens came before."""
+
+    source: int
+    target: int
+    n_tokens: int
+
+
 class StateSlots:
     """Which slot holds what; ``n_kept`` for each of ``n_sequences`` may be kept. Pure bookkeeping, no memory."""
 
     def __init__(self, n_sequences: int, n_kept: int) -> None:
         self.n_slots = 1 + n_sequences * (N_WORKING + n_kept)
         self._slots: dict[int, _Slot] = {}
-        self._targets: dict[int, int] = {}
-        """By sequence, the slots that passes are writing."""
+        self._passes: dict[int, _Begun] = {}
+        """By sequence, what its latest pass began with."""
         self._n_per_sequence = N_WORKING + n_kept
         self._clock = 0
 
@@ -59,25 +69,28 @@ class StateSlots:
         )
 
     def begin(self, sequence: int, n_tokens: int) -> tuple[int, int]:
-        """The slots that a pass of the sequence reads and writes when ``n_tokens`` came before; what was computed of
-        later tokens is forgotten.
+        """The slots that a pass of the sequence reads and writes when ``n_tokens`` came before.
 
         Raises:
             ProtocolError: no state after so many tokens was kept.
         """
         source = self._kept(sequence, n_tokens)
-        for number, slot in list(self._slots.items()):
-            if slot.sequence == sequence and number != source and (slot.n_tokens >= n_tokens or not slot.is_kept):
-                del self._slots[number]
-        self._targets.pop(sequence, None)
-        self._targets[sequence] = target = self._take(sequence, source)
+        self._passes.pop(sequence, None)
+        target = self._take()
+        self._passes[sequence] = _Begun(source, target, n_tokens)
         return source, target
 
-    def end(self, sequence: int, target: int, n_tokens: int, keep: bool) -> None:
-        """The pass has written ``target``: the state after ``n_tokens``, to be kept or not."""
+    def end(self, sequence: int, n_tokens: int, keep: bool) -> None:
+        """The sequence's latest pass is through: it has written the state after ``n_tokens``, to be kept or not. What
+        was computed of other tokens that came later before is forgotten."""
+        begun = self._passes.pop(sequence)
+        for number, slot in list(self._slots.items()):
+            is_over = slot.n_tokens > begun.n_tokens or not slot.is_kept
+            if slot.sequence == sequence and number != begun.source and is_over:
+                del self._slots[number]
         self._clock += 1
-        self._targets.pop(sequence, None)
-        self._slots[target] = _Slot(sequence, n_tokens, keep, self._clock)
+        self._slots[begun.target] = _Slot(sequence, n_tokens, keep, self._clock)
+        self._make_room(sequence, begun.target)
 
     def copy(self, source: int, target: int, n_tokens: int) -> tuple[int, int]:
         """The slots from which, and to which, the state of ``source`` after ``n_tokens`` is copied, for ``target``, of
@@ -89,10 +102,10 @@ class StateSlots:
         found = self._kept(source, n_tokens)
         for number in [number for number, slot in self._slots.items() if slot.sequence == target]:
             del self._slots[number]
-        self._targets.pop(target, None)
+        self._passes.pop(target, None)
         if found == _ZEROS:
             return _ZEROS, _ZEROS
-        copied = self._take(target, found)
+        copied = self._take()
         self._clock += 1
         self._slots[copied] = _Slot(target, n_tokens, True, self._clock)
         return found, copied
@@ -100,7 +113,7 @@ class StateSlots:
     def forget(self) -> None:
         """All of it."""
         self._slots.clear()
-        self._targets.clear()
+        self._passes.clear()
 
     def _kept(self, sequence: int, n_tokens: int) -> int:
         found = self.find(sequence, n_tokens)
@@ -108,21 +121,23 @@ class StateSlots:
             raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
         return found
 
-    def _take(self, sequence: int, source: int) -> int:
-        """A free slot; if the sequence has all that it may have, the one without which the fewest tokens have to be
-        computed again to go back to where it is, of equals the one that was written longest ago."""
+    def _make_room(self, sequence: int, latest: int) -> None:
+        """Leaves a slot for the next pass: if the sequence has all that it may have, it gives up one that is not to be
+        kept, or the one without which the fewest tokens have to be computed again to go back to where it is, of equals
+        the one that was written longest ago."""
         own = {number: slot for number, slot in self._slots.items() if slot.sequence == sequence}
-        if len(own) >= self._n_per_sequence:
 
-            def loss(number: int) -> tuple[int, int]:
-                slot = own[number]
-                before = (other.n_tokens for other in own.values() if other.n_tokens < slot.n_tokens)
-                return slot.n_tokens - max(before, default=0), slot.age
+        def loss(number: int) -> tuple[bool, int, int]:
+            slot = own[number]
+            before = (other.n_tokens for other in own.values() if other.n_tokens < slot.n_tokens)
+            return slot.is_kept, slot.n_tokens - max(before, default=0), slot.age
 
-            least = min((number for number in own if number != source), key=loss)
-            del self._slots[least]
-            return least
-        taken = self._slots.keys() | set(self._targets.values())
+        if len(own) == self._n_per_sequence:
+            del self._slots[min((number for number in own if number != latest), key=loss)]
+
+    def _take(self) -> int:
+        """A free slot."""
+        taken = self._slots.keys() | {begun.target for begun in self._passes.values()}
         return next(number for number in range(1, self.n_slots) if number not in taken)
 
 

@@ -20,7 +20,6 @@ class Retention:
         self._slots = StateSlots(n, settings.n_kept_states) if has_recurrent_state(blocks) else None
         self._n_written = [0] * n
         """By sequence: of so many positions the rings have been written."""
-        self._targets = [0] * n
 
     @property
     def keeps_states(self) -> bool:
@@ -43,12 +42,12 @@ class Retention:
         """A pass begins behind the first ``n_tokens``, and goes to ``stop``."""
         self._n_written[sequence] = max(self._n_written[sequence], stop) if n_tokens else stop
         if self._slots is not None:
-            _, self._targets[sequence] = self._slots.begin(sequence, n_tokens)
+            self._slots.begin(sequence, n_tokens)
 
     def end(self, sequence: int, n_tokens: int, keep: bool) -> None:
         """It is through: the sequence has ``n_tokens``."""
         if self._slots is not None:
-            self._slots.end(sequence, self._targets[sequence], n_tokens, keep)
+            self._slots.end(sequence, n_tokens, keep)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """What is kept of ``source``, which can be cut back to ``n_tokens``, is copied to ``target``."""

@@ -17,6 +17,7 @@ from tpi.runtime.ggml.held import GraphSettings, Held, Structure, held_block, he
 from tpi.runtime.ggml.inputs import BatchShape
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
+from tpi.runtime.ledger import Ledger
 from tpi.runtime.passarrays import PassArrays, Seen, starts_of
 from tpi.runtime.passes import Copies, Pass
 from tpi.runtime.protocols import Float32Array
@@ -81,6 +82,7 @@ class Workspace:
         self.states = RecurrentStates(model.state_sizes(), slots)
         self._all_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
         self._graph_settings = GraphSettings(self._all_cells, settings.kv_type, repacker)
+        self.ledger = Ledger(slots if self.states else None)
         self._pass_graphs: OrderedDict[tuple[int, Seen], Graph] = OrderedDict()
         self.compute = Compute(settings.n_threads, settings.n_parts + bool(self._experts))
         try:
@@ -135,14 +137,17 @@ class Workspace:
     def forget(self) -> None:
         """All sequences."""
         self.cache.forget()
-        self.states.slots.forget()
+        self.ledger.forget()
 
     def copy(self, copies: Copies) -> None:
-        """Makes the copies that a pass begins with.
+        """Makes the copies that a pass begins with, as far as they have not been made.
 
         Raises:
             ProtocolError: no recurrent state for where a sequence goes on was kept.
         """
+        sequences = self.ledger.to_copy(copies)
+        if not copies:
+            return
         for block in self.model.blocks:
             state = block.state
             if block.index not in self.cache or not isinstance(state, KvState):
@@ -152,10 +157,10 @@ class Workspace:
                     self.cache.copy(block.index, cells.source, cells.target, cells.n_cells)
             else:
                 n_ring = self.settings.ring_cells(state.window)
-                for copy in copies.sequences:
+                for copy in sequences:
                     self.cache.copy(block.index, copy.source * n_ring, copy.target * n_ring, n_ring)
         if self.states:
-            for copy in copies.sequences:
+            for copy in sequences:
                 self.states.copy(*self.states.slots.copy(copy.source, copy.target, copy.n_tokens))
 
     def begin(self, work: Pass) -> PassState:
@@ -173,12 +178,13 @@ class Workspace:
             )
         )
 
-    def end(self, work: Pass, state: PassState) -> None:
-        """The pass is through: what it has written holds."""
-        if self.states:
-            for run, (first, n_rows, _, target) in zip(work.all_runs, state.runs, strict=True):
-                n_tokens = int(work.positions[first]) + n_rows
-                self.states.slots.end(run.sequence, target, n_tokens, run.is_kept)
+    def clear(self, work: Pass) -> None:
+        """What a pass that was stopped has written to cells is gone: whatever it is, masked attention multiplies it."""
+        spans = {window: self.arrays.written(window, work.n_tokens) for window in self.model.windows}
+        for block in self.model.blocks:
+            if block.index in self.cache and isinstance(block.state, KvState):
+                for span in spans[block.state.window]:
+                    self.cache.zero(block.index, span)
 
     def graph(self, block: Block, shape: BatchShape, lane: int = 0) -> Graph:
         """The graph of ``block`` for ``shape``, placed and ready; blocks of equal structure share one. One of lane 1

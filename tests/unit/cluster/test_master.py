@@ -162,7 +162,7 @@ def test_a_worker_that_fails_while_others_are_awaited(forming: Forming) -> None:
     ("messages", "said"),
     [
         ([offer()], "worker sent Offer while the cluster was being formed"),
-        ([EpochEnded(FIRST_EPOCH)], "worker sent EpochEnded while"),
+        ([EpochEnded(FIRST_EPOCH, 0)], "worker sent EpochEnded while"),
         ([Prepared(FIRST_EPOCH + 1)], "worker sent Prepared while"),
         ([Measured(FIRST_EPOCH + 1)], "worker sent Measured while"),
         ([Prepared(FIRST_EPOCH), Prepared(FIRST_EPOCH)], "worker answered twice"),

@@ -2,18 +2,20 @@
 after which tokens a state was written. What a row's logits are follows from what the row sees. Called by tests only."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tpi.engine.runner import PassRunner
+from tpi.errors import Cancelled
 from tpi.model.blocks import Block
 from tpi.model.spec import ModelSpec
 from tpi.model.states import KvState, RecurrentState
 from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.ledger import Ledger
 from tpi.runtime.logits import Row
 from tpi.runtime.passarrays import starts_of
 from tpi.runtime.passes import Pass
@@ -24,6 +26,8 @@ from tpi.runtime.retention import Retention
 N_TOKENS = 320
 N_KEPT = 2
 _NOTHING = (-1, -1)
+Stop: TypeAlias = Literal["before", "in the middle", "after"] | None
+"""Where a rank is when a pass is stopped: it has not begun, it has written what it writes, or it is through."""
 
 
 class FakeTable:
@@ -49,7 +53,7 @@ class FakeRanks:
     ) -> None:
         self.spec, self.n_cells, self.max_tokens, self.n_sequences = spec, n_cells, max_tokens, n_sequences
         self.n_context = n_cells - 7
-        self.max_sampled, self.is_staged, self.epoch = max(8, n_sequences), False, 1
+        self.max_sampled, self.is_staged, self.n_forgotten = max(8, n_sequences), False, 0
         self.passes: list[Pass] = []
         states: list[KvState | RecurrentState] = [KvState(64, 1, 64)]
         if window:
@@ -59,7 +63,10 @@ class FakeRanks:
         self._blocks = cast(Sequence[Block], [SimpleNamespace(state=state) for state in states])
         self._settings = RankSettings(max_tokens, n_cells, 1, n_sequences=n_sequences, n_kept_states=N_KEPT)
         self._window, self._is_recurrent = window, is_recurrent
-        self._is_stopped = False
+        self._last_pass = 0
+        self.cancelled: list[int] = []
+        self.before_pass: Callable[[Pass], Stop] = lambda work: None
+        """Says where the pass is stopped."""
         self.forget()
 
     @property
@@ -75,20 +82,37 @@ class FakeRanks:
         return Retention(self._blocks, self._settings)
 
     def forget(self) -> None:
-        """What the end of an epoch does."""
+        """What an epoch does that does not go on with the one before."""
+        self.n_forgotten += 1
         self._cells = [_NOTHING] * self.n_cells
         self._rings: dict[int, dict[int, tuple[int, int]]] = {}
         self._slots = StateSlots(self.n_sequences, N_KEPT)
+        self._ledger = Ledger(self._slots if self._is_recurrent else None)
         self._states: dict[int, tuple[int, ...]] = {0: ()}
+        self._last_pass = 0
 
     def prepare(self) -> None:
         pass
 
+    def cancel(self, pass_id: int) -> None:
+        self.cancelled.append(pass_id)
+
     def run(self, work: Pass) -> tuple[Row, ...]:
+        stop = self.before_pass(work)
+        if stop != "before":
+            self._run(work, stop == "in the middle")
+        if stop is not None:
+            self._ledger.resume(self._last_pass)
+            raise Cancelled("the pass was stopped")
+        self._last_pass = work.pass_id
+        return tuple(Row(logits) for logits in self._last)
+
+    def _run(self, work: Pass, is_stopped: bool) -> None:
         self.passes.append(work)
         assert work.embeddings is not None and work.n_tokens <= self.max_tokens
         assert len(work.sampled) <= self.max_sampled
         assert int(work.cells.max()) < work.n_seen <= self.n_cells
+        self._ledger.settle()
         self._cells[work.n_seen :] = [_NOTHING] * (self.n_cells - work.n_seen)
         self._copy(work)
         tokens = [int(token) for token in work.embeddings[:, 0]]
@@ -97,8 +121,12 @@ class FakeRanks:
         texts = [self._seen(work, row) for row in range(work.n_tokens)]
         if work.runs:
             self._check_kept(work, tokens, texts)
+        if is_stopped:
+            for cell in work.cells:
+                self._cells[cell] = _NOTHING
+            return
+        self._ledger.end(work)
         self._last = [logits_after(texts[row]) for row in work.sampled]
-        return tuple(Row(logits) for logits in self._last)
 
     def rest(self) -> tuple[Row, ...]:
         return tuple(Row(logits) for logits in self._last)
@@ -113,7 +141,7 @@ class FakeRanks:
         for cell in work.copies.cells:
             found = self._cells[cell.source : cell.source + cell.n_cells]
             self._cells[cell.target : cell.target + cell.n_cells] = found
-        for copy in work.copies.sequences:
+        for copy in self._ledger.to_copy(work.copies):
             self._rings[copy.target] = dict(self._rings.get(copy.source, {}))
             if self._is_recurrent:
                 source, target = self._slots.copy(copy.source, copy.target, copy.n_tokens)
@@ -134,7 +162,6 @@ class FakeRanks:
             if self._is_recurrent:
                 source, target = self._slots.begin(run.sequence, first)
                 self._states[target] = self._states[source] + tuple(tokens[start : start + run.n_tokens])
-                self._slots.end(run.sequence, target, stop, run.is_kept)
                 assert self._states[target] == texts[start + run.n_tokens - 1]
 
 

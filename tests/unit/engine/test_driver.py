@@ -1,6 +1,7 @@
 """The thread that runs steps: what ends it, and that nobody waits for ever then."""
 
 import queue
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tpi.engine.generation import Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.errors import LinkError, TpiError
+from tpi.errors import Cancelled, LinkError, TpiError
 from tpi.model.architectures import read_spec
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
@@ -77,6 +78,28 @@ def test_what_ends_it_is_told_to_all(
         assert failures.get(timeout=WAIT_S) is error
         with pytest.raises(TpiError, match=told):
             scheduler.submit(REQUEST)
+
+
+def test_a_pass_ends_when_its_last_caller_hangs_up(language: Language) -> None:
+    begun, stopped = threading.Event(), threading.Event()
+
+    class Slow(FakeRanks):
+        def run(self, work: Pass) -> tuple[Row, ...]:
+            begun.set()
+            assert stopped.wait(WAIT_S), "nobody ends it"
+            raise Cancelled("the pass was stopped")
+
+        def cancel(self, pass_id: int) -> None:
+            stopped.set()
+
+    ranks = Slow(read_spec(language.gguf, ""))
+    scheduler = Scheduler(ranks.as_runner, ranks.table, language.vocabulary)
+    with Driver(scheduler, lambda error: None):
+        generation, news = submit(scheduler)
+        assert begun.wait(WAIT_S)
+        scheduler.cancel(generation)
+        wait_over(generation, news)
+        assert generation.answer.finish == "cancelled"
 
 
 def test_its_end_ends_all(scheduler: Scheduler) -> None:

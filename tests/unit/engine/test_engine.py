@@ -43,7 +43,7 @@ class FakeRunner:
 
     def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
         self.spec = read_spec(language.gguf, "")
-        self.n_cells, self.max_tokens, self.epoch, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
+        self.n_cells, self.max_tokens, self.n_forgotten, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
         self.n_context, self.max_sampled, self.n_sequences = N_CELLS, 8, 1
         self.passes: list[Pass] = []
         self.n_rests = 0
@@ -57,6 +57,9 @@ class FakeRunner:
         return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, N_CELLS, 1))
 
     def prepare(self) -> None:
+        pass
+
+    def cancel(self, pass_id: int) -> None:
         pass
 
     def run(self, work: Pass) -> tuple[Row, ...]:
@@ -153,7 +156,7 @@ def test_a_pass_that_is_stopped_ends_the_answer_and_no_more(language: Language) 
 
     def stop(number: int) -> None:
         if number == 5:
-            runner.epoch += 1
+            runner.n_forgotten += 1
             raise Cancelled("the pass was stopped")
 
     runner.before_pass = stop
@@ -163,7 +166,7 @@ def test_a_pass_that_is_stopped_ends_the_answer_and_no_more(language: Language) 
         assert (stopped.finish, stopped.n_tokens) == ("cancelled", 5)
         runner.before_pass = lambda number: None
         again = ask(engine, PROMPT, settings)
-        assert again.n_cached_tokens == 0, "the ranks have forgotten what they computed in the epoch before"
+        assert again.n_cached_tokens == 0, "the ranks have forgotten what they computed"
         assert (again.finish, again.n_tokens) == ("length", 20)
         assert ask(engine, PROMPT, settings).n_cached_tokens == len(PROMPT) - 1
 

@@ -8,13 +8,14 @@ from random import Random
 import pytest
 
 from tests.models import write_random_model
-from tests.unit.engine.ranks import FakeRanks, kinds, logits_after
+from tests.unit.engine.ranks import FakeRanks, Stop, kinds, logits_after
 from tpi.engine.generation import Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.sampler import Sampler
 from tpi.engine.scheduler import Scheduler
+from tpi.engine.sequences import Sequence as Computed
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.errors import BusyError, Cancelled, LinkError, UsageError
+from tpi.errors import BusyError, LinkError, UsageError
 from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.logits import Row
@@ -84,12 +85,25 @@ def test_many_at_once_get_what_each_gets_alone(
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("kind", kinds())
 def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, seed: int) -> None:
-    """With few cells: some have to make room, and begin anew. Some are stopped, and all have to begin anew."""
+    """With few cells: some have to make room, and begin anew. Some are stopped, wherever the ranks are in a pass, and
+    others go on; or all have to begin anew."""
     dice = Random(seed)
     n_cells = dice.randint(2, 7) * 32
     ranks = FakeRanks(spec, n_cells=n_cells, n_sequences=dice.randint(1, 4), **kinds()[kind])
     scheduler = scheduler_of(ranks, language, keeps_ended=dice.random() < 0.7)
     asked: list[tuple[Request, Generation]] = []
+
+    def stop_some(work: Pass) -> Stop:
+        places: list[Stop] = ["before", "in the middle", "after"]
+        where = dice.choice([*[None] * (20 if seed % 3 else 3), *places])
+        if where is not None:
+            assert scheduler._under_way is not None
+            for generation in scheduler._under_way.generations:
+                scheduler.cancel(generation)
+            assert ranks.cancelled[-1] == work.pass_id
+        return where
+
+    ranks.before_pass = stop_some
     for _ in range(60):
         match dice.choice(["submit", "submit", "go on", "cancel", *["step"] * 8] + ["stop"] * (seed % 4 == 0)):
             case "submit":
@@ -103,7 +117,6 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
             case "cancel" if asked:
                 scheduler.cancel(dice.choice(asked)[1])
             case "stop":
-                ranks.epoch += 1
                 ranks.forget()
             case _:
                 scheduler.step()
@@ -115,6 +128,10 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
             assert generation.tokens == expected or len(generation.tokens) > n_cells - 7
         else:
             assert generation.answer.finish == "cancelled" and generation.is_cancelled
+    ranks.before_pass = lambda work: None
+    last = scheduler.submit(request([9], 2))
+    finish(scheduler)
+    assert last.tokens == alone(last.request)
     sequences = scheduler._sequences
     assert not sequences._live and not any(block.n_users for block in sequences._pool._blocks.values())
 
@@ -176,27 +193,60 @@ def test_a_loss_ends_all(language: Language, spec: ModelSpec, monkeypatch: pytes
     assert scheduler.is_idle
 
 
-def test_a_pass_that_somebody_stopped_goes_on_without_him(
-    language: Language, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ranks = FakeRanks(spec)
+def test_a_pass_ends_when_nobody_wants_it(language: Language, spec: ModelSpec) -> None:
+    """Of two who share it one may leave; the other goes on, and leaves its cells to whoever comes."""
+    ranks = FakeRanks(spec, max_tokens=64)
     scheduler = scheduler_of(ranks, language)
     asked = [request(text(number, 40), 20, number) for number in range(2)]
     one, other = (scheduler.submit(entry) for entry in asked)
     for _ in range(8):
         scheduler.step()
 
-    def stop(work: Pass) -> tuple[Row, ...]:
-        scheduler.cancel(one)
-        ranks.epoch += 1
-        ranks.forget()
-        raise Cancelled("the pass was stopped")
+    def leave(generation: Generation, stop: Stop) -> None:
+        def at_a_pass(work: Pass) -> Stop:
+            scheduler.cancel(generation)
+            return stop
 
-    with monkeypatch.context() as context:
-        context.setattr(ranks, "run", stop)
+        ranks.before_pass = at_a_pass
         scheduler.step()
+        ranks.before_pass = lambda work: None
+
+    leave(one, None)
+    assert one.answer.finish == "cancelled" and not ranks.cancelled
+    scheduler.step()
+    n_tokens = len(other.tokens)
+    leave(other, "in the middle")
+    assert ranks.cancelled == [ranks.passes[-1].pass_id]
+    assert other.answer.finish == "cancelled" and other.tokens == alone(asked[1])[:n_tokens]
+    more = replace(asked[1], prompt=tuple(other.tokens))
+    again = scheduler.submit(more)
     finish(scheduler)
-    assert one.answer.finish == "cancelled" and other.tokens == alone(asked[1])
+    assert again.answer.n_cached_tokens == n_tokens - 1 and again.tokens == alone(more)
+
+
+def test_a_pass_that_is_stopped_from_outside_ends_all(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec)
+    scheduler = scheduler_of(ranks, language)
+    generations = [scheduler.submit(request(text(number, 40), 20, number)) for number in range(2)]
+    ranks.before_pass = lambda work: "before"
+    scheduler.step()
+    assert [generation.answer.finish for generation in generations] == ["cancelled"] * 2
+
+
+def test_a_pass_that_nobody_wants_does_not_begin(language: Language, spec: ModelSpec) -> None:
+    """Its last caller leaves while it is being put together."""
+    ranks = FakeRanks(spec)
+    scheduler = scheduler_of(ranks, language)
+    generation = scheduler.submit(request(text(0, 40)))
+    make_room = scheduler._sequences.make_room
+
+    def leave(sequence: Computed, n_tokens: int) -> int:
+        scheduler.cancel(generation)
+        return make_room(sequence, n_tokens)
+
+    scheduler._sequences.make_room = leave  # type: ignore[method-assign]
+    scheduler.step()
+    assert generation.answer.finish == "cancelled" and not ranks.passes
 
 
 @pytest.mark.parametrize("kind", kinds())

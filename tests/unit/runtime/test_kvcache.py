@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tpi.gguf.types import TYPES_BY_NAME
+from tpi.model.spans import Span
 from tpi.observe import resident_bytes
 from tpi.runtime.kvcache import CacheExtent, KvCache
 
@@ -90,5 +91,5 @@ def test_a_window_keeps_the_cells_that_it_has() -> None:
         cache.forget(100)
         assert all(memory[:] == b"\xff" * len(memory) for memory in cache._maps[0])
         assert not any(cache._maps[1][0][100 * 4096 :])
-        cache.zero(60, 70)
-        assert not any(cache._maps[0][0][60 * 4096 :]) and not any(cache._maps[1][0][60 * 4096 : 70 * 4096])
+        cache.zero(1, Span(60, 70))
+        assert not any(cache._maps[1][0][60 * 4096 : 70 * 4096]) and all(cache._maps[0][0][60 * 4096 :])

@@ -30,7 +30,7 @@ def test_every_state_is_what_was_written_for_it(
             assert target not in (0, source)
             assert source == 0 if start == 0 else content[source] == (sequence, start)
             content[target] = (sequence, start + 1)
-        slots.end(sequence, target, start + 1, keep)
+        slots.end(sequence, start + 1, keep)
         lengths[sequence] = start + 1
         for other, length in enumerate(lengths):
             number = slots.find(other, length)
@@ -41,8 +41,8 @@ def test_passes_of_several_sequences_write_to_slots_of_their_own() -> None:
     slots = StateSlots(2, 0)
     (_, one), (_, other) = slots.begin(0, 0), slots.begin(1, 0)
     assert one != other
-    slots.end(0, one, 5, False)
-    slots.end(1, other, 7, False)
+    slots.end(0, 5, False)
+    slots.end(1, 7, False)
     assert slots.find(0, 5) == one and slots.find(1, 7) == other
 
 
@@ -50,23 +50,28 @@ def test_the_state_that_is_soonest_computed_again_is_given_up_first() -> None:
     """That after a long system prompt stays, whatever turns follow."""
     slots = StateSlots(1, 2)
     for start, stop in [(0, 500), (500, 530), (530, 600), (600, 610), (610, 640)]:
-        slots.end(0, slots.begin(0, start)[1], stop, keep=True)
-    assert [n for n in (500, 530, 600, 610, 640) if slots.find(0, n) is not None] == [500, 600, 610, 640]
+        slots.begin(0, start)
+        slots.end(0, stop, keep=True)
+    assert [n for n in (500, 530, 600, 610, 640) if slots.find(0, n) is not None] == [500, 600, 640]
 
 
 def test_of_equals_the_oldest_is_given_up_first() -> None:
     slots = StateSlots(1, 2)
     for number in range(5):
-        slots.end(0, slots.begin(0, 10 * number)[1], 10 * number + 10, keep=True)
-    assert [slots.find(0, 10 * number) is not None for number in range(1, 6)] == [False, True, True, True, True]
+        slots.begin(0, 10 * number)
+        slots.end(0, 10 * number + 10, keep=True)
+    assert [slots.find(0, 10 * number) is not None for number in range(1, 6)] == [False, True, False, True, True]
     assert slots.latest(0, 49) == 40
-    slots.begin(0, 30)
+    slots.begin(0, 20)
+    assert slots.find(0, 40) is not None, "the pass may be stopped"
+    slots.end(0, 21, keep=False)
     assert slots.find(0, 40) is None, "what came later is another text now"
 
 
 def test_a_state_that_is_not_there_is_an_error() -> None:
     slots = StateSlots(1, 1)
-    slots.end(0, slots.begin(0, 0)[1], 4, False)
+    slots.begin(0, 0)
+    slots.end(0, 4, False)
     with pytest.raises(ProtocolError, match="no state of sequence 0 after 3 tokens was kept: begin it anew"):
         slots.begin(0, 3)
 

@@ -30,6 +30,7 @@ DeviceName: TypeAlias = Annotated[
     str, msgspec.Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 ]
 Epoch: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+PassNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 RankNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1024)]
 Digest: TypeAlias = Annotated[str, msgspec.Meta(max_length=128)]
 Rate: TypeAlias = Annotated[float, msgspec.Meta(ge=0, lt=1e18)]
@@ -98,6 +99,8 @@ class Plan(Message, frozen=True, tag="plan"):
     """That can be under way at once."""
     is_traced: bool = False
     """What the rank does when is to be noted, until the master asks for it."""
+    last_pass: PassNumber | None = None
+    """Goes on with what the epoch before has kept: passes up to this one hold. None: everything is forgotten."""
 
 
 class FetchRun(Message, frozen=True, tag="fetch_run"):
@@ -219,9 +222,10 @@ class EndEpoch(Message, frozen=True, tag="end_epoch"):
 
 
 class EpochEnded(Message, frozen=True, tag="epoch_ended"):
-    """Worker to master: nothing of it runs any more."""
+    """Worker to master: nothing of it runs any more; ``last_pass`` is the last that was through here, 0 if none was."""
 
     epoch: Epoch
+    last_pass: PassNumber
 
 
 class Revoked(Message, frozen=True, tag="revoked"):

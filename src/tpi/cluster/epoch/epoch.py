@@ -4,6 +4,7 @@ One thread runs passes; ``interrupt`` is for any. What outlives epochs is the me
 """
 
 import time
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -91,3 +92,11 @@ class Epoch:
         """Ends links and relays; the host can be connected again afterwards."""
         self._seat.close()
         self._relays.close()
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """An epoch that has ended, and after which pass another goes on with what it kept."""
+
+    epoch: Epoch
+    last_pass: int

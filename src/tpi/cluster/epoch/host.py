@@ -106,15 +106,19 @@ class RankHost:
         """Whether everything that this host holds is what a plan asks of this rank, but for what others hold."""
         return (self._model.pieces, self._settings) == (model.pieces, settings) and self._model.rank == model.rank
 
-    def adopt(self, model: RankModel) -> None:
-        """Goes on with a plan that it suits; forgets what was computed."""
+    def adopt(self, model: RankModel, last_pass: int | None) -> None:
+        """Goes on with a plan that it suits, after the pass of this number; None: forgets what was computed."""
         self._model = self._workspace.model = model
-        self.forget()
+        if last_pass is None:
+            self._workspace.forget()
+            self._share_memory(0)
+        else:
+            self._workspace.ledger.resume(last_pass)
 
-    def forget(self) -> None:
-        """All cells are empty again; what was begun and not ended leaves no trace."""
-        self._workspace.forget()
-        self._share_memory(0)
+    @property
+    def last_pass(self) -> int:
+        """The number of the pass that was through last, 0 if none was since everything was forgotten."""
+        return self._workspace.ledger.last_pass
 
     def bequeath(self, model: RankModel, repacking: str) -> Legacy | None:
         """Closes everything but the pieces in memory that ``model``, in the order of ``repacking``, has as well."""

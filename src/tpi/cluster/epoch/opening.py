@@ -96,8 +96,9 @@ class Opening:
         """
         self._answers.wait_for_all(Prepared, self._answers.by_rank, self._prepare_limit_s, _STUCK)
 
-    def open_links(self, wanted: str | None) -> Opened:
-        """Opens the mesh, measures it, chooses; the workers begin. ``wanted`` names an algorithm, or None.
+    def open_links(self, wanted: str | None, known: Choice | None = None) -> Opened:
+        """Opens the mesh, measures it, chooses; the workers begin. ``wanted`` names an algorithm, or None. What was
+        ``known`` to be best before, on these links, is so if again all can be opened.
 
         Raises:
             LinkError: a worker is gone, or links or measurements take too long.
@@ -114,7 +115,7 @@ class Opening:
             mesh = stack.enter_context(open_mesh(0, links, self._plan.epoch, self._cache))
             self._membership.on_end = mesh.shut_down
             self._membership.check_alive()  # who ended before that did not shut it down
-            choice = self._choose(mesh, is_complete, wanted)
+            choice = known if known is not None and is_complete else self._choose(mesh, is_complete, wanted)
             for member in self._members:
                 member.send(Begin(self._plan.epoch, choice))
             stack.pop_all()

@@ -11,7 +11,7 @@ from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model, rank_settings
 from tpi.cluster.reports import Loading, Report
 from tpi.cluster.transfer.stock import Stock, check_kernels, goes_on_without, open_repacker
-from tpi.errors import DiskSpaceError
+from tpi.errors import DiskSpaceError, ProtocolError
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.shards.repacking import RepackingKernels
 from tpi.weights.shards.store import ShardStore
@@ -36,13 +36,16 @@ def prepare_host(plan: Plan, device: HostDevice, provision: Provision, before: R
     Raises:
         MemoryBudgetError: the device allows less memory than its part needs.
         KernelError: the kernels cannot compute this model.
+        ProtocolError: the plan goes on where nothing is.
         DiskSpaceError, ModelFileError, LinkError, ChecksumError: its weights cannot be brought here. Without room for
             them in the order of the kernels it goes on without that, if it can, and reports it.
     """
     model = rank_model(plan)
     if before is not None and before.suits(model, rank_settings(plan, device.resources.n_threads)):
-        before.adopt(model)
+        before.adopt(model, plan.last_pass)
         return before
+    if plan.last_pass is not None:
+        raise ProtocolError("the plan goes on with what was computed, which is not here")
     check_kernels(plan.spec, provision.cache, plan.kv_type)
     repacker = open_repacker(provision.store, model, device.resources, provision.cache, provision.report)
     repacking = repacker.name if repacker is not None else ""

@@ -42,7 +42,7 @@ from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.config import MAX_PARALLEL
 from tpi.errors import ProtocolError
 from tpi.runtime.logits import MAX_IDS, Wanted
-from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
+from tpi.runtime.passes import MAX_COPIES, CellCopy, Copies, Pass, Run, SequenceCopy
 
 _START = struct.Struct("<IIIIIIBBBBHH")
 
@@ -64,7 +64,7 @@ def pass_capacity(max_tokens: int, n_cells: int, n_embd: int) -> int:
     """Bytes of the largest payload; with ``n_embd`` 0, of one without embeddings."""
     mask = max(4, -(-n_cells // 8))
     runs = 8 * min(max_tokens, MAX_PARALLEL)
-    copies = 2 * 12 * min(max_tokens, MAX_PARALLEL)
+    copies = 2 * 12 * MAX_COPIES
     return _START.size + runs + copies + 4 * MAX_IDS + max_tokens * (16 + mask + 4 * n_embd) + 4
 
 
@@ -132,7 +132,7 @@ def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass |
     expected = embeddings_at + (4 * n * limits.n_embd if has_embeddings else 0)
     fits = 1 <= n <= limits.max_tokens and 1 <= n_seen <= limits.n_cells and n_sampled <= min(n, limits.max_sampled)
     flags_fit = max(is_counted, has_embeddings) <= 1 and form <= 3 and n_runs <= min(n, MAX_PARALLEL)
-    flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= min(limits.max_tokens, MAX_PARALLEL)
+    flags_fit = flags_fit and max(n_cell_copies, n_sequence_copies) <= MAX_COPIES
     fits = fits and n_ids <= MAX_IDS and max(n_best, n_tokens) <= limits.n_vocab
     if not (fits and flags_fit) or len(payload) != expected:
         raise ProtocolError(f"a pass of {n} tokens, {n_seen} cells and {n_sampled} samples does not fit the plan")

@@ -45,10 +45,10 @@ def test_messages_arrive_in_order_both_ways(tls_pairs: TlsPairs) -> None:
     with control_links(tls_pairs) as (master, device):
         for number in range(500):
             master.send(numbered(number, number))
-            device.send(EpochEnded(number))
+            device.send(EpochEnded(number, 0))
         for number in range(500):
             assert device.receive(WAIT_S) == numbered(number, number)
-            assert master.receive(WAIT_S) == EpochEnded(number)
+            assert master.receive(WAIT_S) == EpochEnded(number, 0)
         with pytest.raises(LinkTimeoutError):
             device.receive(0)
         assert master.n_bytes_sent >= sum(len(encode_message(numbered(n, n))) for n in range(500))

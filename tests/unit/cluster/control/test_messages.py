@@ -82,7 +82,7 @@ latencies = st.lists(st.floats(0, 1e3), max_size=5).map(tuple)
         st.builds(OpenLinks, epochs, st.none() | tokens, st.lists(peers, max_size=3).map(tuple)),
         st.builds(LinksOpened, epochs, st.lists(failures, max_size=3).map(tuple)),
         st.builds(Measured, epochs, latencies, st.integers(0, 1 << 40), st.floats(0, 1e3), latencies, latencies),
-        st.builds(EpochEnded, epochs),
+        st.builds(EpochEnded, epochs, st.integers(0, 1 << 40)),
     )
 )
 def test_every_message_comes_back(message: AnyMessage) -> None:

@@ -66,7 +66,7 @@ def test_cells_that_are_forgotten_are_lent_again(tmp_path: Path, how: str) -> No
         answers = []
         for number in range(3):
             if number and how == "forget":
-                host.forget()
+                host.adopt(model, None)
                 assert host.status().n_pinned == at_first
             for first in range(0, 2048, 512):
                 host.run(make_pass(model, first, 512, [511]))
@@ -76,7 +76,7 @@ def test_cells_that_are_forgotten_are_lent_again(tmp_path: Path, how: str) -> No
                 assert host.status().n_pinned < at_first
                 continue
             if how == "forget":
-                host.forget()
+                host.adopt(model, None)
                 host.run(make_pass(model, 0, 1))
             logits = host.run(make_pass(model, 1, 8, [7]))
             assert logits is not None

@@ -19,7 +19,7 @@ from tpi.cluster.mesh.passframes import (
 )
 from tpi.errors import ProtocolError
 from tpi.runtime.logits import ALL, MAX_IDS, Wanted
-from tpi.runtime.passes import CellCopy, Copies, Pass, Run, SequenceCopy
+from tpi.runtime.passes import MAX_COPIES, CellCopy, Copies, Pass, Run, SequenceCopy
 
 LIMITS = PassLimits(max_tokens=6, n_cells=40, max_sampled=6, n_vocab=100, n_embd=3, n_sequences=2)
 CAPACITY = pass_capacity(LIMITS.max_tokens, LIMITS.n_cells, LIMITS.n_embd)
@@ -256,7 +256,7 @@ def test_payloads_that_fit_no_pass(payload: bytes, said: str) -> None:
         (Copies((CellCopy(39, 0, 2),)), "copies 2 cells from 39 to 0"),
         (Copies((), (SequenceCopy(0, 2, 5),)), "of sequence 0 to 2"),
         (Copies((), (SequenceCopy(1, 1, 5),)), "of sequence 1 to 1"),
-        (Copies((CellCopy(0, 1, 1),) * 7), NO_FIT),
+        (Copies((CellCopy(0, 1, 1),) * (MAX_COPIES + 1)), NO_FIT),
     ],
 )
 def test_copies_that_no_master_asks_for(copies: Copies, said: str) -> None:
