@@ -25,7 +25,7 @@ def run(command: str) -> str:
 
 def test_the_readme_s_commands(tmp_path: Path, cache: Path) -> None:
     with serve("demo", tmp_path, cache, 2) as served:
-        models, chat, stream, completion, cluster, events_told, metrics, health = (
+        models, chat, stream, completion, cluster, events_told, metrics, health, *others = (
             run(
                 command.replace("http://127.0.0.1:8080/v1", served.url).replace(
                     "http://127.0.0.1:8080", served.url[:-3]
@@ -48,3 +48,10 @@ def test_the_readme_s_commands(tmp_path: Path, cache: Path) -> None:
     assert counted is not None and 70 < int(counted[1]) - told["usage"]["completion_tokens"] <= 80
     assert f"\nllamacpp:tokens_predicted_total {counted[1]}.0\n" in metrics
     assert json.loads(health) == {"status": "ok"}
+    response, message, _, raw, vectors = (json.loads(other.splitlines()[-1]) for other in others)
+    assert response["usage"]["output_tokens"] == 20 and response["output"][0]["content"][0]["text"]
+    assert message["usage"]["output_tokens"] == 20 and message["content"][0]["text"]
+    lines = [json.loads(line) for line in others[2].splitlines()]
+    assert lines[-1]["eval_count"] == 20 and len(lines) > 10
+    assert raw["tokens_predicted"] == 20 and raw["content"]
+    assert len(vectors["data"]) == 2 and len(vectors["data"][0]["embedding"]) > 100
