@@ -31,20 +31,26 @@ def ask_crowd(port: int, prompts: Sequence[str], n_tokens: int) -> Crowd:
     """Asks all at once, each for ``n_tokens``.
 
     Raises:
-        LinkError: an answer has fewer tokens than were asked for, or they did not grow at the same time.
+        LinkError: an answer was refused, or has fewer tokens than were asked for, or they did not grow at the same
+            time.
     """
     times: list[list[float]] = [[] for _ in prompts]
     counts = [0] * len(prompts)
+    refused: list[str] = []
 
     def ask(number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
         body = {
-            "prompt": prompts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True, "ignore_eos": True,
+            "prompt": prompts[number], "max_tokens": n_tokens, "temperature": 0, "stream": True,
             "stream_options": {"include_usage": True}, "cache_prompt": False, "logprobs": 0,
         }  # fmt: skip
         with contextlib.closing(connection):
             connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-            for line in connection.getresponse():
+            response = connection.getresponse()
+            if response.status != 200:
+                refused.append(response.read().decode("utf-8", "replace"))
+                return
+            for line in response:
                 if not line.startswith(b"data: {"):
                     continue
                 event = json.loads(line[6:])
@@ -60,6 +66,8 @@ def ask_crowd(port: int, prompts: Sequence[str], n_tokens: int) -> Crowd:
     for thread in threads:
         thread.join()
     took_s = time.perf_counter() - started_s
+    if refused:
+        raise LinkError(f"the server refuses: {refused[0]}")
     if min(counts) < n_tokens:
         raise LinkError(f"an answer has {min(counts)} tokens, {n_tokens} were asked for")
     first_s, end_s = max(some[0] for some in times), min(some[-1] for some in times)
