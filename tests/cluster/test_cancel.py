@@ -15,7 +15,8 @@ from tpi.cluster.cluster import Cluster
 from tpi.cluster.epoch.epoch import Epoch
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.mesh.datapath import MasterDatapath
-from tpi.engine.engine import Engine, Prompt
+from tpi.engine.chatprompt import Prompt
+from tpi.engine.engine import Engine
 from tpi.engine.generation import Generation
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings

@@ -15,6 +15,7 @@ from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.engine.language import Language
 from tpi.engine.prompt import encode_chat
+from tpi.engine.templateinput import TemplateInput
 from tpi.engine.turns import Message
 from tpi.model.spans import Share, Span
 from tpi.model.states import RecurrentState
@@ -67,7 +68,7 @@ def greedy(path: Path, prompt: list[int]) -> tuple[list[int], Float32Array]:
 def test_greedy_text_is_that_of_llama_cpp(name: str, prompt: str) -> None:
     path = FOLDER / f"{name}.gguf"
     language = Language(path)
-    start = encode_chat(language.vocabulary, language.template, [Message("user", prompt)])
+    start = encode_chat(language.vocabulary, language.template, TemplateInput([Message("user", prompt)]))
     tokens, reference = greedy(path, start)
     assert len(tokens) > 60, "a story"
     chunks = [start, *([token] for token in tokens[:-1])]

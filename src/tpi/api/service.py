@@ -13,11 +13,12 @@ from starlette.concurrency import run_in_threadpool
 from tpi.api.about import describe_model
 from tpi.api.accesslog import note_answers
 from tpi.api.asks import AnyAsk, Ask
-from tpi.api.errors import Problem, unsupported
+from tpi.api.errors import Problem
 from tpi.api.vectors import Vectors
 from tpi.api.waking import wake
 from tpi.cluster.reports import ClusterStatus
-from tpi.engine.engine import Engine, Prompt
+from tpi.engine.chatprompt import Prompt
+from tpi.engine.engine import Engine
 from tpi.engine.generation import Answer, Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
 from tpi.engine.scheduler import Load
@@ -82,13 +83,11 @@ class Service:
         """
         if isinstance(ask, ChatAsk):
             return await run_in_threadpool(self._engine.chat_prompt, ask)
-        if ask.grammar is not None:
-            raise unsupported("grammar", "a grammar of an answer without a chat")
         if not ask.tokens:
-            return await run_in_threadpool(self._engine.raw_prompt, ask.text)
+            return await run_in_threadpool(self._engine.raw_prompt, ask.text, ask.grammar)
         for token in ask.tokens:
             self.check_token(token)
-        return Prompt(ask.tokens)
+        return await run_in_threadpool(self._engine.token_prompt, ask.tokens, ask.grammar)
 
     def check_token(self, token: int) -> None:
         """Raises:

@@ -3,18 +3,22 @@
 Which parts of the text users wrote is kept, so that their words never become special tokens. Knows no vocabulary
 (``prompt`` turns the segments into tokens). Master only, any thread.
 
-How users' words are found in the text: the template runs a second time with unguessable words in place of the
-contents, and where those come out, the contents (as they are, or with spaces trimmed) must stand in the first text.
+How users' words are found in the text: the template runs a second time with unguessable words in place of contents,
+thinking, arguments and descriptions, and where those come out, these (as they are, trimmed, or as JSON) must stand in
+the first text.
 """
 
+import functools
+import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tpi.engine.sandbox import ChatEnvironment, TemplateRefusal, render_within_bounds
-from tpi.engine.turns import Message
+from tpi.engine.templateinput import Leaves, TemplateInput, TemplateTraits, variables_of
+from tpi.engine.turns import Message, Tool, ToolCall
 from tpi.errors import ModelFileError, UsageError
 
 MAX_TEMPLATE_CHARS = 1 << 18
@@ -59,6 +63,7 @@ class ChatTemplate:
         eos_token: str = "",
         clock: Callable[[], datetime] = datetime.now,
     ) -> None:
+        self.source = source or ""
         self._is_default = source is None or not source.strip()
         source = _DEFAULT_TEMPLATE if source is None or self._is_default else source
         if len(source) > MAX_TEMPLATE_CHARS:
@@ -77,65 +82,90 @@ class ChatTemplate:
         """Stop strings that this template needs, since no special token ends its turns."""
         return _DEFAULT_STOPS if self._is_default else ()
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        is_suspect: Callable[[str], bool],
-        *,
-        add_generation_prompt: bool = True,
-    ) -> tuple[Segment, ...]:
+    @functools.cached_property
+    def traits(self) -> TemplateTraits:
+        """Found by trying."""
+        tool = Tool("probe_tool", "d", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
+        call = ToolCall("probecall", "probe_tool", '{"probe_key": "probe_value"}')
+        user = Message("user", "probe_user")
+        chat = (
+            user,
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "probe_result", name="probe_tool", tool_call_id="probecall"),
+            user,
+        )
+        is_there = self._try_text(TemplateInput((user,), (tool,)))
+        system = self._try_text(TemplateInput((Message("system", "probe_system"), user)))
+        values = self._try_text(TemplateInput(chat, (tool,)))
+        text = self._try_text(TemplateInput(chat, (tool,)), TemplateTraits(True, True, True))
+        written = re.compile(r'"probe_key" ?: ?"probe_value"|<parameter=probe_key>|<arg_key>probe_key')
+        return TemplateTraits(
+            "probe_tool" in is_there,
+            not written.search(values) and bool(written.search(text)),
+            "probe_system" in system,
+        )
+
+    def _try_text(self, asked: TemplateInput, traits: TemplateTraits | None = None) -> str:
+        try:
+            return self._render(asked, Leaves(), traits)
+        except (UsageError, ModelFileError):
+            return ""
+
+    def render(self, asked: TemplateInput, is_suspect: Callable[[str], bool]) -> tuple[Segment, ...]:
         """The chat as text; the segments joined are exactly what the template gives.
 
-        A template that changes contents (other than trimming them) gives one segment, unless a content is suspect.
+        A template that changes texts (other than trimming them, or writing them as JSON) gives one segment, unless a
+        text is suspect.
 
         Args:
-            messages: at least one.
-            is_suspect: whether a content holds the text of special tokens.
-            add_generation_prompt: end with the beginning of the assistant's turn.
+            asked: at least one message.
+            is_suspect: whether a text holds the text of special tokens.
 
         Raises:
-            UsageError: the template refuses the messages, or changes a suspect content so that it cannot be told apart.
+            UsageError: the template refuses the messages, or changes a suspect text so that it cannot be told apart.
             ModelFileError: the template fails or exceeds its bounds.
         """
-        text = self._render(messages, [message.content for message in messages], add_generation_prompt)
-        suspects = [index for index, message in enumerate(messages) if is_suspect(message.content)]
-        for marked in (range(len(messages)), suspects):
-            segments = self._segments(text, messages, marked, add_generation_prompt)
+        traits = self.traits if any(message.tool_calls for message in asked.messages) else None
+        leaves = Leaves()
+        text = self._render(asked, leaves, traits)
+        for other in leaves.others:
+            if is_suspect(other):
+                raise UsageError(
+                    f"{other[:80]!r}, a name or another word that the chat template reads, holds the text of a special "
+                    "token: take that out"
+                )
+        suspects = [number for number, written in enumerate(leaves.texts) if is_suspect(written)]
+        for marked in (None, suspects):
+            segments = self._segments(text, asked, traits, leaves.texts, marked)
             if segments is not None:
                 return segments
         raise UsageError(
-            f"message {suspects[0] + 1} holds the text of a special token and the model's chat template changes it: "
-            f"take that text out; {_RAW}"
+            f"{_place(asked, leaves.texts[suspects[0]])} holds the text of a special token and the model's chat "
+            f"template changes it: take that text out; {_RAW}"
         )
 
     def _segments(
-        self, text: str, messages: Sequence[Message], marked: Collection[int], add_generation_prompt: bool
+        self,
+        text: str,
+        asked: TemplateInput,
+        traits: TemplateTraits | None,
+        texts: Sequence[str],
+        marked: Collection[int] | None,
     ) -> tuple[Segment, ...] | None:
-        """The text cut where the contents of the marked messages begin and end; None if they are not found."""
+        """The text cut where the marked texts begin and end; None if they are not found."""
         secret = secrets.token_hex(16)
-        contents = [message.content for message in messages]
-        for index in marked:
-            # Templates ask whether a content is blank, so a blank one stays.
-            if contents[index].strip():
-                contents[index] = f"{secret}n{index}e"
         try:
-            pattern = self._render(messages, contents, add_generation_prompt)
+            # Templates ask whether a content is blank, so a blank one stays.
+            pattern = self._render(asked, Leaves(lambda number: f"{secret}n{number}e", marked), traits)
         except (UsageError, ModelFileError):
             return None
         literals = re.split(f"{secret}n([0-9]+)e", pattern)
         if secret in "".join(literals[::2]):
             return None
-        return _align(text, literals[::2], [messages[int(index)].content for index in literals[1::2]])
+        return _align(text, literals[::2], [texts[int(number)] for number in literals[1::2]])
 
-    def _render(self, messages: Sequence[Message], contents: Sequence[str], add_generation_prompt: bool) -> str:
-        pairs = zip(messages, contents, strict=True)
-        variables = {
-            "messages": [{"role": message.role, "content": content} for message, content in pairs],
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
-            **self._tokens,
-        }
+    def _render(self, asked: TemplateInput, leaves: Leaves, traits: TemplateTraits | None) -> str:
+        variables = {**variables_of(asked, traits, leaves), **self._tokens}
         try:
             return render_within_bounds(self._template, variables)
         except TemplateRefusal as error:
@@ -154,7 +184,7 @@ def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> tuple
     segments = [Segment(literals[0], is_user_content=False)]
     position = len(literals[0])
     for content, literal in zip(contents, literals[1:], strict=True):
-        for candidate in (content, content.rstrip(), content.lstrip(), content.strip()):
+        for candidate in _written(content):
             if text.startswith(candidate + literal, position):
                 break
         else:
@@ -164,6 +194,20 @@ def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> tuple
     if position != len(text):
         return None
     return tuple(segment for segment in segments if segment.text)
+
+
+def _written(text: str) -> Iterator[str]:
+    """As templates write a text: as it is, or trimmed, or as JSON."""
+    trimmed = (text, text.rstrip(), text.lstrip(), text.strip())
+    yield from trimmed
+    for part in trimmed:
+        for is_ascii in (False, True):
+            yield json.dumps(part, ensure_ascii=is_ascii)[1:-1]
+
+
+def _place(asked: TemplateInput, text: str) -> str:
+    number = next((number for number, message in enumerate(asked.messages) if message.content == text), None)
+    return "a text of the tools or their calls" if number is None else f"message {number + 1}"
 
 
 def _one_line(error: BaseException) -> str:

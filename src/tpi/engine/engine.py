@@ -7,39 +7,30 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Self
 
 from tpi.cluster.reports import AnswerFigures
 from tpi.engine.cells import count_alike
 from tpi.engine.chat import Segment
+from tpi.engine.chatprompt import ChatPrompts, Prompt
 from tpi.engine.constraint import Constraint
 from tpi.engine.driver import Driver
 from tpi.engine.embedder import Embedder
 from tpi.engine.generation import Delta, Generation, Request
 from tpi.engine.language import Language
-from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
-from tpi.engine.reading import MakeReader, PlainReader
+from tpi.engine.prompt import encode_segments
 from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
-from tpi.engine.turns import ChatAsk, Message, Thinking
-from tpi.errors import TpiError, UsageError
+from tpi.engine.turns import ChatAsk, Grammar
+from tpi.errors import TpiError
 from tpi.runtime.embedding import EmbeddingTable
 
 _PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 _LOOK_S = 0.1
 """How long at most until a cancellation is noticed while nothing comes."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Its tokens, after how many of them other prompts are expected to differ, and who reads an answer to it."""
-
-    tokens: tuple[int, ...]
-    marks: tuple[int, ...] = ()
-    make_reader: MakeReader = PlainReader
 
 
 class Engine:
@@ -54,6 +45,7 @@ class Engine:
         self._stack = ExitStack()
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
         table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
+        self._prompts = ChatPrompts(self.vocabulary, self.template)
         self.tally = Tally()
         self.embedder = Embedder(language.gguf, runner.spec)
         self._driver: Driver | None = None
@@ -97,14 +89,17 @@ class Engine:
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
 
     def chat_prompt(self, ask: ChatAsk) -> Prompt:
-        """A chat, ready for the assistant's turn; raises as ``prompt.encode_chat``."""
-        _refuse(ask)
-        tokens = encode_chat(self.vocabulary, self.template, ask.messages)
-        return Prompt(tuple(tokens), self._marks(ask.messages, tokens))
+        """A chat, ready for the assistant's turn; raises as ``ChatPrompts.chat``."""
+        prompt = self._prompts.chat(ask)
+        return replace(prompt, marks=self._marks(ask, prompt.tokens))
 
-    def raw_prompt(self, text: str) -> Prompt:
-        """A text that is taken as it is."""
-        return Prompt(tuple(encode_raw(self.vocabulary, text)))
+    def raw_prompt(self, text: str, grammar: Grammar | None = None) -> Prompt:
+        """A text that is taken as it is. Raises as ``chat_prompt``."""
+        return self._prompts.raw(text, grammar)
+
+    def token_prompt(self, tokens: tuple[int, ...], grammar: Grammar | None = None) -> Prompt:
+        """The same, of its tokens."""
+        return self._prompts.text(tokens, grammar)
 
     def pair_prompt(self, query: str, document: str) -> tuple[int, ...]:
         """A query and a document whose going together is to be told, in the form that the model's file has for it.
@@ -123,13 +118,13 @@ class Engine:
         segments = [Segment(texts.get(part, part), part in texts) for part in parts if part]
         return tuple(encode_segments(vocabulary, segments))
 
-    def _marks(self, messages: Sequence[Message], tokens: Sequence[int]) -> tuple[int, ...]:
+    def _marks(self, ask: ChatAsk, tokens: Sequence[int]) -> tuple[int, ...]:
         """Where other chats with the same instructions go on, if what is kept of these has to be kept on purpose."""
-        n = next((number for number, message in enumerate(messages) if message.role != "system"), 0)
+        n = next((number for number, message in enumerate(ask.messages) if message.role != "system"), 0)
         if not n or not self._keeps_states:
             return ()
         try:
-            alike = encode_chat(self.vocabulary, self.template, messages[:n], add_generation_prompt=False)
+            alike = self._prompts.beginning(ask.messages[:n], ask)
         except TpiError:  # some templates want a user's turn
             return ()
         return (count_alike(tokens, alike),)
@@ -150,7 +145,8 @@ class Engine:
             BusyError: too many wait already.
         """
         stops = () if settings.raw else self.template.stop
-        request = Request(prompt.tokens, sampling, settings, stops, prompt.marks, constraint)
+        constraint = prompt.make_constraint() if constraint is None else constraint
+        request = Request(prompt.tokens, sampling, settings, stops, prompt.marks, constraint, shown=prompt.shown)
         watch = self.tally.watch(notify)
         generation = self.scheduler.submit(request, watch.tell)
         watch.begin(generation)
@@ -191,17 +187,3 @@ class Engine:
             self.scheduler.step()
         else:
             generation.wait(_LOOK_S)
-
-
-def _refuse(ask: ChatAsk) -> None:
-    """What would change the answer, and cannot be done."""
-    wanted = {
-        "calling tools": bool(ask.tools) and ask.tool_choice != "none",
-        "a grammar": ask.grammar is not None,
-        "a setting of the thinking": ask.thinking != Thinking(),
-        "a variable of the template": bool(ask.template_variables),
-        "going on with a message": ask.continues_last,
-    }
-    for what, is_wanted in wanted.items():
-        if is_wanted:
-            raise UsageError(f"{what} is not supported: leave it out")

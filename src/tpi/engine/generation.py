@@ -42,6 +42,8 @@ class Request:
     marks: tuple[int, ...] = ()
     constraint: Constraint | None = None
     is_embedded: bool = False
+    shown: frozenset[int] = frozenset()
+    """Special tokens that are part of the text."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Generation:
             logprobs = self._logprobs(token, row)
             self.tokens.append(token)
             self._sampler.accept([token])
-            words = self._text.push(self._vocabulary.token_bytes(token))
+            words = self._text.push(self._vocabulary.token_bytes(token, special=token in self.request.shown))
             is_full = n_tokens >= self.request.settings.max_tokens or n_room < 1
             finish = "stop" if self._text.has_stopped or is_complete else "length" if is_full else ""
         if finish:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tpi.engine.chat import ChatTemplate, Segment
-from tpi.engine.turns import Message
+from tpi.engine.templateinput import TemplateInput
 from tpi.engine.vocabulary import Vocabulary
 
 
@@ -28,20 +28,14 @@ def encode_raw(vocabulary: Vocabulary, text: str) -> list[int]:
     return _with_bos(vocabulary, vocabulary.tokenize(text, add_special=False, parse_special=True))
 
 
-def encode_chat(
-    vocabulary: Vocabulary, template: ChatTemplate, messages: Sequence[Message], *, add_generation_prompt: bool = True
-) -> list[int]:
-    """Tokens of a chat, ready for the assistant's turn.
+def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, asked: TemplateInput) -> list[int]:
+    """Tokens of a chat.
 
     Raises:
         UsageError: the template refuses the messages, or a text is too long.
         ModelFileError: the template fails.
     """
-    segments = template.render(
-        messages,
-        lambda content: any(True for _ in vocabulary.special_spans(content)),
-        add_generation_prompt=add_generation_prompt,
-    )
+    segments = template.render(asked, lambda text: any(True for _ in vocabulary.special_spans(text)))
     return encode_segments(vocabulary, segments)
 
 

@@ -175,6 +175,11 @@ class Vocabulary:
         self._check_id(token_id)
         return bool(self._attributes(token_id) & _UNKNOWN_OR_CONTROL)
 
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """By their texts."""
+        return {self.token_text(token_id): token_id for token_id in range(self.n_tokens) if self.is_special(token_id)}
+
     def special_spans(self, text: str) -> Iterator[tuple[int, int]]:
         """Where ``tokenize(parse_special=True)`` could see a special token: ``(start, end)``, overlaps included."""
         if self._special_pattern is not None:
@@ -183,11 +188,10 @@ class Vocabulary:
 
     @functools.cached_property
     def _special_pattern(self) -> re.Pattern[str] | None:
-        texts = {self.token_text(token_id) for token_id in range(self.n_tokens) if self.is_special(token_id)}
-        if not texts:
+        if not self.special_tokens:
             return None
         # A lookahead consumes nothing, so that every start is tried; the longest text first.
-        longest_first = sorted(texts, key=lambda text: (-len(text), text))
+        longest_first = sorted(self.special_tokens, key=lambda text: (-len(text), text))
         return re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")
 
     @property

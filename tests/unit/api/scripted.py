@@ -22,7 +22,7 @@ from tpi.api.guards import Rules
 from tpi.api.server import ApiServer
 from tpi.api.service import Identity, Service
 from tpi.cluster.reports import AnswerFigures
-from tpi.engine.engine import Prompt
+from tpi.engine.chatprompt import Prompt
 from tpi.engine.generation import Answer, Delta, Finish, TokenLogprob
 from tpi.engine.reading import ChatDelta
 from tpi.engine.scheduler import Load
@@ -135,7 +135,10 @@ class ScriptedEngine:
         self.asked.append(ask)
         return Prompt((1, 2, 3, 4, 5, 6, 7), make_reader=lambda: Reader(self.line))
 
-    def raw_prompt(self, text: str, **_: Any) -> Prompt:
+    def token_prompt(self, tokens: tuple[int, ...], _: Any = None) -> Prompt:
+        return Prompt(tokens, make_reader=lambda: Reader(self.line))
+
+    def raw_prompt(self, text: str, *_: Any) -> Prompt:
         self.asked.append(text)
         return Prompt(tuple(text.encode()), make_reader=lambda: Reader(self.line))
 

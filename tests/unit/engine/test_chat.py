@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.engine import templates
 from tpi.engine.chat import ChatTemplate, Segment
+from tpi.engine.templateinput import TemplateInput
 from tpi.engine.turns import Message
 from tpi.errors import ModelFileError, UsageError
 
@@ -21,7 +22,9 @@ def template(source: str | None) -> ChatTemplate:
 
 
 def text_of(source: str | None, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
-    segments = template(source).render(messages, lambda _: False, add_generation_prompt=add_generation_prompt)
+    segments = template(source).render(
+        TemplateInput(messages, add_generation_prompt=add_generation_prompt), lambda _: False
+    )
     return "".join(segment.text for segment in segments)
 
 
@@ -74,11 +77,12 @@ contents = st.text("ab<|>/ \n", max_size=12)
 
 
 @pytest.mark.parametrize("name", templates.ALL)
+@settings(deadline=None)  # of a busy machine
 @given(st.lists(contents, min_size=1, max_size=5))
 def test_segments_mark_what_users_wrote(name: str, texts: list[str]) -> None:
     roles = ("user", "assistant")
     messages = [Message(roles[index % 2], text) for index, text in enumerate(texts)]
-    segments = template(templates.ALL[name]).render(messages, lambda _: True)
+    segments = template(templates.ALL[name]).render(TemplateInput(messages), lambda _: True)
     written = [segment.text.strip() for segment in segments if segment.is_user_content]
     assert written == [text.strip() for text in texts if text.strip()]
 
@@ -91,24 +95,24 @@ def test_a_template_that_changes_contents() -> None:
         "<|im_start|>user\n<x><|im_end|>\n<|im_start|>assistant\n"
     )
     thinking = template(templates.THINKING)
-    assert thinking.render(chat, lambda _: False) == (Segment(expected, is_user_content=False),)
-    segments = thinking.render(chat, lambda content: content == "<x>")
+    assert thinking.render(TemplateInput(chat), lambda _: False) == (Segment(expected, is_user_content=False),)
+    segments = thinking.render(TemplateInput(chat), lambda content: content == "<x>")
     assert "".join(segment.text for segment in segments) == expected
     assert [segment.text for segment in segments if segment.is_user_content] == ["<x>"]
     with pytest.raises(UsageError, match="message 2 holds the text of a special token"):
-        thinking.render(chat, lambda content: "</think>" in content)
+        thinking.render(TemplateInput(chat), lambda content: "</think>" in content)
 
 
 def test_contents_in_another_order_or_changed() -> None:
     swapped = template("{{ messages[1].content }}|{{ messages[0].content }}|{{ messages[0].content }}")
-    segments = swapped.render((Message("user", "a"), Message("user", "b")), lambda _: True)
+    segments = swapped.render(TemplateInput((Message("user", "a"), Message("user", "b"))), lambda _: True)
     assert [(segment.text, segment.is_user_content) for segment in segments if segment.text != "|"] == [
         ("b", True),
         ("a", True),
         ("a", True),
     ]
     with pytest.raises(UsageError, match="special token"):
-        template("{{ messages[0].content | upper }}").render((Message("user", "a"),), lambda _: True)
+        template("{{ messages[0].content | upper }}").render(TemplateInput((Message("user", "a"),)), lambda _: True)
 
 
 def test_a_template_that_refuses() -> None:

@@ -9,7 +9,8 @@ import pytest
 from tests.models import write_random_model
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
-from tpi.engine.engine import Engine, Prompt
+from tpi.engine.chatprompt import Prompt
+from tpi.engine.engine import Engine
 from tpi.engine.generation import Answer
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings

@@ -11,6 +11,7 @@ from tests.unit.engine import templates
 from tests.unit.engine.vocabularies import write_byte_pairs, write_sentencepiece
 from tpi.engine.chat import ChatTemplate, Segment
 from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
+from tpi.engine.templateinput import TemplateInput
 from tpi.engine.turns import Message
 from tpi.engine.vocabulary import Vocabulary
 
@@ -45,11 +46,11 @@ def text_of(vocabulary: Vocabulary, tokens: list[int]) -> str:
 def test_ordinary_chat_is_tokenized_as_one_text(vocabulary: Vocabulary, name: str) -> None:
     template = template_for(vocabulary, name)
     messages = (Message("user", "hello world < |"), Message("assistant", " It is."), Message("user", "no"))
-    text = "".join(segment.text for segment in template.render(messages, lambda _: False))
+    text = "".join(segment.text for segment in template.render(TemplateInput(messages), lambda _: False))
     expected = vocabulary.tokenize(text, add_special=False, parse_special=True)
     if expected[0] != vocabulary.bos_id:
         expected = vocabulary.tokenize(text, add_special=True, parse_special=True)
-    assert encode_chat(vocabulary, template, messages) == expected
+    assert encode_chat(vocabulary, template, TemplateInput(messages)) == expected
     assert expected.count(vocabulary.bos_id or 0) == (2 if name == "llama2" else 1)
 
 
@@ -57,15 +58,17 @@ pieces = st.lists(st.sampled_from([*SPECIALS, "<s>", "</s>", "<|eot", "_id|>", "
 
 
 @pytest.mark.parametrize("name", templates.ALL)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 @given(st.lists(pieces.map("".join), min_size=1, max_size=4))
 def test_users_words_never_become_special_tokens(vocabulary: Vocabulary, name: str, contents: list[str]) -> None:
     template = template_for(vocabulary, name)
     roles = ("user", "assistant")
     harmless = [Message(roles[index % 2], "x" if text.strip() else text) for index, text in enumerate(contents)]
     hostile = [Message(roles[index % 2], text) for index, text in enumerate(contents)]
-    tokens = encode_chat(vocabulary, template, hostile)
-    assert special_tokens(vocabulary, tokens) == special_tokens(vocabulary, encode_chat(vocabulary, template, harmless))
+    tokens = encode_chat(vocabulary, template, TemplateInput(hostile))
+    assert special_tokens(vocabulary, tokens) == special_tokens(
+        vocabulary, encode_chat(vocabulary, template, TemplateInput(harmless))
+    )
 
 
 @pytest.mark.parametrize("name", ["llama2", "chatml", "mistral"])
@@ -73,9 +76,9 @@ def test_a_suspect_chat_reads_the_same(vocabulary: Vocabulary, name: str) -> Non
     """No character is lost or added where the segments meet."""
     template = template_for(vocabulary, name)
     messages = (Message("user", "hello <|eot_id|> the</s>"), Message("assistant", "world"), Message("user", "fox"))
-    rendered = "".join(segment.text for segment in template.render(messages, lambda _: False))
+    rendered = "".join(segment.text for segment in template.render(TemplateInput(messages), lambda _: False))
     ordinary = encode_segments(vocabulary, (Segment(rendered, is_user_content=False),))
-    guarded = encode_chat(vocabulary, template, messages)
+    guarded = encode_chat(vocabulary, template, TemplateInput(messages))
     assert guarded != ordinary
     # Sentencepiece puts a space after each special token, of which the guarded chat has fewer.
     assert text_of(vocabulary, guarded).replace(" ", "") == text_of(vocabulary, ordinary).replace(" ", "")

@@ -12,6 +12,7 @@ import pytest
 from tests.unit.engine import templates
 from tpi.engine import templatebounds
 from tpi.engine.chat import ChatTemplate
+from tpi.engine.templateinput import TemplateInput
 from tpi.engine.turns import Message
 from tpi.errors import ModelFileError
 
@@ -80,7 +81,7 @@ OTHER = {
 
 
 def render(source: str) -> str:
-    segments = ChatTemplate(source).render((Message("user", "hi"),), lambda _: False)
+    segments = ChatTemplate(source).render(TemplateInput((Message("user", "hi"),)), lambda _: False)
     return "".join(segment.text for segment in segments)
 
 
@@ -148,7 +149,7 @@ def test_a_long_chat_is_within_the_bounds() -> None:
     )
     messages = [Message("user", "a long story 😀 " * 1000)] * 250
     before = time.process_time()
-    segments = ChatTemplate(source).render(messages, lambda _: False)
+    segments = ChatTemplate(source).render(TemplateInput(messages), lambda _: False)
     assert sum(segment.is_user_content for segment in segments) == 250
     assert time.process_time() - before < 5
 
@@ -159,11 +160,11 @@ def test_a_normal_chat_takes_no_time() -> None:
     times = []
     for _ in range(20):
         before = time.process_time()
-        template.render(messages, lambda _: False)
+        template.render(TemplateInput(messages), lambda _: False)
         times.append(time.process_time() - before)
     assert min(times) < 0.01
 
 
 def test_clock() -> None:
     plain = ChatTemplate("{{ strftime_now('%Y-%m-%d') }}", clock=lambda: datetime(2026, 1, 2))
-    assert plain.render((Message("user", "hi"),), lambda _: False)[0].text == "2026-01-02"
+    assert plain.render(TemplateInput((Message("user", "hi"),)), lambda _: False)[0].text == "2026-01-02"

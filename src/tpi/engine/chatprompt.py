@@ -1,0 +1,206 @@
+"""From what a chat asks to what the engine needs: the prompt's tokens, who reads the answer, the form it must have.
+
+Knows the model's template, dialect and vocabulary; no passes. Master only, any thread.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from tpi.engine.answerform import Form, start_form
+from tpi.engine.chat import ChatTemplate, Segment
+from tpi.engine.constraint import Constraint
+from tpi.engine.dialects.calls import check_tools
+from tpi.engine.dialects.dialect import Dialect
+from tpi.engine.dialects.reader import DialectReader
+from tpi.engine.dialects.registry import find_dialect
+from tpi.engine.grammar import GrammarTokens, LarkRules, body_of, lark_of
+from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
+from tpi.engine.reading import MakeReader, PlainReader
+from tpi.engine.templateinput import TemplateInput
+from tpi.engine.toolprompt import with_tools
+from tpi.engine.turns import ChatAsk, Grammar, Message, Tool
+from tpi.engine.vocabulary import Vocabulary
+from tpi.errors import UsageError
+
+MakeConstraint = Callable[[], Constraint | None]
+
+
+def _no_constraint() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Its tokens, after how many of them other prompts are expected to differ, who reads an answer to it, what form
+    that must have, and which special tokens are part of its text."""
+
+    tokens: tuple[int, ...]
+    marks: tuple[int, ...] = ()
+    make_reader: MakeReader = PlainReader
+    make_constraint: MakeConstraint = _no_constraint
+    shown: frozenset[int] = frozenset()
+
+
+class ChatPrompts:
+    """Makes them, for one model."""
+
+    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate) -> None:
+        self._vocabulary, self._template = vocabulary, template
+        self._grammars = GrammarTokens(vocabulary)
+        self.dialect: Dialect = find_dialect(template.source, self._is_token)
+        marks = " ".join(self.dialect.marks)
+        specials = {marks[start:end] for start, end in vocabulary.special_spans(marks)}
+        self._shown = frozenset(vocabulary.special_tokens[text] for text in specials)
+
+    def chat(self, ask: ChatAsk) -> Prompt:
+        """Raises:
+        UsageError: the template refuses the chat, a text is too long, a tool or a grammar cannot be used.
+        ModelFileError: the template fails.
+        """
+        check_tools(ask.tools)
+        tools = ask.tools if ask.tool_choice != "none" else ()
+        chosen = _chosen(ask, tools)
+        segments = self._segments(ask, tools)
+        thinks = self._has_opened(segments)
+        form = self._form(ask, chosen, thinks=thinks)
+        make_constraint = partial(start_form, form, self._grammars, self._vocabulary)
+        make_constraint()  # what is wrong with it is known before anything is computed
+        make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks)
+        return Prompt(tuple(encode_segments(self._vocabulary, segments)), (), make_reader, make_constraint, self._shown)
+
+    def beginning(self, messages: tuple[Message, ...], ask: ChatAsk) -> list[int]:
+        """Tokens of the first messages alone. Raises as ``chat``."""
+        tools = ask.tools if ask.tool_choice != "none" else ()
+        asked = replace(self._input(messages, ask, tools), add_generation_prompt=False)
+        return encode_chat(self._vocabulary, self._template, asked)
+
+    def text(self, tokens: tuple[int, ...], grammar: Grammar | None) -> Prompt:
+        """One that is taken as it is. Raises as ``chat``."""
+        if grammar is None:
+            return Prompt(tokens)
+        rules = LarkRules(self._vocabulary)
+        body = body_of(rules, grammar)
+        form = Form(grammar=lark_of(grammar) if body is None else rules.grammar(body))
+        make_constraint = partial(start_form, form, self._grammars, self._vocabulary)
+        make_constraint()
+        return Prompt(tokens, make_constraint=make_constraint)
+
+    def raw(self, text: str, grammar: Grammar | None = None) -> Prompt:
+        """As ``text``."""
+        return self.text(tuple(encode_raw(self._vocabulary, text)), grammar)
+
+    # The prompt.
+
+    def _segments(self, ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Segment, ...]:
+        messages = ask.messages
+        last = messages[-1] if ask.continues_last and messages else None
+        if ask.continues_last and (last is None or last.role != "assistant" or last.tool_calls):
+            raise UsageError("only an assistant's words, as the last message, can be gone on with")
+        before = messages if last is None else messages[:-1]
+        segments = self._template.render(self._input(before, ask, tools), self._is_suspect)
+        segments += tuple(self._silence(ask, segments))
+        return segments if last is None else (*segments, *self._begun(last, segments))
+
+    def _input(self, messages: tuple[Message, ...], ask: ChatAsk, tools: tuple[Tool, ...]) -> TemplateInput:
+        needs_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
+        if needs_tools and not self._template.traits.knows_tools:
+            messages = with_tools(messages, tools, knows_system=self._template.traits.knows_system)
+            tools = ()
+        variables = dict(ask.template_variables)
+        if ask.thinking.is_on is not None:
+            variables = {"enable_thinking": ask.thinking.is_on, "thinking": ask.thinking.is_on} | variables
+        if ask.thinking.effort is not None:
+            variables = {"reasoning_effort": ask.thinking.effort} | variables
+        return TemplateInput(messages, tools, variables)
+
+    def _silence(self, ask: ChatAsk, segments: tuple[Segment, ...]) -> list[Segment]:
+        """What ends the thinking before it begins, where it is not wanted and the template does not do that."""
+        tags = self.dialect.thinking
+        if ask.thinking.is_on is not False or tags is None or self.dialect.is_harmony:
+            return []
+        if self._has_opened(segments):
+            return [Segment(f"\n{tags.closer}\n\n", is_user_content=False)]
+        knows_how = "enable_thinking" in self._template.source or "thinking" in self._template.source
+        return [] if knows_how else [Segment(f"{tags.opener}\n\n{tags.closer}\n\n", is_user_content=False)]
+
+    def _begun(self, last: Message, segments: tuple[Segment, ...]) -> list[Segment]:
+        """The beginning of the answer."""
+        tags, begun = self.dialect.thinking, list[Segment]()
+        has_opened = self._has_opened(segments)
+        if tags is not None and not self.dialect.is_harmony:
+            if last.reasoning:
+                begun += [] if has_opened else [Segment(f"{tags.opener}\n", is_user_content=False)]
+                begun += [Segment(last.reasoning, is_user_content=True)]
+            if last.content and (has_opened or last.reasoning):
+                begun += [Segment(f"\n{tags.closer}\n\n", is_user_content=False)]
+        elif self.dialect.answer_opener:
+            begun += [Segment(self.dialect.answer_opener, is_user_content=False)]
+        return [*begun, *([Segment(last.content, is_user_content=True)] if last.content else [])]
+
+    def _has_opened(self, segments: tuple[Segment, ...]) -> bool:
+        """Whether the prompt ends in the middle of thinking."""
+        tags = self.dialect.thinking
+        if tags is None or self.dialect.is_harmony:
+            return False
+        for segment in reversed(segments):
+            if not segment.is_user_content:
+                opened, closed = segment.text.rfind(tags.opener), segment.text.rfind(tags.closer)
+                if opened >= 0 or closed >= 0:
+                    return opened > closed and not segment.text[opened + len(tags.opener) :].strip()
+                if segment.text.strip():
+                    return False
+        return False
+
+    # The answer's form.
+
+    def _form(self, ask: ChatAsk, tools: tuple[Tool, ...], *, thinks: bool) -> Form:
+        rules, calls, grammar = LarkRules(self._vocabulary), self.dialect.calls, ask.grammar
+        thinking, may_think = self.dialect.thinking, ask.thinking.is_on is not False
+        form = Form(thinking, thinks and may_think, ask.thinking.budget_tokens if thinking is not None else None)
+        if not tools and grammar is None:
+            return form
+        many = ask.calls_in_parallel
+        if tools and ask.tool_choice == "auto" and grammar is None:
+            rest = (
+                {} if calls.begins_bare else {calls.openers[0]: rules.grammar(calls.rules(rules, tools, is_many=many))}
+            )
+            return replace(form, calls=rest)
+        choices = list[str]()
+        if tools:
+            opener = "" if calls.begins_bare else rules.text(calls.openers[0])
+            choices.append(f"{opener} {calls.rules(rules, tools, is_many=many)}")
+        if grammar is not None and ask.tool_choice != "required":
+            body = body_of(rules, grammar)
+            if body is None:
+                if tools:
+                    raise UsageError(
+                        f"a grammar of kind {grammar.kind} cannot be had together with tools: leave one out"
+                    )
+                return replace(form, grammar=lark_of(grammar))
+            opener = rules.text(self.dialect.answer_opener) if self.dialect.answer_opener else ""
+            choices.append(f"{opener} {body}")
+        start = f"({' | '.join(choices)})"
+        if self.dialect.is_harmony and thinking is not None:
+            thought = f"{rules.text(thinking.opener)} {rules.until(thinking.closer)} {rules.text('<|start|>assistant')}"
+            return replace(form, grammar=rules.grammar(f"({thought})? {start}"), thinking=None, budget_tokens=None)
+        gap = rules.rule("/\\n{1,2}/") + "?" if thinking is not None else ""
+        return replace(form, grammar=rules.grammar(f"{gap} {start}"))
+
+    def _is_suspect(self, text: str) -> bool:
+        return any(True for _ in self._vocabulary.special_spans(text))
+
+    def _is_token(self, text: str) -> bool:
+        return len(self._vocabulary.tokenize(text, add_special=False, parse_special=True)) == 1
+
+
+def _chosen(ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:
+    """Those that the answer may call."""
+    if ask.tool_choice == "required" and not tools:
+        raise UsageError("a tool must be called, but there is none")
+    if not ask.tool_name or ask.tool_choice != "required":
+        return tools
+    chosen = tuple(tool for tool in tools if tool.name == ask.tool_name)
+    if not chosen:
+        raise UsageError(f"the tool {ask.tool_name[:80]!r} must be called, but is not among the {len(tools)} tools")
+    return chosen

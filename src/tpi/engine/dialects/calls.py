@@ -1,0 +1,127 @@
+"""What a family's calls of tools look like: reading them, the rules of their grammar, writing them. Pure."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tpi.engine.dialects.source import Malformed, Steps, TextSource
+from tpi.engine.turns import Tool
+from tpi.errors import UsageError
+
+TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+
+
+class CallSink(Protocol):
+    """Whoever is told what calls are read; with each, what was read so far is settled."""
+
+    def begin(self, name: str) -> None: ...
+
+    def grow(self, arguments: str) -> None:
+        """More of the JSON text of the last one's arguments."""
+
+    def end_call(self) -> None:
+        """The last one is complete."""
+
+
+class Rules(Protocol):
+    """A grammar that is being written; what is given out stands for rules in other rules."""
+
+    def text(self, text: str) -> str:
+        """Exactly this; what the vocabulary has as one special token, as that."""
+
+    def json(self, schema: object) -> str:
+        """A JSON value that follows the schema."""
+
+    def until(self, end: str) -> str:
+        """Any text that ``end`` ends, which does not occur in it before."""
+
+    def rule(self, body: str) -> str:
+        """A new rule."""
+
+
+class CallFormat(Protocol):
+    """``openers`` begin calls; ``read`` reads what follows one of them, ``rules`` says what may follow the first."""
+
+    @property
+    def openers(self) -> tuple[str, ...]: ...
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All that stands around and in calls, which may be special tokens."""
+
+    @property
+    def begins_bare(self) -> bool:
+        """An answer that is a call from its first character on needs no opener."""
+
+    def read(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
+        """Raises ``Malformed``, or ``Ended``."""
+
+    def rules(self, rules: Rules, tools: Sequence[Tool], *, is_many: bool) -> str:
+        """One call, or any number of them if it ``is_many``, without the opener of the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    name: str
+    schema: Any
+    is_required: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Written as it is; others are JSON."""
+        return isinstance(self.schema, dict) and self.schema.get("type") == "string"
+
+
+def parameters_of(tool: Tool | None) -> tuple[Parameter, ...]:
+    """Those that its schema names."""
+    properties = tool.parameters.get("properties") if tool is not None else None
+    if tool is None or not isinstance(properties, dict):
+        return ()
+    required = tool.parameters.get("required")
+    needed = required if isinstance(required, list) else ()
+    return tuple(Parameter(name, schema, name in needed) for name, schema in properties.items())
+
+
+def schema_of(tool: Tool) -> dict[str, Any]:
+    """Of its arguments: an object, with no more than it names unless it says so."""
+    return {"type": "object", "properties": {}, "additionalProperties": False, **tool.parameters}
+
+
+def checked_name(name: str) -> str:
+    """Raises ``Malformed`` for what is no tool's name."""
+    if not TOOL_NAME.fullmatch(name):
+        raise Malformed
+    return name
+
+
+def check_tools(tools: Sequence[Tool]) -> None:
+    """Raises:
+    UsageError: a name that models could not write, or that two have.
+    """
+    names = [tool.name for tool in tools]
+    for name in names:
+        if not TOOL_NAME.fullmatch(name):
+            raise UsageError(f"the tool's name {name[:80]!r} has other than 1 to 128 letters, digits and _ . : / -")
+    if len(set(names)) < len(names):
+        raise UsageError(f"two of the {len(names)} tools have the same name")
+
+
+def find_tool(name: str, tools: Sequence[Tool]) -> Tool | None:
+    return next((tool for tool in tools if tool.name == name), None)
+
+
+def value_text(text: str, parameter: Parameter | None) -> str:
+    """JSON of a value that was written without quotes: by the schema, else JSON if it is that, else a text."""
+    if parameter is None or not parameter.is_text:
+        try:
+            return json.dumps(json.loads(text), ensure_ascii=False)
+        except ValueError:
+            pass
+    return json.dumps(text, ensure_ascii=False)
+
+
+def repeated(first: str, joint: str, *, is_many: bool) -> str:
+    """A rule's body: ``first``, and more of it after ``joint`` if it ``is_many``."""
+    return f"{first} ({joint} {first})*" if is_many else first
