@@ -28,6 +28,8 @@ NAMES = {
     "decode": Measurement("bench.versus", "one device, token by token, against llama.cpp", "decode"),
     "prefill": Measurement("bench.versus", "one device, a prompt at once, against llama.cpp", "prefill"),
     "many": Measurement("bench.versus", "one device, several sequences at once, against llama.cpp", "many"),
+    "turns": Measurement("bench.turns", "one device, how soon a second turn begins, against the first", "turns"),
+    "readers": Measurement("bench.turns", "one device, four answers while a long prompt is read", "readers"),
     "servers": Measurement("bench.servers", "one device that serves several callers, against llama.cpp's server"),
     "thrash": Measurement("bench.thrash", "one device whose memory is less than the model, against llama.cpp"),
     "allreduce": Measurement("bench.allreduce", "sums alone on emulated devices: every algorithm against its bound"),

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from tpi.engine.constraint import Constraint, Masks
+from tpi.engine.dry import Breakers
 from tpi.engine.sampler import Sampler
 from tpi.engine.sequences import Sequence as Computed
 from tpi.engine.settings import GenerationSettings, SamplingSettings
@@ -93,11 +94,12 @@ class Generation:
         n_tokens: int,
         notify: Callable[[], None],
         helper: Executor,
+        breakers: Breakers,
     ) -> None:
         """Tokens from ``n_tokens`` on are none. ``notify`` is told by the scheduler's thread that there is news; masks
-        are made by the ``helper``."""
+        are made by the ``helper``; ``breakers`` are those of the request's settings, as tokens."""
         self.request, self._vocabulary, self._n_known = request, vocabulary, n_tokens
-        self._sampler = Sampler(request.sampling)
+        self._sampler = Sampler(request.sampling, breakers)
         self._sampler.accept(request.prompt)
         self._helper = helper
         self._masks: Masks | None = None

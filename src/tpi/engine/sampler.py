@@ -2,22 +2,25 @@
 
 Knows neither tokens' text nor the model. Runs on the master's generation thread; one sampler per answer.
 
-The order is llama.cpp's: bias, penalties, top-k, top-p, min-p, temperature, draw. Top-p and min-p therefore
-look at the probabilities before the temperature.
+The order is llama.cpp's: bias, penalties, DRY, top-k, typical-p, top-p, min-p, XTC, temperature, draw. All but the last
+two therefore look at the probabilities before the temperature.
 """
 
 import secrets
-from collections import Counter, deque
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tpi.engine.constraint import Allowed
+from tpi.engine.dry import Breakers
+from tpi.engine.dry import penalties as dry_penalties
 from tpi.engine.settings import SamplingSettings
 from tpi.errors import ConstraintError, NumericError
-from tpi.runtime.logits import Ids, Row, Wanted, highest
+from tpi.runtime.logits import Ids, Row, Wanted, highest, log_sum_exp
 
 Weights = npt.NDArray[np.float64]
 
@@ -41,11 +44,14 @@ class Sampler:
     The random generator is its own (PCG64), so nothing else in the process moves it.
     """
 
-    def __init__(self, settings: SamplingSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: SamplingSettings, breakers: Breakers | None = None) -> None:
+        """``breakers`` are those of the settings, as tokens of the model."""
+        self._settings, self._breakers = settings, breakers or {}
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._generator = np.random.Generator(np.random.PCG64(self._seed))
-        self._recent: deque[int] = deque(maxlen=settings.penalty_window_tokens)
+        self._tokens: list[int] = []
+        self._repeated: dict[int, float] | None = None
+        """What DRY takes from the next row, if that was asked for since the last token."""
         self._bias = dict(settings.logit_bias)
         self._has_penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty) != (
             1,
@@ -60,7 +66,19 @@ class Sampler:
 
     def accept(self, token_ids: Iterable[int]) -> None:
         """Tells the penalties about tokens of the prompt or the answer, in their order."""
-        self._recent.extend(token_ids)
+        self._tokens.extend(token_ids)
+        self._repeated = None
+
+    def save(self) -> "SamplerState":
+        """Where it is, to come back to."""
+        return SamplerState(self._generator.bit_generator.state, len(self._tokens))
+
+    def restore(self, state: "SamplerState") -> None:
+        """As if nothing had been drawn or accepted since ``save`` gave ``state``."""
+        assert state.n_tokens <= len(self._tokens), "back, not forth"
+        self._generator.bit_generator.state = state.generator
+        del self._tokens[state.n_tokens :]
+        self._repeated = None
 
     def wanted(self, *, is_masked: bool = False) -> Wanted:
         """What ``try_sample`` needs of the next row: enough to draw what the whole row would give, in nearly all cases;
@@ -69,7 +87,7 @@ class Sampler:
         The k highest after the penalty are among the k + n highest before it and the n tokens that it moves.
         """
         settings, recent = self._settings, self._moved()
-        is_open = settings.top_p == 1.0 and settings.min_p == 0.0
+        is_open = (settings.top_p == 1.0 and settings.min_p == 0.0) or settings.typical_p < 1
         if settings.top_k == 0 and settings.temperature > 0 and (is_open or recent.size):
             return Wanted(is_exact=False)
         if recent.size > _MOST_NAMED:
@@ -104,16 +122,27 @@ class Sampler:
         chosen = self._filtered(values, candidates)
         if chosen is None:
             return None
+        if self._settings.xtc_probability > 0:
+            chosen = self._without_top(values, chosen)
         kept = values[chosen].astype(np.float64)
         weights = np.exp((kept - kept.max()) / self._settings.temperature)
         cumulative = np.cumsum(weights)
         position = int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))
         return int(ids[chosen[min(position, len(chosen) - 1)]])
 
+    def _recent(self) -> list[int]:
+        """The tokens that penalties are for."""
+        n = self._settings.penalty_window_tokens if self._has_penalties else 0
+        return self._tokens[max(0, len(self._tokens) - n) :]
+
+    def _dry(self) -> dict[int, float]:
+        if self._repeated is None:
+            self._repeated = dry_penalties(self._settings, self._breakers, self._tokens)
+        return self._repeated
+
     def _moved(self) -> Ids:
         """The tokens whose logits bias and penalties change, ascending."""
-        recent = self._recent if self._has_penalties else ()
-        moved = np.unique(np.array([*recent, *self._bias], dtype=np.int64))
+        moved = np.unique(np.array([*self._recent(), *self._bias, *self._dry()], dtype=np.int64))
         return moved[moved >= 0]
 
     def _penalised(self, ids: Ids, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -122,7 +151,7 @@ class Sampler:
         if places.size == 0:
             return values
         result, settings = values.copy(), self._settings
-        counts = Counter(self._recent) if self._has_penalties else Counter[int]()
+        counts, repeated = Counter(self._recent()), self._dry()
         for place in places.tolist():
             token = int(ids[place])
             logit = result[place] + np.float32(self._bias.get(token, 0.0))
@@ -130,23 +159,28 @@ class Sampler:
                 penalty = np.float32(settings.repetition_penalty)
                 logit = logit / penalty if logit > 0 else logit * penalty
                 logit -= np.float32(n_times * settings.frequency_penalty + settings.presence_penalty)
-            result[place] = logit
+            result[place] = logit - np.float32(repeated.get(token, 0.0))
         return result
 
     def _filtered(self, values: npt.NDArray[np.float32], candidates: "_Candidates") -> Ids | None:
-        """Indexes of the values, those of ``candidates`` after penalties, that top-k, top-p and min-p leave; None if
-        tokens that are not there could be left, too.
+        """Indexes of the values, those of ``candidates`` after penalties, that top-k, typical-p, top-p and min-p leave;
+        None if tokens that are not there could be left, too.
 
-        All three keep a prefix of the tokens sorted by logit, so the shortest prefix wins: the cheap filters go first,
-        and top-p still measures its share of what top-k left.
+        Top-p and min-p keep a prefix of the tokens sorted by logit, so the shorter one wins: min-p, the cheap one, goes
+        first, and top-p still measures its share of what the filters before both left.
         """
         settings, floor = self._settings, candidates.row.floor
         chosen = highest(values, settings.top_k) if settings.top_k else np.arange(values.size)
         kept = values[chosen].astype(np.float64)
         if candidates.is_part and candidates.is_masked and (kept.size < settings.top_k or kept.min() <= floor):
             return None
-        top = kept.max()
         is_part = settings.top_k == 0 and candidates.is_part
+        if settings.typical_p < 1:
+            if is_part:
+                return None
+            typical = _typical(kept, settings.typical_p)
+            chosen, kept = chosen[typical], kept[typical]
+        top = kept.max()
         mass = float(np.exp(candidates.row.log_sum_exp - top)) if is_part else float(np.exp(kept - top).sum())
         if is_part and (self._moved().size or candidates.is_masked):
             return None
@@ -159,6 +193,25 @@ class Sampler:
                 return None
             chosen, kept = chosen[order], kept[order]
         return None if is_part and kept.min() <= floor else chosen
+
+    def _without_top(self, values: npt.NDArray[np.float32], chosen: Ids) -> Ids:
+        """XTC, "exclude top choices": sometimes leaves out all but the least probable of those that are probable
+        enough."""
+        settings, kept = self._settings, values[chosen].astype(np.float64)
+        if settings.xtc_threshold > 0.5 or kept.size < 2 or self._generator.random() > settings.xtc_probability:
+            return chosen
+        weights = np.exp(kept - kept.max())
+        order = np.argsort(-kept, kind="stable")
+        n_likely = int((weights >= settings.xtc_threshold * weights.sum()).sum())
+        return np.sort(chosen[order[max(0, n_likely - 1) :]])
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """Where a sampler is."""
+
+    generator: Mapping[str, Any]
+    n_tokens: int
 
 
 @dataclass(frozen=True)
@@ -198,6 +251,16 @@ def _is_close_call(weights: Weights, mass: float, margin: float) -> bool:
     less would have been kept."""
     reached = float(weights.sum())
     return abs(reached - mass) < margin or (weights.size > 1 and abs(reached - float(weights[-1]) - mass) < margin)
+
+
+def _typical(kept: Weights, p: float) -> Ids:
+    """Indices, ascending, of the logits whose information is nearest to the row's entropy: the fewest that have more
+    than ``p`` of the probability, or all. After Meister et al., Locally Typical Sampling, section 5."""
+    logs = kept - log_sum_exp(kept)
+    weights = np.exp(logs)
+    order = np.argsort(np.abs(-logs + (weights * logs).sum()), kind="stable")
+    n_kept = int(np.searchsorted(np.cumsum(weights[order]), p, side="right")) + 1
+    return np.sort(order[:n_kept])
 
 
 def _nucleus(kept: Weights, mass: float) -> Ids:

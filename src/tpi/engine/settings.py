@@ -15,6 +15,7 @@ MAX_PENALTY_WINDOW = 1_000_000
 MAX_TOKENS = 1_000_000
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_BREAKER_CHARS = 40
 MAX_FREQUENCY_PENALTY = 2.0
 MAX_BIAS = 100.0
 MAX_BIASES = 300
@@ -50,6 +51,22 @@ class SamplingSettings:
     """The same, for every time that they have occurred."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Added to the logits of tokens, -100 to 100; at most 300, each token once."""
+    typical_p: float = 1.0
+    """Keep the tokens whose probability is nearest to what is typical of the row, until they reach p; 1 keeps all."""
+    dry_multiplier: float = 0.0
+    """Tokens that go on with what was said before, word for word, lose this much, 0 to 100; 0: nothing, ..."""
+    dry_base: float = 1.75
+    """... times this, for every token by which the repetition is longer, 1 to 100, ..."""
+    dry_allowed_length: int = 2
+    """... than so many tokens, ..."""
+    dry_window_tokens: int = MAX_PENALTY_WINDOW
+    """... within so many of the last tokens, prompt included."""
+    dry_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    """No repetition goes on past one of these; at most 16, each of 1 to 40 characters."""
+    xtc_probability: float = 0.0
+    """So often all but the least probable of the tokens that reach the threshold are left out."""
+    xtc_threshold: float = 0.1
+    """A probability; above 0.5 nothing is left out."""
     seed: int | None = None
     """None draws a seed, which ``Sampler.seed`` reports."""
 
@@ -62,6 +79,18 @@ class SamplingSettings:
         _check_integer("repetition penalty window", self.penalty_window_tokens, 0, MAX_PENALTY_WINDOW)
         _check_number("presence penalty", self.presence_penalty, -MAX_FREQUENCY_PENALTY, MAX_FREQUENCY_PENALTY)
         _check_number("frequency penalty", self.frequency_penalty, -MAX_FREQUENCY_PENALTY, MAX_FREQUENCY_PENALTY)
+        _check_number("typical-p", self.typical_p, 0.0, 1.0)
+        _check_number("DRY multiplier", self.dry_multiplier, 0.0, MAX_PENALTY)
+        _check_number("DRY base", self.dry_base, 1.0, MAX_PENALTY)
+        _check_integer("DRY allowed length", self.dry_allowed_length, 0, MAX_PENALTY_WINDOW)
+        _check_integer("DRY window", self.dry_window_tokens, 0, MAX_PENALTY_WINDOW)
+        _check_number("XTC probability", self.xtc_probability, 0.0, 1.0)
+        _check_number("XTC threshold", self.xtc_threshold, 0.0, 1.0)
+        if len(self.dry_breakers) > MAX_STOPS:
+            raise UsageError(f"{len(self.dry_breakers)} DRY breakers, at most {MAX_STOPS} are allowed")
+        for text in self.dry_breakers:
+            if not 1 <= len(text) <= MAX_BREAKER_CHARS:
+                raise UsageError(f"a DRY breaker has {len(text)} characters, allowed are 1 to {MAX_BREAKER_CHARS}")
         if len(self.logit_bias) > MAX_BIASES:
             raise UsageError(f"{len(self.logit_bias)} tokens have a logit bias, at most {MAX_BIASES} may")
         for token, bias in self.logit_bias:

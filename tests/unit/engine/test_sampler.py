@@ -162,3 +162,27 @@ def test_refuses_logits_that_are_no_numbers(bad: float) -> None:
     logits[3] = bad
     with pytest.raises(NumericError, match="1 of 10 logits"):
         Sampler(SamplingSettings()).sample(Row(logits))
+
+
+def test_what_was_drawn_can_be_taken_back() -> None:
+    """Drawing again gives the same, whatever the penalties have seen meanwhile."""
+    settings = SamplingSettings(seed=3, repetition_penalty=1.2, dry_multiplier=0.8, xtc_probability=0.5)
+    dice = np.random.default_rng(2)
+    rows = [Row(dice.normal(size=50).astype(np.float32)) for _ in range(12)]
+    sampler = Sampler(settings)
+
+    def draw(rows: list[Row]) -> list[int]:
+        tokens = []
+        for row in rows:
+            tokens.append(sampler.sample(row))
+            sampler.accept(tokens[-1:])
+        return tokens
+
+    sampler.accept([1, 2, 3, 1, 2])
+    draw(rows[:4])
+    state = sampler.save()
+    first = draw(rows[4:])
+    sampler.restore(state)
+    assert draw(rows[4:]) == first
+    sampler.restore(state)
+    assert draw(rows[4:][::-1]) != first[::-1]

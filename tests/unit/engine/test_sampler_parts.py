@@ -29,6 +29,11 @@ settings_of_any_kind = st.builds(
     min_p=st.one_of(st.sampled_from([0.0, 0.05, 0.5, 1.0]), st.floats(0, 1)),
     repetition_penalty=st.sampled_from([0.5, 1.0, 1.3, 50.0]),
     penalty_window_tokens=st.integers(0, 6),
+    typical_p=st.sampled_from([1.0, 1.0, 0.5]),
+    dry_multiplier=st.sampled_from([0.0, 0.0, 3.0]),
+    dry_allowed_length=st.integers(0, 2),
+    xtc_probability=st.sampled_from([0.0, 0.0, 0.5]),
+    xtc_threshold=st.sampled_from([0.05, 0.3]),
     seed=st.integers(0, 1000),
 )
 # Few different values, so that equal ones are common; or many.
