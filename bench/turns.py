@@ -27,7 +27,8 @@ from tpi.cli.environment import find_folders
 from tpi.cli.options import default_threads
 from tpi.cluster.master import Master
 from tpi.config import Folders, MasterSettings, Resources
-from tpi.engine.engine import Engine, Prompt
+from tpi.engine.chatprompt import Prompt
+from tpi.engine.engine import Engine
 from tpi.engine.generation import Generation
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
