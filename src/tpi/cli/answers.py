@@ -1,11 +1,14 @@
 """The options of answers, which ``run`` and ``serve`` have, and the settings that they become."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tpi.cli.talk import Manner
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.turns import Grammar
+from tpi.errors import UsageError
 
 SAMPLING = SamplingSettings()
 GENERATION = GenerationSettings()
@@ -19,7 +22,32 @@ RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: make recent tok
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable. [default: a new one]")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer before TEXT; repeatable.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Give the prompt to the model as it is, without chat template.")]
+JsonSchema = Annotated[Path | None, typer.Option(metavar="FILE", help="Answer with JSON that follows this schema.")]
+GrammarFile = Annotated[
+    Path | None, typer.Option("--grammar", metavar="FILE", help="Answer as this grammar says: GBNF, or Lark.")
+]
+Think = Annotated[
+    bool | None,
+    typer.Option("--think/--no-think", help="Think first, if the model can.", show_default=False),
+]
+ThinkingBudget = Annotated[int | None, typer.Option(min=0, help="Think for at most so many tokens.")]
 Stats = Annotated[bool, typer.Option("--stats/--no-stats", help="Show what the answer took.")]
+
+
+def read_grammar(schema: Path | None, grammar: Path | None) -> Grammar | None:
+    """Raises:
+    UsageError: both are given, or a file cannot be read.
+    """
+    if schema is not None and grammar is not None:
+        raise UsageError("--json-schema and --grammar cannot be had together: leave one out")
+    path = schema or grammar
+    if path is None:
+        return None
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    return Grammar("json_schema" if schema is not None else "gbnf" if "::=" in text else "lark", text)
 
 
 def read_manner(sampling: SamplingSettings, max_tokens: int, stop: list[str] | None, raw: bool, stats: bool) -> Manner:

@@ -1,5 +1,6 @@
 """``tpi run``: answers one prompt or chats, on this device alone or with more processes on it."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from tpi.cli.session import open_local
 from tpi.cli.terminal import ChatInput, can_chat, read_prompt
 from tpi.config import MAX_RANKS, MasterSettings
 from tpi.engine.settings import SamplingSettings
+from tpi.engine.turns import Thinking
 
 _FREE_PART = 0.75
 
@@ -52,6 +54,10 @@ def command(
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
     stats: answers.Stats = True,
+    json_schema: answers.JsonSchema = None,
+    grammar: answers.GrammarFile = None,
+    think: answers.Think = None,
+    thinking_budget: answers.ThinkingBudget = None,
 ) -> None:
     """Answer PROMPT, or chat when there is none and this is a terminal.
 
@@ -59,7 +65,11 @@ def command(
     devices, and MPI carries their sums.
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
-    manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
+    manner = replace(
+        answers.read_manner(sampling, max_tokens, stop, raw, stats),
+        grammar=answers.read_grammar(json_schema, grammar),
+        thinking=Thinking(think, budget_tokens=thinking_budget),
+    )
     with begin_mpi(local_devices, allreduce) as mpi:
         n_ranks, n_here = (local_devices, local_devices) if mpi is None else (mpi.n_processes, mpi.n_here)
         resources = options.read_resources(memory, window, threads, n_here, _FREE_PART, not no_repack)

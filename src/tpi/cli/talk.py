@@ -6,32 +6,35 @@ Knows neither cluster nor arguments: it is handed who speaks, the state before a
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TextIO
 
 from tpi.cli.display import Display
 from tpi.cli.signals import cancelled_by_interrupt
 from tpi.cli.statistics import COLUMNS, AnswerFigures, headline, measure, rows, summary
 from tpi.cluster.reports import ClusterStatus
+from tpi.engine.generation import Delta
+from tpi.engine.reading import ChatDelta, MakeReader
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.engine.turns import ChatAsk, Message
+from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking
 from tpi.errors import Cancelled, UsageError
 
 _HELP = "/new starts a new chat, /exit (or Ctrl-D) ends; Ctrl-C ends an answer early"
 
 
-class TextPart(Protocol):
-    """What is read of the engine's ``Delta``."""
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+class Asked(Protocol):
+    """What is read of the engine's ``Prompt``."""
 
     @property
-    def text(self) -> str: ...
+    def make_reader(self) -> MakeReader: ...
 
 
 class Answered(AnswerFigures, Protocol):
     """What is read of the engine's ``Answer``."""
 
-    @property
-    def text(self) -> str: ...
     @property
     def finish(self) -> str: ...
 
@@ -56,13 +59,13 @@ class Running(Protocol):
 class Speaker(Protocol):
     """What the engine offers."""
 
-    def chat_prompt(self, ask: ChatAsk) -> Any: ...
+    def chat_prompt(self, ask: ChatAsk) -> Asked: ...
 
-    def raw_prompt(self, text: str) -> Any: ...
+    def raw_prompt(self, text: str, grammar: Grammar | None) -> Asked: ...
 
     def ask(self, prompt: Any, sampling: SamplingSettings, settings: GenerationSettings) -> Answering: ...
 
-    def follow(self, generation: Any, cancel: threading.Event | None = None) -> Iterator[TextPart]: ...
+    def follow(self, generation: Any, cancel: threading.Event | None = None) -> Iterator[Delta]: ...
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class Manner:
     sampling: SamplingSettings
     generation: GenerationSettings
     show_statistics: bool = True
+    grammar: Grammar | None = None
+    """Of every answer."""
+    thinking: Thinking = field(default_factory=Thinking)
 
 
 class Talk:
@@ -101,6 +107,8 @@ class Talk:
         self._display = display
         self._output = output or sys.stdout
         self._is_terminal = self._output.isatty()
+        self._words = self._thoughts = ""
+        """Of the last answer."""
 
     def answer_once(self, text: str) -> None:
         """Answers ``text`` on the output, then shows a table of what it took.
@@ -142,11 +150,11 @@ class Talk:
         """The chat with one more question and answer; as it was, if the question cannot be asked."""
         asked = [*messages, Message("user", line)]
         try:
-            answer = self._answer(asked, self._show_summary)
+            self._answer(asked, self._show_summary)
         except UsageError as error:
             self._display.note(f"tpi: {error}; /new starts a new chat")
             return messages
-        return [*asked, Message("assistant", answer.text)]
+        return [*asked, Message("assistant", self._words, self._thoughts)]
 
     def _answer(
         self, messages: Sequence[Message], show: Callable[[ClusterStatus, ClusterStatus, Answered], None]
@@ -162,22 +170,36 @@ class Talk:
                 show(before, self._cluster.status(), answer)
         return answer
 
-    def _make_prompt(self, messages: Sequence[Message]) -> Any:
-        if self._manner.generation.raw:
-            return self._speaker.raw_prompt("".join(message.content for message in messages))
-        return self._speaker.chat_prompt(ChatAsk(tuple(messages)))
-
-    def _generate(self, prompt: Any, cancel: threading.Event) -> Answered:
-        """Writes the answer as it grows, and ends its last line."""
-        ends_line = True
+    def _make_prompt(self, messages: Sequence[Message]) -> Asked:
         manner = self._manner
+        if manner.generation.raw:
+            return self._speaker.raw_prompt("".join(message.content for message in messages), manner.grammar)
+        return self._speaker.chat_prompt(ChatAsk(tuple(messages), grammar=manner.grammar, thinking=manner.thinking))
+
+    def _generate(self, prompt: Asked, cancel: threading.Event) -> Answered:
+        """Writes the answer as it grows, and ends its last line."""
+        manner, reader = self._manner, prompt.make_reader()
+        self._words = self._thoughts = ""
         generation = self._speaker.ask(prompt, manner.sampling, manner.generation)
         for delta in self._speaker.follow(generation, cancel):
-            self._write(delta.text)
-            ends_line = delta.text.endswith("\n") if delta.text else ends_line
-        if not ends_line:
+            self._tell(reader.push(delta))
+        self._tell(reader.end())
+        shown = self._words or (self._thoughts if self._is_terminal else "")
+        if shown and not shown.endswith("\n"):
             self._write("\n")
         return generation.answer
+
+    def _tell(self, told: ChatDelta) -> None:
+        """Thinking is dimmed on a terminal, and shown nowhere else."""
+        if told.reasoning and self._is_terminal:
+            self._output.write(_DIM)
+            self._write(told.reasoning)
+            self._output.write(_PLAIN)
+        if told.content and not self._words and self._thoughts and self._is_terminal:
+            self._write("\n\n")
+        self._words += told.content
+        self._thoughts += told.reasoning
+        self._write(told.content)
 
     def _write(self, text: str) -> None:
         if self._is_terminal:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,14 +15,18 @@ from tpi.cli import signals
 from tpi.cli.display import PlainDisplay
 from tpi.cli.talk import Manner, Talk
 from tpi.cluster.reports import ClusterStatus
+from tpi.engine.dialects.reader import DialectReader
+from tpi.engine.dialects.registry import find_dialect
+from tpi.engine.generation import Delta
+from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.engine.turns import ChatAsk, Message
+from tpi.engine.turns import ChatAsk, Grammar, Message
 from tpi.errors import Cancelled, UsageError
 
 
 @dataclasses.dataclass
-class Part:
-    text: str
+class Asked:
+    make_reader: MakeReader = PlainReader
 
 
 class Echoed:
@@ -37,20 +41,20 @@ class Echo:
         self._before_word = before_word
         self._prefix = prefix
 
-    def chat_prompt(self, ask: ChatAsk) -> list[int]:
+    def chat_prompt(self, ask: ChatAsk) -> Asked:
         if ask.messages[-1].content == "too long":
             raise UsageError("the prompt is too long")
         self.asked.append(list(ask.messages))
-        return [1]
+        return Asked()
 
-    def raw_prompt(self, text: str) -> list[int]:
+    def raw_prompt(self, text: str, grammar: Grammar | None) -> Asked:
         self.asked.append(text)
-        return [2]
+        return Asked()
 
-    def ask(self, prompt: Sequence[int], sampling: SamplingSettings, settings: GenerationSettings) -> "Echoed":
+    def ask(self, prompt: Asked, sampling: SamplingSettings, settings: GenerationSettings) -> "Echoed":
         return Echoed()
 
-    def follow(self, generation: "Echoed", cancel: threading.Event | None = None) -> Iterator[Part]:
+    def follow(self, generation: "Echoed", cancel: threading.Event | None = None) -> Iterator[Delta]:
         asked = self.asked[-1]
         text = self._prefix + (asked if isinstance(asked, str) else asked[-1].content)
         said, finish = "", "stop"
@@ -60,7 +64,7 @@ class Echo:
                 finish = "cancelled"
                 break
             said += (" " if said else "") + word
-            yield Part((" " if said != word else "") + word)
+            yield Delta((" " if said != word else "") + word, 1)
         generation.answer = FakeAnswer(text=said, finish=finish)
 
 
@@ -228,3 +232,20 @@ def test_no_answer_at_all_ends_no_line() -> None:
     desk = make_desk()
     desk.talk.answer_once("   ")
     assert desk.output.getvalue() == ""
+
+
+class Thinker(Echo):
+    def chat_prompt(self, ask: ChatAsk) -> Asked:
+        super().chat_prompt(ask)
+        return Asked(lambda: DialectReader(find_dialect("<think></think>", lambda _: False)))
+
+
+def test_thinking_is_dimmed_and_kept_apart() -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    for output, shown in ((terminal, "\x1b[2mhm\x1b[0m"), (io.StringIO(), "")):
+        desk = make_desk(Thinker(), output=output)
+        lines = iter(["<think>hm</think> hello", "<think>well</think>"])
+        desk.talk.chat(lambda lines=lines: next(lines, None))  # type: ignore[misc]
+        assert desk.output.getvalue().startswith(f"{shown}\n\nhello\n" if shown else "hello\n")
+        assert desk.echo.asked[1][1] == Message("assistant", "hello", "hm")

@@ -1,0 +1,173 @@
+"""What a chat asks, as prompt, reader and form: tools, thinking, beginnings of answers; users' words stay words."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.api.scripted import DEMO
+from tests.unit.engine.dialects.families import FAMILIES, HERMES, NONE
+from tpi.engine.chat import ChatTemplate
+from tpi.engine.chatprompt import ChatPrompts, Prompt
+from tpi.engine.constraint import Constraint
+from tpi.engine.generation import Answer, Delta
+from tpi.engine.reading import Reply, ReplyBuilder
+from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
+from tpi.engine.vocabulary import Vocabulary
+from tpi.errors import UsageError
+
+THINKING = NONE.replace("<assistant>", "<assistant><think>\n{% if enable_thinking is false %}</think>\n{% endif %}")
+USER = Message("user", "Hi")
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome"], "description": "Of <|end|>."}},
+    "required": ["city"],
+}
+TOOL = Tool("get_weather", "Tells <|end|> it.", SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Iterator[Vocabulary]:
+    with Vocabulary(DEMO) as opened:
+        yield opened
+
+
+def prompts(vocabulary: Vocabulary, template: str) -> ChatPrompts:
+    return ChatPrompts(vocabulary, ChatTemplate(template))
+
+
+def text_of(vocabulary: Vocabulary, prompt: Prompt) -> str:
+    return b"".join(vocabulary.token_bytes(token, special=True) for token in prompt.tokens).decode()
+
+
+def specials(vocabulary: Vocabulary, prompt: Prompt) -> int:
+    return sum(map(vocabulary.is_special, prompt.tokens))
+
+
+def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 200) -> Reply:
+    """What comes of a model that would write ``wishes``, as far as the form lets it; then it takes what it may."""
+    constraint: Constraint | None = prompt.make_constraint()
+    wanted = vocabulary.tokenize(wishes, add_special=False, parse_special=True)
+    builder, generator = ReplyBuilder(prompt.make_reader()), np.random.default_rng(1)
+    n = 0
+    while n < n_most:
+        mask = constraint.mask() if constraint is not None else None
+        if mask is None and not wanted:
+            break
+        if wanted and (mask is None or mask[wanted[0]]):
+            token = wanted.pop(0)
+        else:
+            assert mask is not None
+            token = int(generator.choice(np.flatnonzero(mask)))
+        if vocabulary.is_end_of_generation(token):
+            break
+        n += 1
+        builder.push(Delta(vocabulary.token_bytes(token, special=token in prompt.shown).decode(errors="replace"), n))
+        if constraint is not None:
+            constraint.accept(token)
+            if constraint.is_complete:
+                break
+    builder.end()
+    return builder.reply(Answer(finish="stop"))
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "none"])
+def test_users_words_in_tools_and_results_stay_words(vocabulary: Vocabulary, name: str) -> None:
+    template = FAMILIES[name].template if name in FAMILIES else NONE
+    made = prompts(vocabulary, template)
+    mark = "<|end|>"
+    counts = []
+    for evil in ("", mark):
+        tool = Tool("now", f"a{evil} b", {"type": "object", "properties": {"c": {"description": f"d {evil}"}}})
+        call = ToolCall("id1", "now", json.dumps({"c": f'e"{evil}'}))
+        chat = (USER, Message("assistant", "", f"Hm{evil}.", (call,)), Message("tool", f"f {evil}", tool_call_id="id1"))
+        prompt = made.chat(ChatAsk((*chat, USER), (tool,)))
+        counts.append(specials(vocabulary, prompt))
+        assert f"f {evil}".strip() in text_of(vocabulary, prompt)
+    assert counts[0] == counts[1]
+
+
+def test_words_that_the_template_reads_are_refused(vocabulary: Vocabulary) -> None:
+    made = prompts(vocabulary, HERMES)
+    with pytest.raises(UsageError, match="special"):
+        made.chat(ChatAsk((USER,), (Tool("now", "", {"properties": {"<|end|>": {}}}),)))
+    with pytest.raises(UsageError, match="special"):
+        made.chat(ChatAsk((USER,), template_variables={"mood": "<|end|>"}))
+    with pytest.raises(UsageError, match="cannot be set"):
+        made.chat(ChatAsk((USER,), template_variables={"messages": []}))
+
+
+def test_tools_that_the_template_does_not_know(vocabulary: Vocabulary) -> None:
+    made = prompts(vocabulary, NONE)
+    call = ToolCall("x", "get_weather", '{"city": "Rome"}')
+    chat = (USER, Message("assistant", "", tool_calls=(call,)), Message("tool", "18", tool_call_id="x"))
+    text = text_of(vocabulary, made.chat(ChatAsk(chat, (TOOL,))))
+    assert '"get_weather"' in text and "<tool_response>\n18\n</tool_response>" in text
+    assert '{"name": "get_weather", "arguments": {"city": "Rome"}}' in text
+
+
+def test_a_call_that_a_model_decides_on_follows_the_schema(vocabulary: Vocabulary) -> None:
+    prompt = prompts(vocabulary, HERMES).chat(ChatAsk((USER,), (TOOL,), calls_in_parallel=False))
+    reply = answer(vocabulary, prompt, 'Well.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}')
+    assert reply.content == "Well."
+    assert [(call.name, call.arguments) for call in reply.tool_calls] == [("get_weather", '{"city": "Rome"}')]
+    assert answer(vocabulary, prompt, "No need.").content == "No need."
+
+
+def test_a_grammar_begins_after_the_thinking(vocabulary: Vocabulary) -> None:
+    ask = ChatAsk((USER,), grammar=Grammar("json_schema", json.dumps({"enum": ["yes", "no"]})))
+    prompt = prompts(vocabulary, THINKING).chat(ask)
+    reply = answer(vocabulary, prompt, 'It is {"so"}.\n</think>\n\n"no"')
+    assert (reply.reasoning, reply.content) == ('It is {"so"}.', '"no"')
+    assert 0 < reply.n_reasoning_tokens < 20
+
+
+@pytest.mark.parametrize("budget", [0, 3, 8])
+def test_a_budget_of_thinking(vocabulary: Vocabulary, budget: int) -> None:
+    ask = ChatAsk((USER,), thinking=Thinking(budget_tokens=budget))
+    prompt = prompts(vocabulary, THINKING).chat(ask)
+    reply = answer(vocabulary, prompt, "one two three four five six seven eight nine ten and so on", 60)
+    assert reply.content and (not reply.reasoning) == (not budget)
+    thought = vocabulary.tokenize(reply.reasoning, add_special=False, parse_special=False)
+    assert abs(len(thought) - budget) <= 2
+    assert len(vocabulary.tokenize(reply.content, add_special=False, parse_special=False)) >= 5
+
+
+def test_thinking_that_is_not_wanted(vocabulary: Vocabulary) -> None:
+    def end(template: str, thinking: Thinking) -> str:
+        return text_of(vocabulary, prompts(vocabulary, template).chat(ChatAsk((USER,), thinking=thinking)))[-30:]
+
+    assert end(THINKING, Thinking()).endswith("<think>\n")
+    assert end(THINKING, Thinking(is_on=False)).endswith("<think>\n</think>\n")
+    stubborn = NONE.replace("<assistant>", "<assistant><think>\n") + "{# </think> #}"
+    assert end(stubborn, Thinking(is_on=False)).endswith("<think>\n\n</think>\n\n")
+
+
+def test_an_answer_that_goes_on(vocabulary: Vocabulary) -> None:
+    def end(template: str, last: Message) -> str:
+        ask = ChatAsk((USER, last), continues_last=True)
+        return text_of(vocabulary, prompts(vocabulary, template).chat(ask)).rpartition("<assistant>")[2]
+
+    assert end(NONE, Message("assistant", "Once")) == "Once"
+    assert end(THINKING, Message("assistant", "Once")) == "<think>\n\n</think>\n\nOnce"
+    assert end(THINKING, Message("assistant", "", "Hm")) == "<think>\nHm"
+    assert end(THINKING, Message("assistant", "Once", "Hm")) == "<think>\nHm\n</think>\n\nOnce"
+    with pytest.raises(UsageError, match="gone on with"):
+        end(NONE, USER)
+
+
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        ({"tool_choice": "required"}, "there is none"),
+        ({"tools": (TOOL,), "tool_choice": "required", "tool_name": "other"}, "not among"),
+        ({"tools": (TOOL, TOOL)}, "same name"),
+        ({"tools": (Tool("a b"),)}, "letters"),
+        ({"tools": (Tool("a", "", {"type": "object", "properties": {"x": {"type": "zzz"}}}),)}, "grammar"),
+    ],
+)
+def test_what_cannot_be_asked(vocabulary: Vocabulary, more: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        prompts(vocabulary, HERMES).chat(ChatAsk((USER,), **more))
