@@ -94,7 +94,7 @@ def test_gaps(server: Played) -> None:
     ("path", "asked", "said"),
     [
         ("/completion", {"prompt": "x", "mirostat": 2}, "mirostat"),
-        ("/completion", {"prompt": "x", "xtc_probability": 0.5}, "xtc_probability"),
+        ("/completion", {"prompt": "x", "dynatemp_range": 0.5}, "dynatemp_range"),
         ("/completion", {"prompt": []}, "there is no prompt"),
         ("/completion", {"prompt": [999]}, "999 is no token"),
         ("/completion", {"prompt": "x", "logit_bias": [["x", True]]}, "no number"),

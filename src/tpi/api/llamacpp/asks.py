@@ -2,25 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tpi.api.asks import TextAsk
+from tpi.api.drawing import read_drawing, seed_or_none
 from tpi.api.errors import Problem
 from tpi.api.llamacpp.schema import REFUSED, CompletionFields, Piece
 from tpi.api.service import Service
 from tpi.api.values import only_one, refuse, schema_grammar
-from tpi.engine.settings import (
-    MAX_BIAS,
-    MAX_PENALTY_WINDOW,
-    MAX_SEED,
-    MAX_TOKENS,
-    GenerationSettings,
-    SamplingSettings,
-)
+from tpi.engine.settings import MAX_BIAS, MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import Grammar
-
-_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_window_tokens"}
-_SAME = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
 
 
 def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service) -> list[TextAsk]:
@@ -70,12 +60,8 @@ def read_sampling(asked: CompletionFields, service: Service) -> SamplingSettings
     Problem: there is one that would change the answer and cannot be done, or a bias of what is no token.
     """
     refuse(asked.model_extra, REFUSED)
-    given = {name: value for name in _SAME if (value := getattr(asked, name)) is not None}
-    given |= {ours: value for name, ours in _NAMES.items() if (value := getattr(asked, name)) is not None}
-    if given.get("penalty_window_tokens", 0) < 0:  # all of the context
-        given["penalty_window_tokens"] = MAX_PENALTY_WINDOW
-    seed = None if asked.seed is None or asked.seed < 0 else asked.seed % (MAX_SEED + 1)
-    return replace(service.sampling, **given, logit_bias=_read_biases(asked, service), seed=seed)
+    biases = _read_biases(asked, service)
+    return read_drawing(asked, service.sampling, seed_or_none(asked.seed), biases)
 
 
 def read_generation(asked: CompletionFields, n_context: int) -> GenerationSettings:

@@ -5,20 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tpi.api.description import Penalty, Recent, Repetition, Share, Temperature, TopK
+from tpi.api.drawing import DrawingFields
 from tpi.api.openai.refusals import OF_BOTH
 
 _OFF: tuple[Any, ...] = (False, 0, "", [], {})
 REFUSED: Mapping[str, Collection[Any]] = {
     **OF_BOTH,
-    "dry_multiplier": _OFF,
     "dynatemp_range": _OFF,
     "lora": _OFF,
     "n_indent": _OFF,
     "post_sampling_probs": _OFF,
     "t_max_predict_ms": _OFF,
-    "typical_p": (1,),
-    "xtc_probability": _OFF,
 }
 MAX_CHARS = 1 << 22
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
@@ -31,21 +28,13 @@ class Given(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class CompletionFields(Given):
+class CompletionFields(DrawingFields):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     stream: bool = False
     n_predict: int | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=16)] | None = None
-    temperature: Temperature = None
-    top_k: TopK = None
-    top_p: Share = None
-    min_p: Share = None
-    repeat_penalty: Repetition = None
-    repeat_last_n: Recent = None
-    presence_penalty: Penalty = None
-    frequency_penalty: Penalty = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None
     logit_bias: Annotated[list[Bias] | dict[str, float | bool], Field(max_length=300)] | None = None

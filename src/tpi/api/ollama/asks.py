@@ -1,18 +1,16 @@
 """Requests in Ollama's words, as what is asked of the engine. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tpi.api.asks import TextAsk
+from tpi.api.drawing import read_drawing, seed_or_none
 from tpi.api.errors import unsupported
 from tpi.api.ollama.schema import Asked, ChatMessage, ChatRequest, GenerateRequest, Options
 from tpi.api.values import json_text, refuse, schema_grammar
-from tpi.engine.settings import MAX_PENALTY_WINDOW, MAX_SEED, MAX_TOKENS, GenerationSettings, SamplingSettings
+from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
 
-_HARMLESS = {"mirostat": (0,), "tfs_z": (1,), "typical_p": (0, 1)}
-_NAMES = {"repeat_penalty": "repetition_penalty", "repeat_last_n": "penalty_window_tokens"}
-_SAME = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+_HARMLESS = {"mirostat": (0,), "tfs_z": (1,)}
 
 
 def read_chat(asked: ChatRequest) -> ChatAsk:
@@ -47,12 +45,7 @@ def read_sampling(options: Options, defaults: SamplingSettings) -> SamplingSetti
     Problem: there is one that would change the answer, and cannot be done.
     """
     refuse(options.model_extra, _HARMLESS)
-    given = {name: value for name in _SAME if (value := getattr(options, name)) is not None}
-    given |= {ours: value for name, ours in _NAMES.items() if (value := getattr(options, name)) is not None}
-    if given.get("penalty_window_tokens", 0) < 0:  # all of the context
-        given["penalty_window_tokens"] = MAX_PENALTY_WINDOW
-    seed = options.seed
-    return replace(defaults, **given, seed=None if seed is None or seed < 0 else seed % (MAX_SEED + 1))
+    return read_drawing(options, defaults, seed_or_none(options.seed))
 
 
 def read_generation(asked: Asked, n_context: int, *, raw: bool) -> GenerationSettings:

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tpi.api.description import Penalty, Recent, Repetition, Role, Share, Temperature, TopK
+from tpi.api.description import Role
+from tpi.api.drawing import DrawingFields
 
 MAX_ITEMS = 4096
 
@@ -44,23 +45,15 @@ class GivenTool(Given):
     function: ToolFunction
 
 
-class Options(Given):
+class Options(DrawingFields):
     """How tokens are drawn. Those of how it is computed (``num_ctx``, ``num_gpu``, …) belong to the server, and are
     ignored."""
 
     model_config = ConfigDict(extra="allow")
 
     num_predict: int | None = None
-    temperature: Temperature = None
     seed: int | None = None
     stop: str | Annotated[list[str], Field(max_length=64)] | None = None
-    top_k: TopK = None
-    top_p: Share = None
-    min_p: Share = None
-    repeat_penalty: Repetition = None
-    repeat_last_n: Recent = None
-    presence_penalty: Penalty = None
-    frequency_penalty: Penalty = None
 
 
 class Asked(Given):

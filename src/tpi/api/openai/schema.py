@@ -5,7 +5,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tpi.api.description import Bias, Penalty, Repetition, Share, Temperature, TopK
+from tpi.api.description import Bias
+from tpi.api.drawing import DrawingFields
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.api.openai.grammars import GrammarFields
 from tpi.api.openai.messages import ChatMessage
@@ -22,7 +23,7 @@ class StreamOptions(Given):
     include_usage: bool = False
 
 
-class Drawing(GrammarFields):
+class Drawing(GrammarFields, DrawingFields):
     """How tokens are drawn and what ends an answer, in both kinds of requests."""
 
     model_config = ConfigDict(extra="allow")
@@ -31,13 +32,6 @@ class Drawing(GrammarFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    temperature: Temperature = None
-    top_p: Share = None
-    top_k: TopK = None
-    min_p: Share = None
-    repetition_penalty: Repetition = None
-    presence_penalty: Penalty = None
-    frequency_penalty: Penalty = None
     logit_bias: Annotated[dict[str, Bias], Field(max_length=300)] | None = None
     seed: Seed | None = None
     stop: str | Annotated[list[str], Field(max_length=16)] | None = None

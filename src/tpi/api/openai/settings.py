@@ -1,14 +1,9 @@
 """The settings of an answer from a request in OpenAI's words. Pure."""
 
-from dataclasses import replace
-
+from tpi.api.drawing import read_drawing
 from tpi.api.errors import Problem
 from tpi.api.openai.schema import Drawing
 from tpi.engine.settings import MAX_SEED, MAX_TOKENS, GenerationSettings, SamplingSettings
-
-_FIELDS = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-)  # fmt: skip
 
 
 def read_sampling(asked: Drawing, defaults: SamplingSettings, n_tokens: int) -> SamplingSettings:
@@ -16,14 +11,13 @@ def read_sampling(asked: Drawing, defaults: SamplingSettings, n_tokens: int) -> 
     UsageError: a value lies outside its limits.
     Problem: a bias of what is no token.
     """
-    given = {name: value for name in _FIELDS if (value := getattr(asked, name)) is not None}
     biases = list[tuple[int, float]]()
     for name, bias in (asked.logit_bias or {}).items():
         if not name.isdecimal() or int(name) >= n_tokens:
             raise Problem(400, f"{name!r} is no token: there are 0 to {n_tokens - 1}", param="logit_bias")
         biases.append((int(name), bias))
     seed = None if asked.seed is None else asked.seed % (MAX_SEED + 1)
-    return replace(defaults, **given, logit_bias=tuple(dict(biases).items()), seed=seed)
+    return read_drawing(asked, defaults, seed, tuple(dict(biases).items()))
 
 
 def read_generation(
