@@ -5,6 +5,7 @@ grammar ends in an error, soon: its text, nesting and what it compiles to are bo
 """
 
 import functools
+import importlib
 import json
 import re
 import threading
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from tpi.engine.constraint import Allowed
 from tpi.engine.gbnf import gbnf_to_lark
@@ -34,7 +34,7 @@ class GrammarTokens:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
-        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer: Any = None
 
     @property
     def n_tokens(self) -> int:
@@ -46,7 +46,8 @@ class GrammarTokens:
         """
         if len(lark) > 4 * MAX_CHARS:
             raise UsageError(f"the grammar has {len(lark):,} characters, the limit is {4 * MAX_CHARS:,}")
-        matcher = LLMatcher(self._made(), LLMatcher.grammar_from_lark(lark), log_level=0, limits=_LIMITS)
+        make = _library().LLMatcher
+        matcher = make(self._made(), make.grammar_from_lark(lark), log_level=0, limits=_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # some find out only now
         if matcher.is_error():
@@ -64,7 +65,7 @@ class GrammarTokens:
         tokens: list[int] = self._made().tokenize_bytes(data)
         return tokens
 
-    def _made(self) -> LLTokenizer:
+    def _made(self) -> Any:
         with self._lock:
             if self._tokenizer is None:
                 self._tokenizer = _make_tokenizer(self._vocabulary)
@@ -74,7 +75,7 @@ class GrammarTokens:
 class Matcher:
     """How far an answer has got in its grammar. One thread at a time."""
 
-    def __init__(self, matcher: LLMatcher, n_tokens: int) -> None:
+    def __init__(self, matcher: Any, n_tokens: int) -> None:
         self._matcher, self._n_tokens = matcher, n_tokens
 
     def mask(self) -> Allowed:
@@ -90,7 +91,8 @@ class Matcher:
 
     def try_accept(self, tokens: Sequence[int]) -> bool:
         """Whether all of them may come next; if so, they have."""
-        return self._matcher.validate_tokens(list(tokens)) == len(tokens) and self._matcher.consume_tokens(list(tokens))
+        told = list(tokens)
+        return bool(self._matcher.validate_tokens(told) == len(told) and self._matcher.consume_tokens(told))
 
     @property
     def is_complete(self) -> bool:
@@ -201,12 +203,6 @@ def _check_bounds(schema: object) -> None:
         raise UsageError(f"allOf of the JSON schema joins {n_joined} patterns, at most {MAX_JOINED} can be")
 
 
-_LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000, step_lexer_fuel=200_000, max_lexer_states=50_000, max_grammar_size=200_000,
-    verbose_errors=False,
-)  # fmt: skip
-
-
 class _Tokens:
     """What llguidance asks of a tokenizer."""
 
@@ -231,9 +227,29 @@ class _Tokens:
         return self._vocabulary.tokenize(whole, add_special=False, parse_special=False)
 
 
-def _make_tokenizer(vocabulary: Vocabulary) -> LLTokenizer:
-    tokens = _Tokens(vocabulary)
-    return LLTokenizer(TokenizerWrapper(tokens), n_vocab=vocabulary.n_tokens, eos_token=tokens.ends)
+def _library() -> Any:
+    """Loaded when it is first needed: 7 MB, that most masters never need."""
+    try:
+        return importlib.import_module("llguidance")
+    except ImportError as error:
+        raise UsageError(
+            "tools and grammars need llguidance, which is not installed: say 'pip install llguidance'"
+        ) from error
+
+
+def _limits() -> Any:
+    return _library().LLParserLimits(
+        initial_lexer_fuel=1_000_000,
+        step_lexer_fuel=200_000,
+        max_lexer_states=50_000,
+        max_grammar_size=200_000,
+        verbose_errors=False,
+    )
+
+
+def _make_tokenizer(vocabulary: Vocabulary) -> Any:
+    tokens, library = _Tokens(vocabulary), _library()
+    return library.LLTokenizer(library.TokenizerWrapper(tokens), n_vocab=vocabulary.n_tokens, eos_token=tokens.ends)
 
 
 def _quoted(text: str) -> str:
