@@ -46,7 +46,9 @@ class Scale:
     attack_s: float = 15.0
 
 
-SHORT = Scale(n_slow=50, n_large=2, n_idle=600, n_hang_ups=20, attack_s=1.5)
+WARM = Scale(attack_s=4.0)
+"""As much at once, for less long: what threads, buffers and connections need at most is had then."""
+SHORT = Scale(n_slow=50, n_large=2, n_idle=600, n_hang_ups=20, attack_s=1.0)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ def pss_bytes(pid: int) -> int:
     return int(next(line for line in text.splitlines() if line.startswith("Pss:")).split()[1]) * 1024
 
 
-def measure(served: Served, scale: Scale) -> Iterator[Result]:
-    """Every attack, one after the other."""
+def measure(served: Served, scale: Scale, attacks: Sequence[str] | None = None) -> Iterator[Result]:
+    """Every attack, or those that are named, one after the other."""
     expected = ask(served.url)
-    for attack in ATTACKS:
+    for attack in attacks or ATTACKS:
         quiet = [ask(served.url) for _ in range(_rounds(scale))]
         with _under(attack, served.url, scale) as seen:
             answers, until_s = list[Answer](), time.monotonic() + scale.attack_s
@@ -117,7 +119,7 @@ def measure(served: Served, scale: Scale) -> Iterator[Result]:
 
 
 def _rounds(scale: Scale) -> int:
-    return 3 if scale.attack_s < 5 else 8
+    return 2 if scale is SHORT else 8
 
 
 @contextlib.contextmanager
@@ -144,6 +146,7 @@ class Attacker:
         address = urlsplit(url)
         self._address, self._scale = (str(address.hostname), address.port), scale
         self.seen: Counter[str] = Counter()
+        self.has_begun = asyncio.Event()
 
     async def slow(self) -> None:
         """Headers that come byte by byte."""
@@ -202,10 +205,15 @@ class Attacker:
         await self._many(4, one)
 
     async def idle(self) -> None:
-        """Connections that say nothing."""
+        """Connections that say nothing; all at once, and some time after one is closed another."""
+        n_open = 0
 
         async def one() -> None:
+            nonlocal n_open
             reader, _ = await self._open()
+            n_open += 1
+            if n_open == self._scale.n_idle:
+                self.has_begun.set()
             self._note(await reader.readline())
             await asyncio.sleep(5)
 
@@ -253,6 +261,9 @@ async def _attack(name: str, url: str, scale: Scale) -> None:
     os.nice(10)
     attacker = Attacker(url, scale)
     work = asyncio.ensure_future(getattr(attacker, name)())
+    if name != "idle":
+        attacker.has_begun.set()
+    await attacker.has_begun.wait()
     print("begins", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     work.cancel()
@@ -263,7 +274,7 @@ async def _attack(name: str, url: str, scale: Scale) -> None:
 
 def _report(served: Served, scale: Scale) -> bool:
     pid = served.master.process.pid
-    for _ in measure(served, SHORT):  # threads, buffers and caches that are made once
+    for _ in measure(served, SHORT if scale is SHORT else WARM):
         pass
     before = pss_bytes(pid)
     are_good = []

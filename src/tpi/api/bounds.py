@@ -5,6 +5,7 @@ that never end) and after it (callers who do not read what they get).
 """
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -40,13 +41,14 @@ class Connections:
         """Those without a request under way, who waits for the longest time first."""
         self._n_at: Counter[str] = Counter()
 
-    def try_open(self, address: str) -> "Connection | None":
-        """One more from ``address``; None if there are too many."""
+    def try_open(self, caller: socket.socket, address: str) -> "Connection | None":
+        """One more from ``address``; None if there are too many. The socket is the connection's until its handshake
+        begins."""
         if self._n_at[address] >= self.bounds.n_per_address and not self._make_room(address):
             return None
         if len(self._open) >= self.bounds.n_connections and not self._make_room(None):
             return None
-        connection = Connection(self, address)
+        connection = Connection(self, caller, address)
         self._open.add(connection)
         self._waiting[connection] = None
         self._n_at[address] += 1
@@ -88,8 +90,9 @@ class Connections:
 class Connection:
     """One of them. ``waits_since_s``: since when it has had no request under way; None while it has."""
 
-    def __init__(self, all_of_them: Connections, address: str) -> None:
-        self._all, self.address = all_of_them, address
+    def __init__(self, all_of_them: Connections, caller: socket.socket, address: str) -> None:
+        self._all, self._caller, self.address = all_of_them, caller, address
+        self._has_begun = False
         self.handshake: asyncio.Task[None] | None = None
         self.transport: asyncio.Transport | None = None
         """None: it is at its handshake, which has a limit of its own."""
@@ -97,6 +100,11 @@ class Connection:
         self.stalled_since_s: float | None = None
         self.is_kept = False
         """It had a request, and nothing of the next has come."""
+
+    def begin(self) -> socket.socket:
+        """The handshake begins: whoever does it closes the socket from now on."""
+        self._has_begun = True
+        return self._caller
 
     def check(self, now_s: float, bounds: Bounds) -> None:
         if self.transport is None:
@@ -126,6 +134,8 @@ class Connection:
             self.transport.abort()
         elif self.handshake is not None:
             self.handshake.cancel()
+            if not self._has_begun:
+                self._caller.close()
 
     def left(self) -> None:
         """It is closed; idempotent."""

@@ -20,12 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tpi.api.accesslog import KEY_NAME
 from tpi.api.errors import RETRY_AFTER_S, Problem
 from tpi.api.keys import Key, find_key
+from tpi.native.allocator import give_back_freed
 
 MAX_BODY_BYTES = 8 << 20
 MAX_BODIES_BYTES = 64 << 20
 BODY_S = 60.0
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _TOO_SLOW = 408
+_LARGE_BYTES = 1 << 20
+"""After bodies of such a size memory is given back."""
 _OPEN_PATHS = ("/health",)
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 """By these only this device reaches a server."""
@@ -78,7 +81,11 @@ class Guard:
         except ClientDisconnect:
             pass
         finally:
-            self._held_bytes -= sum(map(len, parts))
+            n_bytes, body = sum(map(len, parts)), b""
+            parts.clear()
+            self._held_bytes -= n_bytes
+            if n_bytes >= _LARGE_BYTES and not self._held_bytes:
+                give_back_freed()
 
     async def _read(self, receive: Receive, parts: list[bytes]) -> None:
         """Adds the body's parts, which count as held from then on.

@@ -119,15 +119,16 @@ class _Server(uvicorn.Server):
             except OSError:
                 await asyncio.sleep(_PAUSE_S)
                 continue
-            connection = self._connections.try_open(str(address[0]))
+            connection = self._connections.try_open(caller, str(address[0]))
             if connection is None:
                 with contextlib.suppress(OSError), caller:
                     if self._tls is None:
                         caller.send(TOO_MANY)
                 continue
-            connection.handshake = self._do(self._connect(caller, connection))
+            connection.handshake = self._do(self._connect(connection))
 
-    async def _connect(self, caller: socket.socket, connection: Connection) -> None:
+    async def _connect(self, connection: Connection) -> None:
+        caller = connection.begin()
         make_protocol = partial(
             BoundedProtocol, connection, config=self.config, server_state=self.server_state, app_state={}
         )

@@ -6,13 +6,20 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
+from tpi.api.description import described
 from tpi.api.events import Events
 from tpi.api.metrics import CONTENT_TYPE, metrics
+from tpi.api.openai.told import ErrorDetail, ToldError
 from tpi.api.service import Service
 
-_JSON: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/json": {"schema": {"type": "object", "required": ["model", "ranks", "answers"]}}}}
+_STATE = {"type": "object", "required": ["model", "ranks", "answers"]}
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": ErrorDetail.model_json_schema()}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": what["description"], "content": {"application/json": {"schema": _ERROR}}}
+    for status, what in described(None, ToldError).items()
+    if status != 200
 }
+_JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": _STATE}}}, **_ERRORS}
 
 
 class _Events(StreamingResponse):
@@ -36,6 +43,6 @@ def make_state_router(service: Service) -> APIRouter:
 
     router = APIRouter()
     router.add_api_route("/v1/cluster", tell, methods=["GET"], responses=_JSON)
-    router.add_api_route("/v1/cluster/events", follow, methods=["GET"], response_class=_Events)
-    router.add_api_route("/metrics", measure, methods=["GET"], response_class=PlainTextResponse)
+    router.add_api_route("/v1/cluster/events", follow, methods=["GET"], response_class=_Events, responses=_ERRORS)
+    router.add_api_route("/metrics", measure, methods=["GET"], response_class=PlainTextResponse, responses=_ERRORS)
     return router
