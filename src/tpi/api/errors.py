@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpi.errors import BusyError, ContextError, LinkError, TpiError, UsageError
+from tpi.errors import BusyError, ContextError, LinkError, TpiError, UnsupportedModelError, UsageError
 
 RETRY_AFTER_S = 1
 """What a caller is told to wait when too many wait already."""
@@ -76,7 +76,7 @@ def problem_of(error: TpiError) -> Problem:
     match error:
         case ContextError():
             return Problem(400, str(error), code="context_length_exceeded", param="messages")
-        case UsageError():
+        case UsageError() | UnsupportedModelError():
             return Problem(400, str(error))
         case BusyError():
             headers = {"Retry-After": str(RETRY_AFTER_S)}

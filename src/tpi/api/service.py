@@ -25,6 +25,7 @@ from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
+from tpi.errors import ModelFileError
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,10 @@ class Service:
             Problem: there is no such token.
         """
         if isinstance(ask, ChatAsk):
-            return await run_in_threadpool(self._engine.chat_prompt, ask)
+            try:
+                return await run_in_threadpool(self._engine.chat_prompt, ask)
+            except ModelFileError as error:  # with other messages the template may not fail
+                raise Problem(400, str(error), param="messages") from error
         if not ask.tokens:
             return await run_in_threadpool(self._engine.raw_prompt, ask.text, ask.grammar)
         for token in ask.tokens:

@@ -3,13 +3,14 @@
 import pytest
 
 from tpi.api.errors import Problem, problem_of
-from tpi.errors import BusyError, ContextError, KernelError, LinkError, TpiError, UsageError
+from tpi.errors import BusyError, ContextError, KernelError, LinkError, TpiError, UnsupportedModelError, UsageError
 
 
 @pytest.mark.parametrize(
     ("error", "status", "kind", "code"),
     [
         (UsageError("x"), 400, "invalid_request_error", None),
+        (UnsupportedModelError("x"), 400, "invalid_request_error", None),
         (ContextError("x", 3), 400, "invalid_request_error", "context_length_exceeded"),
         (BusyError("x"), 429, "rate_limit_error", "queue_full"),
         (LinkError("x"), 503, "server_error", "cluster_unavailable"),

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
+from tpi.api.description import Role
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.api.openai.grammars import Format
 from tpi.api.openai.messages import Content, Part
@@ -26,11 +27,14 @@ LOGPROBS = "message.output_text.logprobs"
 """How ``include`` asks for them."""
 
 
+ITEMS = ("message", "reasoning", "function_call", "function_call_output")
+
+
 class Item(Given):
     """Of an input: a message, thoughts, a call of a tool, or its result."""
 
-    type: str = "message"
-    role: str | None = None
+    type: Annotated[str, Field(json_schema_extra={"enum": list(ITEMS)})] = "message"
+    role: Role | None = None
     content: Content = None
     summary: Annotated[list[Part], Field(max_length=MAX_ITEMS)] | None = None
     call_id: Annotated[str, Field(max_length=256)] | None = None
@@ -47,7 +51,7 @@ class TextSettings(Given):
 class ResponseRequest(Drawing, ThinkingFields):
     model_config = ConfigDict(extra="allow")
 
-    input: str | Annotated[list[Item], Field(max_length=MAX_ITEMS)] = ""
+    input: str | Annotated[list[Item], Field(max_length=MAX_ITEMS)]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
