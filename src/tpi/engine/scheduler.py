@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+from tpi.engine.cells import BLOCK_CELLS, count_alike
 from tpi.engine.chunks import ChunkSizes, next_chunk
 from tpi.engine.dry import Breakers, find_breakers
 from tpi.engine.generation import Generation, Request
@@ -151,10 +152,12 @@ class Scheduler:
     # The parts of a step, in their order.
 
     def _take_in(self) -> None:
-        """Whoever came first, as long as there is room."""
+        """Whoever came first, as long as there is room; but for those who begin with what is just being read: they wait
+        for it."""
         self.let_go()
-        while self._waiting:
-            generation = self._waiting[0]
+        for generation in list(self._waiting):
+            if self._is_being_read(generation):
+                continue
             sequence = self._sequences.begin(generation.tokens, generation.request.marks)
             if sequence is None:
                 return
@@ -162,6 +165,18 @@ class Scheduler:
             self._running.append(generation)
             with self._lock:
                 self._waiting.remove(generation)
+
+    def _is_being_read(self, generation: Generation) -> bool:
+        """Whether another answer's prompt, which begins alike, is not computed so far yet. Then it is to be kept how
+        far."""
+        for other in self._running:
+            if other.sequence is not None and not other.is_decoding:
+                sequence, n_alike = other.sequence, count_alike(other.tokens, generation.tokens)
+                n_alike = min(n_alike, len(generation.tokens) - 1)
+                if n_alike > len(sequence.tokens) and n_alike - sequence.n_cached >= BLOCK_CELLS:
+                    self._sequences.mark(sequence, n_alike)
+                    return True
+        return False
 
     def _pick(self) -> Batch:
         """One token of everybody who has got so far, as long as logits may be wanted of so many rows; the rest of the

@@ -134,6 +134,11 @@ class Sequences:
                 len(prompt) - most,
             )
 
+    def mark(self, sequence: Sequence, n_tokens: int) -> None:
+        """Others are expected to go on after its first ``n_tokens``, which are to come."""
+        if self._retention.keeps_states:
+            sequence.marks = tuple(sorted({*sequence.marks, n_tokens}))
+
     def make_room(self, sequence: Sequence, n_tokens: int) -> int:
         """For how many of the next ``n_tokens`` there is room."""
         while sequence.n_room < n_tokens:

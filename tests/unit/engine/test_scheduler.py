@@ -261,3 +261,20 @@ def test_what_is_said_to_be_common_is_kept(language: Language, spec: ModelSpec, 
         assert generation.tokens == alone(asked)
         if not kind.startswith("windows"):
             assert generation.answer.n_cached_tokens == n_cached
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_who_comes_together_is_read_together(language: Language, spec: ModelSpec, kind: str) -> None:
+    """Several answers of one prompt, and another that begins alike: what they have in common is computed once."""
+    ranks = FakeRanks(spec, n_cells=1024, max_tokens=64, n_sequences=5, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language)
+    asked = [request(text(0, 200), 10, seed) for seed in range(3)]
+    asked += [request(text(1, 230, 150), 10), request(text(2, 40), 10)]
+    generations = [scheduler.submit(entry) for entry in asked]
+    scheduler.step()
+    assert scheduler.load.n_running == 2, "nobody waits who has nothing in common with others"
+    finish(scheduler)
+    assert [generation.tokens for generation in generations] == [alone(entry) for entry in asked]
+    cached = [generation.answer.n_cached_tokens for generation in generations]
+    assert cached[0] == cached[4] == 0 and cached[1] == cached[2] == 199
+    assert cached[3] == 150 or kind.startswith("windows")
