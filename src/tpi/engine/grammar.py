@@ -24,6 +24,8 @@ MAX_CHARS = 1 << 18
 MAX_DEPTH = 64
 MAX_JOINED = 8
 _MAX_RULES = 10_000
+_KEPT = 4
+"""An agent asks with the same tools again and again."""
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As models have learned it: a model that may put any white space somewhere may never end."""
 
@@ -35,6 +37,8 @@ class GrammarTokens:
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
         self._tokenizer: Any = None
+        self._kept: dict[str, Any] = {}
+        """Compiled, at their beginnings; the one that was used last comes last."""
 
     @property
     def n_tokens(self) -> int:
@@ -46,13 +50,23 @@ class GrammarTokens:
         """
         if len(lark) > 4 * MAX_CHARS:
             raise UsageError(f"the grammar has {len(lark):,} characters, the limit is {4 * MAX_CHARS:,}")
+        with self._lock:
+            kept = self._kept.pop(lark, None)
+        matcher = self._compiled(lark) if kept is None else kept
+        with self._lock:
+            self._kept[lark] = matcher
+            while len(self._kept) > _KEPT:
+                del self._kept[next(iter(self._kept))]
+            return Matcher(matcher.deep_copy(), self.n_tokens)
+
+    def _compiled(self, lark: str) -> Any:
         make = _library().LLMatcher
         matcher = make(self._made(), make.grammar_from_lark(lark), log_level=0, limits=_limits())
         if not matcher.is_error():
             matcher.compute_bitmask()  # some find out only now
         if matcher.is_error():
             raise UsageError(f"the grammar cannot be used: {_one_line(matcher.get_error())}")
-        return Matcher(matcher, self.n_tokens)
+        return matcher
 
     @functools.cached_property
     def all_but_ends(self) -> Allowed:
@@ -241,7 +255,7 @@ def _limits() -> Any:
     return _library().LLParserLimits(
         initial_lexer_fuel=1_000_000,
         step_lexer_fuel=200_000,
-        max_lexer_states=50_000,
+        max_lexer_states=10_000,
         max_grammar_size=200_000,
         verbose_errors=False,
     )

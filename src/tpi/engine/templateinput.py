@@ -12,6 +12,7 @@ from tpi.engine.dialects.calls import TOOL_NAME
 from tpi.engine.turns import Message, Tool, ToolCall
 from tpi.errors import UsageError
 
+MAX_DEPTH = 64
 _RESERVED = frozenset(("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"))
 
 
@@ -57,20 +58,32 @@ class Leaves:
         self.others.append(text)
         return text
 
-    def value(self, value: Any, *, is_text: Callable[[str], bool] = lambda key: True, key: str = "") -> Any:
-        """JSON: its texts, as far as ``is_text`` of their keys."""
+    def value(
+        self, value: Any, *, is_text: Callable[[str], bool] = lambda key: True, key: str = "", depth: int = 0
+    ) -> Any:
+        """JSON: its texts, as far as ``is_text`` of their keys.
+
+        Raises:
+            UsageError: it is nested too deeply.
+        """
+        if depth > MAX_DEPTH:
+            raise UsageError(f"a schema, an argument or a variable is nested more than {MAX_DEPTH} deep: flatten it")
         if isinstance(value, str):
             return self.text(value) if is_text(key) else self.other(value)
         if isinstance(value, dict):
-            return {self.other(name): self.value(part, is_text=is_text, key=name) for name, part in value.items()}
+            return {
+                self.other(name): self.value(part, is_text=is_text, key=name, depth=depth + 1)
+                for name, part in value.items()
+            }
         if isinstance(value, list):
-            return [self.value(part, is_text=is_text, key=key) for part in value]
+            return [self.value(part, is_text=is_text, key=key, depth=depth + 1) for part in value]
         return value
 
 
 def variables_of(asked: TemplateInput, traits: TemplateTraits | None, leaves: Leaves) -> dict[str, Any]:
     """Raises:
-    UsageError: a variable has a name that is the template's own, or a call the name of no tool.
+    UsageError: a variable has a name that is the template's own, a call the name of no tool, or one of them is nested
+        too deeply.
     """
     for name in asked.variables:
         if name in _RESERVED:

@@ -1,5 +1,6 @@
 """What a chat asks, as prompt, reader and form: tools, thinking, beginnings of answers; users' words stay words."""
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ SCHEMA = {
     "properties": {"city": {"enum": ["Rome"], "description": "Of <|end|>."}},
     "required": ["city"],
 }
+DEEP: dict[str, Any] = functools.reduce(lambda inner, _: {"a": inner}, range(450), {"a": 1})
 TOOL = Tool("get_weather", "Tells <|end|> it.", SCHEMA)
 
 
@@ -165,9 +167,12 @@ def test_an_answer_that_goes_on(vocabulary: Vocabulary) -> None:
         ({"tools": (TOOL,), "tool_choice": "required", "tool_name": "other"}, "not among"),
         ({"tools": (TOOL, TOOL)}, "same name"),
         ({"tools": (Tool("a b"),)}, "letters"),
+        ({"tools": (Tool("a", "", DEEP),), "tool_choice": "auto"}, "nested"),
+        ({"template_variables": DEEP}, "nested"),
+        ({"messages": (USER, Message("assistant", "", tool_calls=(ToolCall("", "a", json.dumps(DEEP)),)))}, "nested"),
         ({"tools": (Tool("a", "", {"type": "object", "properties": {"x": {"type": "zzz"}}}),)}, "grammar"),
     ],
 )
 def test_what_cannot_be_asked(vocabulary: Vocabulary, more: dict[str, Any], match: str) -> None:
     with pytest.raises(UsageError, match=match):
-        prompts(vocabulary, HERMES).chat(ChatAsk((USER,), **more))
+        prompts(vocabulary, HERMES).chat(ChatAsk(**{"messages": (USER,), **more}))
