@@ -3,6 +3,7 @@
 Knows the model's template, dialect and vocabulary; no passes. Master only, any thread.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from functools import partial
 from tpi.engine.answerform import Form, start_form
 from tpi.engine.chat import ChatTemplate, Segment
 from tpi.engine.constraint import Constraint
-from tpi.engine.dialects.calls import check_tools
+from tpi.engine.dialects.calls import check_tools, loosened
 from tpi.engine.dialects.dialect import Dialect
 from tpi.engine.dialects.reader import DialectReader
 from tpi.engine.dialects.registry import find_dialect
@@ -63,9 +64,7 @@ class ChatPrompts:
         chosen = _chosen(ask, tools)
         segments = self._segments(ask, tools)
         thinks = self._has_opened(segments)
-        form = self._form(ask, chosen, thinks=thinks)
-        make_constraint = partial(start_form, form, self._grammars, self._vocabulary)
-        make_constraint()  # what is wrong with it is known before anything is computed
+        make_constraint = self._constraint(ask, chosen, thinks=thinks)
         make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks)
         return Prompt(tuple(encode_segments(self._vocabulary, segments)), (), make_reader, make_constraint, self._shown)
 
@@ -107,6 +106,8 @@ class ChatPrompts:
         if needs_tools and not self._template.traits.knows_tools:
             messages = with_tools(messages, tools, knows_system=self._template.traits.knows_system)
             tools = ()
+        if self.dialect.short_ids:
+            messages = tuple(map(_with_short_ids, messages))
         variables = dict(ask.template_variables)
         if ask.thinking.is_on is not None:
             variables = {"enable_thinking": ask.thinking.is_on, "thinking": ask.thinking.is_on} | variables
@@ -154,6 +155,22 @@ class ChatPrompts:
 
     # The answer's form.
 
+    def _constraint(self, ask: ChatAsk, tools: tuple[Tool, ...], *, thinks: bool) -> MakeConstraint:
+        """What is wrong with it is found now, before anything is computed. Schemas that no grammar can follow do not
+        count where nobody insists on them."""
+        loose = tuple(tool if tool.is_strict else loosened(tool) for tool in tools)
+        for offered in (tools, loose):
+            form = self._form(ask, offered, thinks=thinks)
+            make_constraint = partial(start_form, form, self._grammars, self._vocabulary)
+            try:
+                make_constraint()
+            except UsageError:
+                if offered == loose:
+                    raise
+            else:
+                break
+        return make_constraint
+
     def _form(self, ask: ChatAsk, tools: tuple[Tool, ...], *, thinks: bool) -> Form:
         rules, calls, grammar = LarkRules(self._vocabulary), self.dialect.calls, ask.grammar
         thinking, may_think = self.dialect.thinking, ask.thinking.is_on is not False
@@ -192,6 +209,18 @@ class ChatPrompts:
 
     def _is_token(self, text: str) -> bool:
         return len(self._vocabulary.tokenize(text, add_special=False, parse_special=True)) == 1
+
+
+def _with_short_ids(message: Message) -> Message:
+    """As templates want them that know no others; callers may have theirs from elsewhere."""
+    calls = tuple(replace(call, id=_short(call.id)) for call in message.tool_calls)
+    call_id = _short(message.tool_call_id) if message.tool_call_id else ""
+    return replace(message, tool_calls=calls, tool_call_id=call_id)
+
+
+def _short(call_id: str) -> str:
+    is_short = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
+    return call_id if is_short else hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def _chosen(ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:

@@ -26,6 +26,11 @@ SCHEMA = {
     "properties": {"city": {"enum": ["Rome"], "description": "Of <|end|>."}},
     "required": ["city"],
 }
+ODD: dict[str, Any] = {
+    "type": "object",
+    "properties": {"x": {"type": "zzz"}, "y": {"type": "string"}},
+    "required": ["x"],
+}
 DEEP: dict[str, Any] = functools.reduce(lambda inner, _: {"a": inner}, range(450), {"a": 1})
 TOOL = Tool("get_weather", "Tells <|end|> it.", SCHEMA)
 
@@ -118,6 +123,26 @@ def test_a_call_that_a_model_decides_on_follows_the_schema(vocabulary: Vocabular
     assert answer(vocabulary, prompt, "No need.").content == "No need."
 
 
+@pytest.mark.parametrize("name", ["hermes", "qwen xml"])
+def test_a_schema_that_no_grammar_can_follow_is_followed_loosely(vocabulary: Vocabulary, name: str) -> None:
+    ask = ChatAsk((USER,), (Tool("a", "", ODD),), "required", calls_in_parallel=False)
+    prompt = prompts(vocabulary, FAMILIES[name].template).chat(ask)
+    wish = {"hermes": '<tool_call>\n{"name": "a", "arguments": {"x": 12}}',
+            "qwen xml": "<tool_call>\n<function=a>\n<parameter=x>\n12\n</parameter>\n</function>"}  # fmt: skip
+    [call] = answer(vocabulary, prompt, wish[name]).tool_calls
+    assert call.name == "a" and json.loads(call.arguments)["x"] == 12
+
+
+def test_ids_that_a_template_does_not_take_are_made_short(vocabulary: Vocabulary) -> None:
+    template = FAMILIES["mistral"].template.replace(
+        "{% for c in m.tool_calls %}",
+        ("{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('nine characters') }}{% endif %}"),
+    )
+    call = ToolCall("toolu_0123456789", "get_weather", '{"city": "Rome"}')
+    chat = (USER, Message("assistant", "", tool_calls=(call,)), Message("tool", "18", tool_call_id=call.id))
+    assert "18" in text_of(vocabulary, prompts(vocabulary, template).chat(ChatAsk(chat, (TOOL,))))
+
+
 def test_a_grammar_begins_after_the_thinking(vocabulary: Vocabulary) -> None:
     ask = ChatAsk((USER,), grammar=Grammar("json_schema", json.dumps({"enum": ["yes", "no"]})))
     prompt = prompts(vocabulary, THINKING).chat(ask)
@@ -170,7 +195,7 @@ def test_an_answer_that_goes_on(vocabulary: Vocabulary) -> None:
         ({"tools": (Tool("a", "", DEEP),), "tool_choice": "auto"}, "nested"),
         ({"template_variables": DEEP}, "nested"),
         ({"messages": (USER, Message("assistant", "", tool_calls=(ToolCall("", "a", json.dumps(DEEP)),)))}, "nested"),
-        ({"tools": (Tool("a", "", {"type": "object", "properties": {"x": {"type": "zzz"}}}),)}, "grammar"),
+        ({"tools": (Tool("a", "", ODD, is_strict=True),)}, "grammar"),
     ],
 )
 def test_what_cannot_be_asked(vocabulary: Vocabulary, more: dict[str, Any], match: str) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tpi.engine.dialects.source import Malformed, Steps, TextSource
@@ -87,6 +87,14 @@ def parameters_of(tool: Tool | None) -> tuple[Parameter, ...]:
 def schema_of(tool: Tool) -> dict[str, Any]:
     """Of its arguments: an object, with no more than it names unless it says so."""
     return {"type": "object", "properties": {}, "additionalProperties": False, **tool.parameters}
+
+
+def loosened(tool: Tool) -> Tool:
+    """With the same arguments, of which only texts are told from other values."""
+    kept = {parameter.name: {"type": "string"} if parameter.is_text else {} for parameter in parameters_of(tool)}
+    needed = [parameter.name for parameter in parameters_of(tool) if parameter.is_required]
+    schema = {"type": "object", "properties": kept, "required": needed, "additionalProperties": True}
+    return replace(tool, parameters=schema)
 
 
 def checked_name(name: str) -> str:

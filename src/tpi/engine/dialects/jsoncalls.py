@@ -116,7 +116,7 @@ class JsonCalls:
             body = f"{rules.text('[')} {repeated(calls, rules.text(', '), is_many=is_many)} {rules.text(']')}"
             return f"{line} {body} {line} {rules.text(self.closer) if self.closer else ''}"
         if not self.closer:
-            return repeated(calls, rules.text(self.joint + " "), is_many=is_many and bool(self.joint))
+            return calls  # more than one is read, but templates do not take them back
         body = rules.rule(f"{line} {calls} {line} {rules.text(self.closer)}")
         return repeated(body, f"{rules.text(chr(10))} {rules.text(self.opener)}", is_many=is_many)
 
