@@ -127,9 +127,8 @@ class Service:
 
     @property
     def capabilities(self) -> list[str]:
-        """What the model can do, by the words of its template."""
-        words = {"tools": "tools" in self.about.template, "thinking": "think" in self.about.template}
-        return ["completion", *(name for name, has in words.items() if has)]
+        """What the model can do, in Ollama's words: tools are told of in a text where its template knows none."""
+        return ["completion", "tools", *(["thinking"] if self._engine.thinks else [])]
 
     @property
     def n_places(self) -> int:

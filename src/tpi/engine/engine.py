@@ -84,6 +84,11 @@ class Engine:
         """How many answers can be under way at once."""
         return self._runner.n_sequences
 
+    @property
+    def thinks(self) -> bool:
+        """The model can think aloud before it answers."""
+        return self._prompts.dialect.thinking is not None
+
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))

@@ -125,6 +125,7 @@ class ScriptedEngine:
     tally: Tally = field(default_factory=Tally)
     n_context: int = 64
     n_sequences: int = 2
+    thinks: bool = True
     embedder: Any = field(default_factory=lambda: SimpleNamespace(can_rank=False))
     n_cells: int = 64
 

@@ -136,7 +136,7 @@ def test_models(server: Played) -> None:
     assert model.model == "demo:latest" and model.size and model.details and model.details.format == "gguf"
     shown = asker.show("demo")
     assert shown.modelinfo and shown.modelinfo["general.architecture"] == "llama"
-    assert shown.capabilities is not None and "completion" in shown.capabilities
+    assert shown.capabilities == ["completion", "tools", "thinking"]
     [running] = asker.ps().models
     assert running.expires_at is not None and running.context_length == 64
     with urllib.request.urlopen(server.url + "/api/version") as response:
