@@ -3,6 +3,7 @@
 Knows the model's template, dialect and vocabulary; no passes. Master only, any thread.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,9 +51,6 @@ class ChatPrompts:
         self._vocabulary, self._template = vocabulary, template
         self._grammars = GrammarTokens(vocabulary)
         self.dialect: Dialect = find_dialect(template.source, self._is_token)
-        marks = " ".join(self.dialect.marks)
-        specials = {marks[start:end] for start, end in vocabulary.special_spans(marks)}
-        self._shown = frozenset(vocabulary.special_tokens[text] for text in specials)
 
     def chat(self, ask: ChatAsk) -> Prompt:
         """Raises:
@@ -88,6 +86,13 @@ class ChatPrompts:
     def raw(self, text: str, grammar: Grammar | None = None) -> Prompt:
         """As ``text``."""
         return self.text(tuple(encode_raw(self._vocabulary, text)), grammar)
+
+    @functools.cached_property
+    def _shown(self) -> frozenset[int]:
+        """Looked for when the first chat comes, among all tokens."""
+        marks = " ".join(self.dialect.marks)
+        specials = {marks[start:end] for start, end in self._vocabulary.special_spans(marks)}
+        return frozenset(self._vocabulary.special_tokens[text] for text in specials)
 
     # The prompt.
 
