@@ -78,9 +78,10 @@ class MasterSettings:
     ``context`` None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``n_parallel``
     answers at most are under way at once, and share the context's cells; ``chunk_tokens`` None means
     ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel; ``layout``
-    says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. A
-    worker that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what
-    every rank did when."""
+    says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. With
+    ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32 bits. A worker
+    that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what every rank
+    did when."""
 
     model: Path
     folders: Folders
@@ -95,6 +96,7 @@ class MasterSettings:
     layout: str | None = None
     allreduce: str | None = None
     kv_type: str = "F16"
+    is_reproducible: bool = False
     bind: str = "0.0.0.0"
     port: int = DEFAULT_PORT
     name: str = "master"

@@ -20,7 +20,7 @@ from tpi.cluster.allreduce.driver import Sums
 from tpi.gguf.types import F16, TYPES_BY_NAME, TensorType
 from tpi.runtime.protocols import Float32Array
 
-_CONTEXT, Q8_0 = 512, TYPES_BY_NAME["Q8_0"]
+_CONTEXT, Q8_0, Q4_0 = 512, TYPES_BY_NAME["Q8_0"], TYPES_BY_NAME["Q4_0"]
 
 
 def conversations(count: int) -> list[tuple[list[int], list[bool]]]:
@@ -58,9 +58,12 @@ def main() -> None:
     ways: dict[str, Callable[[list[int]], Float32Array]] = {
         "tpi, F16": lambda tokens: ours(path, tokens, F16),
         "tpi, Q8_0": lambda tokens: ours(path, tokens, Q8_0),
+        "tpi, Q4_0": lambda tokens: ours(path, tokens, Q4_0),
         "llama.cpp, F16": lambda tokens: theirs(path, tokens, F16, True),
         "llama.cpp, Q8_0": lambda tokens: theirs(path, tokens, Q8_0, False),
         "llama.cpp, Q8_0, turned": lambda tokens: theirs(path, tokens, Q8_0, True),
+        "llama.cpp, Q4_0": lambda tokens: theirs(path, tokens, Q4_0, False),
+        "llama.cpp, Q4_0, turned": lambda tokens: theirs(path, tokens, Q4_0, True),
     }
     held_out = conversations(given.conversations)
     print("| cache | nats a token | mean difference from its F16 | largest |\n| --- | --- | --- | --- |")

@@ -13,6 +13,8 @@ from tests.parity.test_cut_back import KINDS
 from tests.sequences import TokenSequence
 from tpi.engine.passes import Passes, Rows
 from tpi.engine.sequences import Sequence, Sequences
+from tpi.model.states import FULL
+from tpi.runtime import sights
 from tpi.runtime.protocols import Float32Array
 from tpi.runtime.rankmodel import RankSettings
 
@@ -67,8 +69,14 @@ class Party:
         self.sequences.end(self._live.pop(number))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_gets_what_it_gets_alone(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "copies_cells"), [*((kind, True) for kind in KINDS), ("cells", False), ("windows", False)]
+)
+def test_each_gets_what_it_gets_alone(
+    tmp_path: Path, kind: str, copies_cells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All cells behind a mask, and each sequence's own."""
+    monkeypatch.setattr(sights, "_CHECK_BYTES", 1e9 if copies_cells else 1e-9)
     path = write_made(tmp_path / "model.gguf", VARIANTS[KINDS[kind]](), "F32")
     with LocalRunner(path, SETTINGS) as runner:
         party = Party(runner)
@@ -85,6 +93,7 @@ def test_each_gets_what_it_gets_alone(tmp_path: Path, kind: str) -> None:
         n_cached += party.begin(4)
         for _ in range(60):
             party.step({4: 13, 3: 1})
+        assert bool(runner.workspace.arrays.sights.blocks[FULL].any()) == copies_cells
         cells = [int(cell) for work in runner.passes for cell in work.cells]
         assert cells != sorted(cells) and max(len(work.sampled) for work in runner.passes) == 3
     if kind in ("cells", "latent"):

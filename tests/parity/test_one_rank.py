@@ -12,8 +12,6 @@ from tpi.cluster.allreduce.driver import Sums
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.weights.layout import PIECE_BYTES
 
-Q8_0 = TYPES_BY_NAME["Q8_0"]
-
 BOUND = 1e-5
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -78,13 +76,15 @@ def test_rearranged_weights_equal_llama_cpp(tmp_path: Path, types: str, piece_by
     assert range_difference(ours, reference_logits(path, chunks, repack=True)) <= BOUND
 
 
-def test_q8_0_cache_equals_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kv_type", ["Q8_0", "Q4_0"])
+def test_a_quantised_cache_equals_llama_cpp(tmp_path: Path, kv_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # llama.cpp turns the heads of quantised caches by a Hadamard matrix unless it is told not to.
     monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
     path = write_random_model(tmp_path / "model.gguf", types="Q4_0")
     chunks = _chunks(320)
-    ours = cluster_logits(path, chunks, [Sums(None, None)], kv_type=Q8_0)[0]
-    assert range_difference(ours, reference_logits(path, chunks, kv_type=Q8_0)) <= BOUND
+    kind = TYPES_BY_NAME[kv_type]
+    ours = cluster_logits(path, chunks, [Sums(None, None)], kv_type=kind)[0]
+    assert range_difference(ours, reference_logits(path, chunks, kv_type=kind)) <= BOUND
 
 
 @pytest.mark.parametrize("types", ["F16", "Q4_0", "Q4_K", "Q8_0"])

@@ -76,7 +76,19 @@ NoRepack = Annotated[
         "--no-repack", help="Keep no second copy of the weights on disk, in the order that the kernels like best."
     ),
 ]
-KvType = Annotated[str, typer.Option(metavar="TYPE", help="What the KV cache is made of: F16, or Q8_0 (half of it).")]
+KvType = Annotated[
+    str,
+    typer.Option(
+        metavar="TYPE",
+        help="What the KV cache is made of: F16, Q8_0 (half of it), or Q4_0 (a quarter, which some models bear badly).",
+    ),
+]
+Reproducible = Annotated[
+    bool,
+    typer.Option(
+        "--reproducible", help="An answer does not depend, bit for bit, on who else is answered; slower. Sums in f32."
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="What this device is called. [default: its host name]")]
 
 

@@ -38,6 +38,7 @@ def command(
     wire: options.Wire = "f16",
     allreduce: options.Allreduce = None,
     kv_type: options.KvType = "F16",
+    reproducible: options.Reproducible = False,
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
     api: Annotated[
@@ -112,6 +113,7 @@ def command(
         wire=wire.lower(),
         allreduce=allreduce,
         kv_type=kv_type.upper(),
+        is_reproducible=reproducible,
         trace=trace,
         bind=bind,
         port=port,

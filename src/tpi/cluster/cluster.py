@@ -253,6 +253,7 @@ class Cluster:
         self.n_context = min(plan.n_cells, plan.spec.n_context_train)
         self.max_tokens, self.max_sampled, self.n_sequences = plan.max_tokens, plan.max_sampled, plan.n_sequences
         self._settings_of_ranks = rank_settings(plan, 1)
+        self.is_reproducible = plan.is_reproducible
         self.is_staged = n_stages(flows_of(blocks_of(plan.spec), plan.partition)) > 1
         """Layers lie on one device after the other, which work at the same time only while there are several passes."""
         self._membership.on_end = self._epoch.interrupt

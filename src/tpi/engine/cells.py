@@ -9,7 +9,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-BLOCK_CELLS = 32
+from tpi.runtime.passes import BLOCK_CELLS
 
 
 @dataclass(eq=False, slots=True)

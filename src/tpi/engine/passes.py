@@ -2,7 +2,7 @@
 is wanted by all of them together. One thread."""
 
 from collections import abc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,14 @@ class Passes:
         self._sequences.copied()
         return result
 
+    def _together(self, wanted: abc.Sequence[Wanted]) -> Wanted:
+        """Where nothing may depend on the others, whole rows: how a row's exponentials are summed goes by what is
+        told of it."""
+        if not wanted:
+            return ALL
+        all_of_it = together(wanted)
+        return replace(all_of_it, n_best=0, ids=(), is_exact=True) if self._runner.is_reproducible else all_of_it
+
     def _build(self, batch: abc.Sequence[Rows]) -> Pass:
         number, self.next_pass = self.next_pass, self.next_pass + 1
         n_seen = self._sequences.stop_cell
@@ -76,7 +84,7 @@ class Passes:
             cells=cells,
             visible=visible,
             sampled=np.asarray(sampled, np.int32),
-            wanted=together(wanted) if wanted else ALL,
-            runs=runs if self._sequences.are_bound else (),
+            wanted=self._together(wanted),
+            runs=runs if self._sequences.are_bound or len(runs) > 1 else (),
             copies=self._sequences.copies,
         )

@@ -37,6 +37,10 @@ class PassRunner(Protocol):
         """Passes of a prompt should be many: ranks work one after the other."""
 
     @property
+    def is_reproducible(self) -> bool:
+        """See ``RankSettings``."""
+
+    @property
     def n_forgotten(self) -> int:
         """How often ranks have forgotten everything that they kept."""
 

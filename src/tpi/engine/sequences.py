@@ -10,11 +10,11 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from tpi.engine.cells import BLOCK_CELLS, CellBlock, CellPool
+from tpi.engine.cells import CellBlock, CellPool
 from tpi.engine.runner import PassRunner
 from tpi.engine.seats import Seat, Seats
 from tpi.errors import ContextError, UsageError
-from tpi.runtime.passes import MAX_COPIES, CellCopy, Copies
+from tpi.runtime.passes import BLOCK_CELLS, MAX_COPIES, CellCopy, Copies
 
 Tokens: TypeAlias = abc.Sequence[int]
 

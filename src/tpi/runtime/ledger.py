@@ -4,9 +4,9 @@ rank may have been stopped in it. What does not hold has left no trace, but in c
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tpi.runtime.passarrays import starts_of
 from tpi.runtime.passes import Copies, Pass, SequenceCopy
 from tpi.runtime.recurrent import StateSlots
+from tpi.runtime.sights import starts_of
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""The arrays that a pass fills and graphs read: activations, positions, cells and masks of every window, experts' rows.
+"""The arrays that a pass fills and graphs read: activations, positions, experts' rows, and what
+the rows look at (``sights``).
 
 Owns them; their addresses stay. One thread.
 """
 
-from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -14,18 +14,14 @@ from tpi.errors import MemoryBudgetError
 from tpi.model.spans import Span
 from tpi.model.states import FULL
 from tpi.model.steps import Temperature
-from tpi.runtime.ggml.inputs import Addresses
-from tpi.runtime.passes import Pass, Run
+from tpi.runtime.ggml.inputs import Addresses, Seen
+from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
-from tpi.runtime.rankmodel import N_KV_STEP, RankModel, RankSettings
-
-_F16_MINUS_INFINITY = np.uint16(0xFC00)
+from tpi.runtime.rankmodel import RankModel, RankSettings
+from tpi.runtime.sights import Sights
 
 _AGE_BYTES = 7
 """Of a cell and a row while a window's mask is made: how long ago it was, and three conditions."""
-
-Seen = tuple[tuple[int, int], ...]
-"""Of every window, how many cells graphs look at."""
 
 
 class PassArrays:
@@ -47,8 +43,7 @@ class PassArrays:
             self._looked_up = np.zeros((n, inputs.n_looked_up), np.float32)
             self._positions = np.zeros(n, np.int32)
             self._temperatures = {temperature: np.zeros(n, np.float32) for temperature in inputs.temperatures}
-            self._cells = {window: np.zeros(n, np.int64) for window in (FULL, *model.windows)}
-            self._masks = {window: np.zeros(n * settings.cells_of(window), np.uint16) for window in model.windows}
+            self.sights = Sights(model, settings)
             self._chosen = np.zeros(n * n_used, np.int32)
             self._outputs = np.zeros(n * n_used * width, np.float32)
             self.expert_rows = np.zeros((n if n_used else 0, width), np.float32)
@@ -71,8 +66,11 @@ class PassArrays:
             left_stride=self._model.max_left_width,
             positions=_address(self._positions),
             temperatures={kind: _address(values) for kind, values in self._temperatures.items()},
-            cells={window: _address(values) for window, values in self._cells.items()},
-            masks={window: _address(values) for window, values in self._masks.items()},
+            cells={window: _address(values) for window, values in self.sights.cells.items()},
+            masks={window: _address(values) for window, values in self.sights.masks.items()},
+            blocks={window: _address(values) for window, values in self.sights.blocks.items()},
+            gathered=(_address(self.sights.gathered[0]), _address(self.sights.gathered[1])),
+            attended=_address(self.sights.attended),
             chosen=_address(self._chosen),
             outputs=_address(self._outputs),
             expert_rows=_address(self.expert_rows),
@@ -84,14 +82,14 @@ class PassArrays:
         """Memory of the arrays when they are used to the full, and of a pass's mask while it is copied."""
         arrays: list[npt.NDArray[Any]] = [
             self.residual, self._total, self._partial, self._left, self._embeddings, self._looked_up,
-            self._outputs, self.expert_rows, *self._masks.values(),
+            self._outputs, self.expert_rows,
         ]  # fmt: skip
         copied = self._settings.max_tokens * max(
             2 * self._settings.n_cells,
             *(_AGE_BYTES * self._settings.ring_cells(window) for window in self._model.windows if window != FULL),
             0,
         )
-        return sum(array.nbytes for array in arrays) + copied
+        return sum(array.nbytes for array in arrays) + self.sights.n_bytes + copied
 
     def total(self, width: int, start: int, stop: int) -> Float32Array:
         """Rows of a sum of ``width``. Parts of a pass have memory of their own: their sums may be of different
@@ -128,8 +126,7 @@ class PassArrays:
                 array[:n_kept] = array[rows]
 
     def load(self, work: Pass) -> Seen:
-        """Copies the pass's inputs to where the graphs read them; returns how many cells of every window they look
-        at."""
+        """Copies the pass's inputs to where the graphs read them; returns what attention looks at."""
         n, width = work.n_tokens, self._model.spec.n_embd
         if work.embeddings is not None:
             self.residual[:n] = work.embeddings[:, :width]
@@ -139,59 +136,13 @@ class PassArrays:
         self._positions[:n] = work.positions
         for temperature, values in self._temperatures.items():
             values[:n] = _factors(temperature, work.positions)
-        self._cells[FULL][:n] = work.cells
-        return tuple(
-            (window, self._load_full(work) if window == FULL else self._load_window(work, window))
-            for window in self._model.windows
-        )
+        return self.sights.load(work)
 
     def written(self, window: int, n_tokens: int) -> list[Span]:
         """The cells of the first ``n_tokens`` rows of the pass that was loaded last, in runs."""
-        cells = np.unique(self._cells[window][:n_tokens])
+        cells = np.unique(self.sights.cells[window][:n_tokens])
         runs = np.split(cells, np.flatnonzero(np.diff(cells) > 1) + 1)
         return [Span(int(run[0]), int(run[-1]) + 1) for run in runs]
-
-    def _load_full(self, work: Pass) -> int:
-        n, n_seen = work.visible.shape
-        n_kv = _rounded(n_seen, self._settings.n_cells)
-        mask = self._masks[FULL][: n * n_kv].reshape(n, n_kv)
-        mask[:, n_seen:] = _F16_MINUS_INFINITY
-        np.multiply(~work.visible, _F16_MINUS_INFINITY, out=mask[:, :n_seen])
-        return n_kv
-
-    def _load_window(self, work: Pass, window: int) -> int:
-        """A sequence's token at position p lies in cell p modulo the window's cells, of those that the sequence has."""
-        n_ring, runs = self._settings.ring_cells(window), work.all_runs
-        is_sole = len(runs) == 1 and runs[0].sequence == 0
-        n_seen = int(work.positions[-1]) + 1 if is_sole else n_ring * (1 + max(run.sequence for run in runs))
-        n_kv = _rounded(min(n_seen, self._settings.cells_of(window)), self._settings.cells_of(window))
-        mask = self._masks[window][: work.n_tokens * n_kv].reshape(work.n_tokens, n_kv)
-        mask[:] = _F16_MINUS_INFINITY
-        for start, run in starts_of(runs):
-            rows = slice(start, start + run.n_tokens)
-            first, positions = run.sequence * n_ring, work.positions[rows]
-            self._cells[window][rows] = first + positions % n_ring
-            stop = min(first + n_ring, n_kv)
-            held = (
-                positions[-1] - (positions[-1] - np.arange(stop - first, dtype=np.int32)) % n_ring
-            )  # the position in every cell
-            ages = positions[:, None] - held[None, :]
-            is_seen = (ages >= 0) & (ages < window) & (held >= 0)[None, :]
-            mask[rows, first:stop][is_seen] = 0
-        return n_kv
-
-
-def starts_of(runs: Sequence[Run]) -> list[tuple[int, Run]]:
-    """Every run with its first row."""
-    found, start = [], 0
-    for run in runs:
-        found.append((start, run))
-        start += run.n_tokens
-    return found
-
-
-def _rounded(n_seen: int, n_cells: int) -> int:
-    return min(n_cells, -(-n_seen // N_KV_STEP) * N_KV_STEP)
 
 
 def _factors(temperature: Temperature, positions: npt.NDArray[np.int32]) -> Float32Array:

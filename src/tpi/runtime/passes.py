@@ -10,6 +10,9 @@ from tpi.config import MAX_PARALLEL
 from tpi.runtime.logits import ALL, Wanted
 from tpi.runtime.protocols import Float32Array
 
+BLOCK_CELLS = 32
+"""Cells of a sequence lie in blocks of so many, in order."""
+
 TILED_TOKENS = 64
 """From so many tokens on, passes are computed by the same kernels, which are faster per token than those for fewer."""
 

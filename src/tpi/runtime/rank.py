@@ -13,8 +13,7 @@ import numpy as np
 from tpi.errors import NumericError
 from tpi.runtime.experts import Choices, Chooser, ExpertRunner, Ids
 from tpi.runtime.ggml.graph import Graph
-from tpi.runtime.ggml.inputs import BatchShape
-from tpi.runtime.passarrays import Seen
+from tpi.runtime.ggml.inputs import BatchShape, Seen
 from tpi.runtime.passes import Pass
 from tpi.runtime.program import PassProgram
 from tpi.runtime.protocols import Allreduce, Float32Array, HeldPiece, PieceWindow

@@ -45,6 +45,9 @@ class RankSettings:
     """How many sequences sliding windows and recurrent states are kept for."""
     n_kept_states: int = 0
     """Recurrent states of each that are kept beside the latest."""
+    is_reproducible: bool = False
+    """What is computed of a sequence depends on nothing else in a pass, nor on how it was cut into passes, bit for
+    bit."""
 
     @property
     def n_sampled(self) -> int:
@@ -66,6 +69,16 @@ class RankSettings:
     def cells_of(self, window: int) -> int:
         """Cells in the caches of blocks with this window, of all sequences."""
         return self.n_cells if window == FULL else self.n_sequences * self.ring_cells(window)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A rank's part of it in one block: query heads, and values of a cell in keys and in values."""
+
+    n_heads: int
+    key_width: int
+    value_width: int
+    value_dim: int
 
 
 @dataclass(frozen=True)
@@ -148,6 +161,15 @@ class RankModel:
         """Of all blocks that the rank attends in."""
         found = {state.window for block, state in self._states() if isinstance(state, KvState)}
         return tuple(sorted(found))
+
+    def attention(self, window: int) -> list["Attention"]:
+        """Of all blocks that the rank attends in with this window."""
+        found = []
+        for index in self.pieces_of:
+            state, share = self.state_of(self.blocks[index]), self.share(index)
+            if isinstance(state, KvState) and state.window == window and share.first.size:
+                found.append(Attention(share.first.size, *state.widths(share), state.value_dim))
+        return found
 
     def _states(self) -> Iterator[tuple[Block, State]]:
         """The blocks that keep something here."""

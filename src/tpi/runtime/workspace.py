@@ -14,15 +14,16 @@ from tpi.model.states import FULL, KvState, RecurrentState
 from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.ggml.graph import Graph, StateAddresses
 from tpi.runtime.ggml.held import GraphSettings, Held, Structure, held_block, held_expert
-from tpi.runtime.ggml.inputs import BatchShape
+from tpi.runtime.ggml.inputs import BatchShape, Seen, Sight
 from tpi.runtime.ggml.repack import Repacker
 from tpi.runtime.kvcache import KvCache
 from tpi.runtime.ledger import Ledger
-from tpi.runtime.passarrays import PassArrays, Seen, starts_of
+from tpi.runtime.passarrays import PassArrays
 from tpi.runtime.passes import Copies, Pass
 from tpi.runtime.protocols import Float32Array
 from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.recurrent import RecurrentStates, StateSlots
+from tpi.runtime.sights import starts_of
 from tpi.weights.layout import Piece
 
 _GRAPHS_KEPT = 32
@@ -80,11 +81,13 @@ class Workspace:
         self.cache = KvCache(model.cache_extents(settings), settings.kv_type)
         slots = StateSlots(settings.n_sequences, settings.n_kept_states)
         self.states = RecurrentStates(model.state_sizes(), slots)
-        self._all_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
-        self._graph_settings = GraphSettings(self._all_cells, settings.kv_type, repacker)
+        n_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
+        self._all_cells: Seen = tuple((window, Sight(n_kv)) for window, n_kv in n_cells)
+        self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker, settings.is_reproducible)
         self.ledger = Ledger(slots if self.states else None)
         self._pass_graphs: OrderedDict[tuple[int, Seen], Graph] = OrderedDict()
-        self.compute = Compute(settings.n_threads, settings.n_parts + bool(self._experts))
+        n_lanes = settings.n_parts + bool(self._experts)
+        self.compute = Compute(settings.n_threads, n_lanes, is_reproducible=settings.is_reproducible)
         try:
             self._reserve()
         except BaseException:
@@ -131,7 +134,7 @@ class Workspace:
         return min(settings.n_sequences, settings.n_sampled) if settings.n_sequences > 1 else int(has_room)
 
     def load(self, work: Pass) -> Seen:
-        """Copies the pass's inputs to where the graphs read them; returns how many cells the graphs look at."""
+        """Copies the pass's inputs to where the graphs read them; returns what attention looks at."""
         return self.arrays.load(work)
 
     def forget(self) -> None:
@@ -148,6 +151,8 @@ class Workspace:
         sequences = self.ledger.to_copy(copies)
         if not copies:
             return
+        for cells in copies.cells:
+            self.arrays.sights.copy(cells)
         for block in self.model.blocks:
             state = block.state
             if block.index not in self.cache or not isinstance(state, KvState):

@@ -17,11 +17,11 @@ from tpi.model.states import KvState, RecurrentState
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.ledger import Ledger
 from tpi.runtime.logits import Row
-from tpi.runtime.passarrays import starts_of
 from tpi.runtime.passes import Pass
 from tpi.runtime.rankmodel import RankSettings
 from tpi.runtime.recurrent import StateSlots
 from tpi.runtime.retention import Retention
+from tpi.runtime.sights import starts_of
 
 N_TOKENS = 320
 N_KEPT = 2
@@ -54,6 +54,7 @@ class FakeRanks:
         self.spec, self.n_cells, self.max_tokens, self.n_sequences = spec, n_cells, max_tokens, n_sequences
         self.n_context = n_cells - 7
         self.max_sampled, self.is_staged, self.n_forgotten = max(8, n_sequences), False, 0
+        self.is_reproducible = False
         self.passes: list[Pass] = []
         states: list[KvState | RecurrentState] = [KvState(64, 1, 64)]
         if window:

@@ -45,6 +45,7 @@ class FakeRunner:
     def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
         self.spec = read_spec(language.gguf, "")
         self.n_cells, self.max_tokens, self.n_forgotten, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
+        self.is_reproducible = False
         self.n_context, self.max_sampled, self.n_sequences = N_CELLS, 8, 1
         self.passes: list[Pass] = []
         self.n_rests = 0

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
 from tpi.errors import KernelError, MemoryBudgetError
 from tpi.runtime import workspace
-from tpi.runtime.ggml.inputs import BatchShape
+from tpi.runtime.ggml.inputs import BatchShape, Sight
 from tpi.runtime.kvcache import CacheExtent, KvCache, bytes_for
 from tpi.runtime.rankmodel import RankSettings
 from tpi.runtime.workspace import Workspace
@@ -26,7 +26,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
     with Workspace(model, RankSettings(max_tokens, N_CELLS, 2)) as space:
         before = space.compute.scratch_bytes
         shapes = [
-            (block, BatchShape(n, ((0, n_kv),)))
+            (block, BatchShape(n, ((0, Sight(n_kv)),)))
             for block in model.blocks
             for n in {1, 2, 3, 5, max_tokens // 2, max_tokens - 1, max_tokens}
             if 1 <= n <= max_tokens

@@ -97,6 +97,8 @@ class Plan(Message, frozen=True, tag="plan"):
     """Recurrent states of a sequence that are kept beside the latest."""
     n_sequences: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARALLEL)] = 1
     """That can be under way at once."""
+    is_reproducible: bool = False
+    """See ``RankSettings``."""
     is_traced: bool = False
     """What the rank does when is to be noted, until the master asks for it."""
     last_pass: PassNumber | None = None

@@ -309,6 +309,7 @@ def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
         _WIRE_BYTES[PayloadFormat(plan.payload)],
         n_sequences=plan.n_sequences,
         n_kept_states=plan.n_kept_states,
+        is_reproducible=plan.is_reproducible,
     )
 
 

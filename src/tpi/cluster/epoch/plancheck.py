@@ -14,7 +14,7 @@ from tpi.model.spec import ModelSpec
 from tpi.model.states import KvState
 from tpi.runtime.ggml.numbers import INT8_BLOCK_VALUES
 
-KV_TYPES = ("F16", "Q8_0")
+KV_TYPES = ("F16", "Q8_0", "Q4_0")
 """Types of the KV cache, by their GGUF names."""
 
 

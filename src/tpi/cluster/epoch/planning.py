@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import msgspec
 
 from tpi.cluster.allreduce.algorithms import ALL_ALGORITHMS
+from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import MAX_CELLS, Offer, Plan
+from tpi.cluster.epoch.choosing import TRIED
 from tpi.cluster.epoch.footprint import WORKER_PROCESS_BYTES, Claim, are_cheap, chunk_tokens, pass_load
 from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.epoch.plancheck import check_kv_type, check_payload
@@ -60,6 +62,11 @@ def check_settings(settings: MasterSettings, spec: ModelSpec) -> None:
         parse_layout(settings.layout, spec.n_layers)
     if settings.allreduce is not None and settings.allreduce not in ALL_ALGORITHMS:
         raise UsageError(f"--allreduce {settings.allreduce}: there are {', '.join(ALL_ALGORITHMS)}")
+    if settings.is_reproducible and settings.allreduce not in (None, *TRIED):
+        raise UsageError(
+            f"--reproducible: {settings.allreduce} adds up in an order that depends on how much it is: take "
+            f"{', '.join(TRIED)}"
+        )
     try:
         check_payload(settings.wire, spec)
     except ValueError as error:
@@ -169,8 +176,9 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
         n_sequences=settings.n_parallel,
         is_traced=settings.trace is not None,
         kv_type=kv_type_of(settings.kv_type, spec),
-        payload=settings.wire,
-        n_parts=2 if settings.n_workers else 1,
+        payload=PayloadFormat.F32.value if settings.is_reproducible else settings.wire,
+        n_parts=2 if settings.n_workers and not settings.is_reproducible else 1,
+        is_reproducible=settings.is_reproducible,
         n_kept_states=KEPT_STATES if has_recurrent_state(blocks_of(spec)) else 0,
     )
     try:

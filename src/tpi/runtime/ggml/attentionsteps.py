@@ -1,11 +1,23 @@
 """The steps of attention: rotary embeddings, the KV cache, attention itself."""
 
+from dataclasses import dataclass
+
 from tpi.model.spans import Span
 from tpi.model.states import KvState
 from tpi.model.steps import Rope, RopeStyle, Temperature
-from tpi.runtime.ggml.binding import PREC_F32, ROPE_NEOX, ROPE_NORMAL
-from tpi.runtime.ggml.inputs import data_pointer, new_tensor
+from tpi.runtime.ggml.binding import PREC_F32, ROPE_NEOX, ROPE_NORMAL, TYPE_F32, TYPE_I32, Tensor
+from tpi.runtime.ggml.inputs import Group, data_pointer, new_tensor
 from tpi.runtime.ggml.nodes import NodeBuilder, Place
+from tpi.runtime.passes import BLOCK_CELLS
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What becomes of them before the softmax; ``sinks`` is a tensor of one for every head."""
+
+    scale: float
+    softcap: float
+    sinks: int | None
 
 
 class AttentionSteps(NodeBuilder):
@@ -64,22 +76,93 @@ class AttentionSteps(NodeBuilder):
         """Attention in runs of query heads that share KV heads alike; heads of all runs, [value_dim, n_heads,
         n_tokens]."""
         base, state, result = self._base, self._kv_state(), 0
-        q, all_sinks = self.heads(q, state.head_dim), self._sole(sinks) if sinks else None
+        q, scores = self.heads(q, state.head_dim), _Scores(scale, softcap, self._sole(sinks) if sinks else None)
+        if self._shape.sight(state.window).groups:
+            return self._attend_own(q, keys, values, to_values, scores)
         mask = self._inputs.mask(state.window)
         for heads, kv_heads in state.runs(self._held.share):
             queries = base.ggml_permute(self._context, self.some_heads(q, heads.start, heads.size), 0, 2, 1, 3)
             seen_keys = self._see(keys, self.keys_pointers, kv_heads, state.head_dim, state.head_dim)
-            stride = state.head_dim if state.is_latent else state.value_dim
-            seen_values = self._see(values, to_values, kv_heads, stride, state.value_dim)
-            attended = base.ggml_flash_attn_ext(
-                self._context, queries, seen_keys, seen_values, mask, scale, 0.0, softcap
-            )
-            if all_sinks is not None:
-                base.ggml_flash_attn_ext_add_sinks(attended, self._some_sinks(all_sinks, heads))
-            base.ggml_prec_set_acc(attended, PREC_F32)
-            self._append(attended)
+            seen_values = self._see(values, to_values, kv_heads, self._value_stride(), state.value_dim)
+            attended = self._append(self._look(queries, seen_keys, seen_values, mask, scores, heads))
             result = self._append(base.ggml_concat(self._context, result, attended, 1)) if result else attended
         return result
+
+    def _attend_own(self, q: int, keys: int, values: int, to_values: list[Place], scores: "_Scores") -> int:
+        """The same where every sequence looks at its own cells: those of a group are gathered, one sequence's behind
+        the other's, and attended to at once."""
+        base, context, state, first = self._base, self._context, self._kv_state(), 0
+        n_tokens, (_, n_heads) = self._shape.n_tokens, self._extents(q)[:2]
+        address, row_bytes = self._inputs.attended, 4 * n_heads * state.value_dim
+        for number, group in enumerate(self._shape.sight(state.window).groups):
+            mask, result = self._inputs.group_mask(state.window, number), 0
+            to_keys, to_own_values = self._inputs.gathered
+            self._gather(keys, self.keys_pointers, number, to_keys)
+            if state.is_latent:
+                to_own_values = to_keys
+            else:
+                self._gather(values, to_values, number, to_own_values)
+            for heads, kv_heads in state.runs(self._held.share):
+                queries = self._queries(q, heads, first, group)
+                widths = self._extents(keys)[0], self._extents(values)[0]
+                own_keys = self._own(to_keys, group, kv_heads, widths[0], (state.head_dim, state.head_dim))
+                strides = self._value_stride(), state.value_dim
+                own_values = self._own(to_own_values, group, kv_heads, widths[1], strides)
+                attended = self._look(queries, own_keys, own_values, mask, scores, heads)
+                if heads.size == n_heads:
+                    data_pointer(attended).value = address + first * row_bytes
+                self._append(attended)
+                result = self._append(base.ggml_concat(context, result, attended, 1)) if result else attended
+            if data_pointer(result).value is None:
+                target = new_tensor(context, TYPE_F32, self._extents(result), address + first * row_bytes)
+                self._append(base.ggml_cpy(context, result, target))
+            first += group.n_sequences * group.n_rows
+        return new_tensor(context, TYPE_F32, (state.value_dim, n_heads, n_tokens), address)
+
+    def _look(self, queries: int, keys: int, values: int, mask: int, scores: "_Scores", heads: Span) -> int:
+        base = self._base
+        attended = base.ggml_flash_attn_ext(
+            self._context, queries, keys, values, mask, scores.scale, 0.0, scores.softcap
+        )
+        if scores.sinks is not None:
+            base.ggml_flash_attn_ext_add_sinks(attended, self._some_sinks(scores.sinks, heads))
+        base.ggml_prec_set_acc(attended, PREC_F32)
+        return int(attended)
+
+    def _queries(self, q: int, heads: Span, first: int, group: Group) -> int:
+        """Of the rows of a group, from row ``first`` on: [head_dim, n_rows, n_heads, n_sequences]."""
+        _, of_heads, of_rows, _ = Tensor.from_address(q).nb
+        extents = self._extents(q)[0], heads.size, group.n_rows, group.n_sequences
+        strides, offset = (of_heads, of_rows, group.n_rows * of_rows), heads.start * of_heads + first * of_rows
+        view = self._base.ggml_view_4d(self._context, q, *extents, *strides, offset)
+        return int(self._base.ggml_permute(self._context, view, 0, 2, 1, 3))
+
+    def _gather(self, cache: int, pointers: list[Place], number: int, address: int) -> None:
+        """Copies the cells of a group's sequences to ``address``, as integers: the kernel changes no bit of them."""
+        width, n_cells = self._extents(cache)[:2]
+        n_integers = self._settings.kv_type.row_bytes(width) * BLOCK_CELLS // 4
+        blocks = new_tensor(self._context, TYPE_I32, (n_integers, n_cells // BLOCK_CELLS))
+        pointers.append(Place(data_pointer(blocks)))
+        wanted = self._inputs.group_blocks(self._kv_state().window, number)
+        gathered = int(self._base.ggml_get_rows(self._context, blocks, wanted))
+        data_pointer(gathered).value = address
+        self._append(gathered)
+
+    def _own(self, address: int, group: Group, heads: Span, width: int, strides: tuple[int, int]) -> int:
+        """Some heads of what was gathered, of ``strides``[0] values of which the first ``strides``[1] are wanted, as
+        [head_dim, n_kv, n_heads, n_sequences]."""
+        kind, (stride, head_dim) = self._settings.kv_type, strides
+        cell_bytes, head_bytes = kind.row_bytes(width), kind.row_bytes(stride)
+        extents = head_dim, group.n_kv, heads.size, group.n_sequences
+        own = new_tensor(self._context, kind.id, extents, address + heads.start * head_bytes)
+        tensor = Tensor.from_address(own)
+        tensor.nb[1], tensor.nb[2], tensor.nb[3] = cell_bytes, head_bytes, group.n_kv * cell_bytes
+        return own
+
+    def _value_stride(self) -> int:
+        """Values from head to head."""
+        state = self._kv_state()
+        return state.head_dim if state.is_latent else state.value_dim
 
     def _some_sinks(self, sinks: int, heads: Span) -> int:
         if heads.size == self._extents(sinks)[0]:
@@ -117,4 +200,4 @@ class AttentionSteps(NodeBuilder):
         return int(seen)
 
     def _n_kv(self) -> int:
-        return self._shape.n_kv(self._kv_state().window)
+        return self._shape.sight(self._kv_state().window).n_kv

@@ -112,6 +112,7 @@ _BASE = {
     "ggml_transpose": (_T, [c_void_p, _T]),
     "ggml_view_2d": (_T, [c_void_p, _T, c_int64, c_int64, c_size_t, c_size_t]),
     "ggml_view_3d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64, c_size_t, c_size_t, c_size_t]),
+    "ggml_view_4d": (_T, [c_void_p, _T, *[c_int64] * 4, *[c_size_t] * 4]),
     "ggml_reshape_2d": (_T, [c_void_p, _T, c_int64, c_int64]),
     "ggml_reshape_3d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64]),
     "ggml_reshape_4d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64, c_int64]),

@@ -18,7 +18,9 @@ _NODES_PER_RUN = 24
 _NODES_PER_CHOICE = 3
 """each expert that a token chooses,"""
 _NODES_PER_HEAD_RUN = 8
-"""and each run of heads that share KV heads alike."""
+"""each run of heads that share KV heads alike, and, in every group of sequences that look at their own cells, again;"""
+_NODES_PER_GROUP = 10
+"""beside what else such a group adds."""
 
 
 def max_nodes(held: Held, shape: BatchShape) -> int:
@@ -27,7 +29,8 @@ def max_nodes(held: Held, shape: BatchShape) -> int:
     n_chosen = held.experts.n_used if held.experts is not None else 0
     n_nodes = _OTHER_NODES + _NODES_PER_PART * n_parts + _NODES_PER_CHOICE * n_chosen
     n_nodes += _NODES_PER_RUN * len(shape.runs) if held.is_recurrent else 0
-    return n_nodes + _NODES_PER_HEAD_RUN * held.n_head_runs
+    n_nodes += _NODES_PER_GROUP * shape.n_groups if held.window is not None else 0
+    return n_nodes + _NODES_PER_HEAD_RUN * held.n_head_runs * (1 + shape.n_groups)
 
 
 def tensor_bytes(held: Held, shape: BatchShape) -> int:

@@ -17,7 +17,8 @@ class Compute:
     while one of another lane is not done. ``abort``, which any thread may call, ends a run between two nodes.
     """
 
-    def __init__(self, n_threads: int, n_lanes: int = 1) -> None:
+    def __init__(self, n_threads: int, n_lanes: int = 1, *, is_reproducible: bool = False) -> None:
+        """``is_reproducible``: by kernels whose results depend on nothing but their operands' rows."""
         self._lib = ggml()
         params = ThreadpoolParams()
         self._lib.base.ggml_threadpool_params_init(ctypes.byref(params), n_threads)
@@ -29,6 +30,7 @@ class Compute:
         self._work_address = 0
         self._work_bytes = 0
         self.n_threads = n_threads
+        self._is_reproducible = is_reproducible
 
     def __enter__(self) -> "Compute":
         return self
@@ -91,6 +93,7 @@ class Compute:
             self._work = _allocate(plan.work_size)
             self._work_address = ctypes.addressof(ctypes.c_char.from_buffer(self._work))
             self._work_bytes = plan.work_size
+        plan.use_ref = self._is_reproducible
         plan.abort_callback, plan.abort_callback_data = self._abort.callback, self._abort.data
         return plan
 

@@ -23,6 +23,8 @@ class GraphSettings:
     n_cells: tuple[tuple[int, int], ...]
     kv_type: TensorType = F16
     repacker: Repacker | None = None
+    is_reproducible: bool = False
+    """Every row of a product is computed as if it were alone."""
 
     def cells_of(self, window: int) -> int:
         """Cells of the caches of blocks with this window."""

@@ -2,26 +2,54 @@
 
 import ctypes
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tpi.runtime.ggml.binding import TYPE_F16, TYPE_F32, TYPE_I32, TYPE_I64, Tensor, ggml
+from tpi.runtime.passes import BLOCK_CELLS
 
 PLACEHOLDER = 4096
 """A data pointer that says 'not yours to allocate' until the real one is written."""
 
 
 @dataclass(frozen=True)
+class Group:
+    """Sequences of a pass, one after the other, with ``n_rows`` rows each; ``n_kv`` cells are gathered for each."""
+
+    n_sequences: int
+    n_rows: int
+    n_kv: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What attention of a window looks at: cells 0 to ``n_kv`` behind a mask; or, if there are ``groups``, which have
+    all rows, every sequence at its own."""
+
+    n_kv: int = 0
+    groups: tuple[Group, ...] = ()
+
+
+Seen = tuple[tuple[int, Sight], ...]
+"""What attention of every window looks at."""
+
+
+@dataclass(frozen=True)
 class BatchShape:
-    """What a graph is built for: ``n_tokens`` rows; how many cells attention of each window sees; and the lengths of
-    the runs of rows that belong to one sequence each."""
+    """What a graph is built for: ``n_tokens`` rows; what attention of each window looks at; and the lengths of the runs
+    of rows that belong to one sequence each."""
 
     n_tokens: int
-    seen: tuple[tuple[int, int], ...] = ()
+    seen: Seen = ()
     runs: tuple[int, ...] = ()
 
-    def n_kv(self, window: int) -> int:
-        """Cells that attention of this window sees."""
+    def sight(self, window: int) -> Sight:
+        """What attention of this window looks at."""
         return dict(self.seen)[window]
+
+    @property
+    def n_groups(self) -> int:
+        """Of all windows, at most."""
+        return max((len(sight.groups) for _, sight in self.seen), default=0)
 
 
 @dataclass(frozen=True)
@@ -30,7 +58,9 @@ class Addresses:
 
     ``residual`` and ``embeddings`` f32 [n_tokens, n_embd], ``looked_up`` f32 [n_tokens, n_looked_up], ``summed`` and
     ``left`` f32 [n_tokens, width], ``positions`` i32 [n_tokens], ``temperature`` f32 [n_tokens]; of every window
-    ``cells`` i64 [n_tokens] and ``masks`` f16 [n_tokens, n_kv]; of experts ``chosen`` i32 [n_tokens, n_used],
+    ``cells`` i64 [n_tokens], and ``masks`` f16 [n_tokens, n_kv] or of every group [n_sequences, n_rows, n_kv] and
+    ``blocks`` of cells i32 [n_sequences, n_kv / BLOCK_CELLS]; ``gathered`` keys and values of a group; what is
+    ``attended`` by groups, f32 [n_tokens, n_heads, value_dim]; of experts ``chosen`` i32 [n_tokens, n_used],
     ``outputs`` f32 [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows, n_embd], ``zeros`` i32 [n_rows].
     """
 
@@ -46,6 +76,9 @@ class Addresses:
     temperatures: Mapping[object, int]
     cells: Mapping[int, int]
     masks: Mapping[int, int]
+    blocks: Mapping[int, int] = field(default_factory=dict)
+    gathered: tuple[int, int] = (0, 0)
+    attended: int = 0
     left: int = 0
     left_stride: int = 0
     chosen: int = 0
@@ -121,8 +154,31 @@ class Inputs:
         return self._make(("cells", window), TYPE_I64, (self._shape.n_tokens,), self._addresses.cells[window], 8)
 
     def mask(self, window: int) -> int:
-        extents = self._shape.n_kv(window), self._shape.n_tokens
+        extents = self._shape.sight(window).n_kv, self._shape.n_tokens
         return self._make(("mask", window), TYPE_F16, extents, self._addresses.masks[window], 2 * extents[0])
+
+    def group_mask(self, window: int, number: int) -> int:
+        """Of the sequences of a group, f16 [n_sequences, 1, n_rows, n_kv]."""
+        groups = self._shape.sight(window).groups
+        first = sum(group.n_sequences * group.n_rows * group.n_kv for group in groups[:number])
+        extents = groups[number].n_kv, groups[number].n_rows, 1, groups[number].n_sequences
+        return new_tensor(self._context, TYPE_F16, extents, self._addresses.masks[window] + 2 * first)
+
+    def group_blocks(self, window: int, number: int) -> int:
+        """The blocks of cells of the sequences of a group, i32 [n_sequences * n_kv / BLOCK_CELLS]."""
+        n_blocks = [group.n_sequences * group.n_kv // BLOCK_CELLS for group in self._shape.sight(window).groups]
+        address = self._addresses.blocks[window] + 4 * sum(n_blocks[:number])
+        return new_tensor(self._context, TYPE_I32, (n_blocks[number],), address)
+
+    @property
+    def gathered(self) -> tuple[int, int]:
+        """Where the keys and the values of a group are put."""
+        return self._addresses.gathered
+
+    @property
+    def attended(self) -> int:
+        """Where what groups attend to is put: heads of all rows, one after the other."""
+        return self._addresses.attended
 
     def chosen(self, n_used: int) -> int:
         return self._make("chosen", TYPE_I32, (n_used, self._shape.n_tokens), self._addresses.chosen, 4 * n_used)

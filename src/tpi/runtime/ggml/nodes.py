@@ -110,17 +110,33 @@ class NodeBuilder:
     def _product(self, weight: int, x: int) -> int:
         """An expert's is computed by the kernel for experts, which sums in another order than the one for matrices."""
         if not self._held.is_expert:
-            return int(self._base.ggml_mul_mat(self._context, weight, x))
+            return self._rows_apart(weight, x) if self._settings.is_reproducible else self._together(weight, x)
         n_columns, n_rows = self._extents(weight)[:2]
         rows = self._base.ggml_reshape_3d(self._context, self._contiguous(x), n_columns, 1, self._shape.n_tokens)
         made = self._append(self._base.ggml_mul_mat_id(self._context, weight, rows, self._inputs.zeros))
         return int(self._base.ggml_reshape_2d(self._context, made, n_rows, self._shape.n_tokens))
 
+    def _together(self, weight: int, x: int) -> int:
+        return int(self._base.ggml_mul_mat(self._context, weight, x))
+
+    def _rows_apart(self, weight: int, x: int) -> int:
+        """The kernel's choice goes by how many rows there are in a plane: here every row is one. The planes share the
+        weights, and are computed in turns over a few rows of these."""
+        n_columns, n_rows = self._extents(weight)[:2]
+        n_tokens = self._extents(x)[1]
+        planes = self._base.ggml_reshape_3d(self._context, self._contiguous(x), n_columns, 1, n_tokens)
+        made = self._append(self._base.ggml_mul_mat(self._context, weight, planes))
+        return int(self._base.ggml_reshape_2d(self._context, made, n_rows, n_tokens))
+
     def matmul_heads(self, role: str, x: int) -> int:
         base, weight = self._base, self._sole(role)
-        _, n_heads, _, _ = self._extents(x)
+        width, n_heads, n_tokens, _ = self._extents(x)
         n_columns, n_rows = self._extents(weight)[:2]
         matrices = self._alias(weight, (n_columns, n_rows // n_heads, n_heads))
+        if self._settings.is_reproducible:
+            planes = base.ggml_reshape_4d(self._context, self._contiguous(x), width, 1, n_heads, n_tokens)
+            made = self._append(base.ggml_mul_mat(self._context, matrices, planes))
+            return int(base.ggml_reshape_3d(self._context, made, n_rows // n_heads, n_heads, n_tokens))
         rows = base.ggml_permute(self._context, x, 0, 2, 1, 3)
         made = self._append(base.ggml_mul_mat(self._context, matrices, rows))
         return int(base.ggml_permute(self._context, made, 0, 2, 1, 3))

@@ -26,7 +26,7 @@ CACHED = "attention:"
 """Before a type's name: flash attention over a KV cache of that type."""
 REPACKED = "repacked:"
 """Before a type's name: its matrix product with rearranged weights."""
-CASES = (ATTENTION, CACHED + "Q8_0", *TYPES_BY_NAME, *(REPACKED + name for name in TYPES_BY_NAME))
+CASES = (ATTENTION, CACHED + "Q8_0", CACHED + "Q4_0", *TYPES_BY_NAME, *(REPACKED + name for name in TYPES_BY_NAME))
 """Everything that is tried: flash attention over a cache of 16-bit floats and over a quantised one, the matrix product
 of every data type, and with rearranged weights."""
 

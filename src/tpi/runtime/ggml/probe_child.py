@@ -30,8 +30,8 @@ _TOLERANCE = 0.02
 
 _F16_ROUNDING, _F16_TINY = 2.0**-11, 2.0**-25
 """Half a step of 16-bit floats: of the value, and where values are small."""
-_Q8_0_STEPS = 127
-_Q8_0_ROUNDING = 0.6
+_ROUNDING = {"Q8_0": 0.6 / 127, "Q4_0": 1.1 / 8}
+"""Of a value in a cache, as a part of the largest of its block."""
 """Half a step of a block's 8-bit integers, and as much as 127 steps differ because the step is a 16-bit float."""
 
 _Array = npt.NDArray[np.float32]
@@ -171,7 +171,7 @@ def keeps(kind: TensorType, kept: _Array, values: _Array) -> bool:
         rounding = np.abs(values) * _F16_ROUNDING + _F16_TINY
     else:
         blocks = np.abs(values.reshape(len(values), -1, kind.block_elements))
-        rounding = np.repeat(blocks.max(axis=-1), kind.block_elements, axis=-1) / _Q8_0_STEPS * _Q8_0_ROUNDING
+        rounding = np.repeat(blocks.max(axis=-1), kind.block_elements, axis=-1) * _ROUNDING[kind.name]
     return bool((np.abs(kept - values) <= rounding).all())
 
 

@@ -36,7 +36,7 @@ def test_a_plan_that_can_be_followed() -> None:
     [
         {"rank": 3},
         {"payload": "f64"},
-        {"kv_type": "Q4_0"},
+        {"kv_type": "Q4_1"},
         {"partition": divide(blocks_of(make_spec(n_layers=1)), [1, 1, 1])},
         {"partition": msgspec.structs.replace(PARTITION, n_ranks=4)},
         {"partition": msgspec.structs.replace(PARTITION, shares=())},

@@ -84,9 +84,9 @@ def test_what_can_be_is_accepted(changes: dict[str, Any]) -> None:
             "--context 16777216 is too long: a frame of .* bytes is larger than the 67108864",
         ),
         ({"context": (1 << 24) + 1}, make_spec(n_context_train=1 << 30), "was trained for 1 to 16777216 tokens"),
-        ({"kv_type": "Q4_0"}, SPEC, "--kv-type: a KV cache of type Q4_0; there are F16, Q8_0"),
+        ({"kv_type": "Q4_1"}, SPEC, "--kv-type: a KV cache of type Q4_1; there are F16, Q8_0, Q4_0"),
         (
-            {"kv_type": "Q8_0"},
+            {"kv_type": "Q4_0"},
             make_spec(head_dim=80),
             "--kv-type: .* needs heads of whole blocks, this model's have 80",
         ),
@@ -100,6 +100,7 @@ def test_what_can_be_is_accepted(changes: dict[str, Any]) -> None:
         ({"shares": (1, 1, 1), "layout": "0-1:*"}, SPEC, "--shares and --layout exclude each other"),
         ({"layout": "0-2:*"}, SPEC, "names layers that are not there: the model has 0 to 1"),
         ({"layout": "0:a"}, SPEC, "layer 1 stands in no part"),
+        ({"allreduce": "ring", "is_reproducible": True}, SPEC, "--reproducible: ring adds up in .*: take star"),
         ({"allreduce": "telepathy"}, SPEC, "--allreduce telepathy: there are star, one-shot, two-shot, ring, tree"),
     ],
 )

@@ -170,7 +170,7 @@ def test_what_a_cache_keeps_is_right_within_its_rounding() -> None:
     assert probe_child.keeps(TYPES_BY_NAME["F16"], values.astype(np.float16).astype(np.float32), values)
 
 
-@pytest.mark.parametrize("case", [ATTENTION, CACHED + "Q8_0"])
+@pytest.mark.parametrize("case", [ATTENTION, CACHED + "Q8_0", CACHED + "Q4_0"])
 @pytest.mark.parametrize("what", ["dequantise", "attended"])
 def test_wrong_cells_and_wrong_attention_are_noticed(monkeypatch: pytest.MonkeyPatch, case: str, what: str) -> None:
     right: Callable[..., probe_child._Array] = getattr(probe_child, what)
