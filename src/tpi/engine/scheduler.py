@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
-from tpi.engine.cells import BLOCK_CELLS, count_alike
+from tpi.engine.cells import count_alike
 from tpi.engine.chunks import ChunkSizes, next_chunk
 from tpi.engine.dry import Breakers, find_breakers
 from tpi.engine.generation import Generation, Request
@@ -23,6 +23,7 @@ from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import BusyError, Cancelled, TpiError
 from tpi.runtime.embedding import EmbeddingTable
 from tpi.runtime.logits import Row
+from tpi.runtime.passes import BLOCK_CELLS
 
 MAX_WAITING = 64
 _BREAKERS_KEPT = 16
