@@ -69,6 +69,8 @@ def _desk(given: argparse.Namespace, n_context: int) -> Iterator[_Desk]:
     path = given.model
     if path is None:
         shape = find_shape(given.shape)
+        if given.layers is not None:
+            shape = replace(shape, name=f"{shape.name}-{given.layers}-layers", n_layers=given.layers)
         if shape.n_context < n_context:
             shape = replace(shape, name=f"{shape.name}-{n_context}", n_context=n_context)
         path = find_model(RandomModel(shape, given.quant), given.work or cache / "bench")
@@ -92,6 +94,7 @@ def _options(what: str, n_prompt: int, n_rounds: int) -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(prog=f"bench {what}")
     parser.add_argument("--shape", default="tinyllama-1.1b", help=", ".join(SHAPES))
     parser.add_argument("--quant", default="q4_0")
+    parser.add_argument("--layers", type=int, metavar="N", help="so many of the shape's layers only")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a GGUF file instead of a shape")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=n_rounds)

@@ -77,6 +77,14 @@ class LinkTimeoutError(LinkError):
     """A peer that is not known to be gone has not said what was waited for."""
 
 
+class MissingDevicesError(LinkTimeoutError):
+    """Fewer devices have joined than were waited for."""
+
+
+class ProcessError(LinkError):
+    """A process of this machine cannot be started, or has ended."""
+
+
 class NumericError(TpiError):
     """A computation gave values that are not finite."""
 

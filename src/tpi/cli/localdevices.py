@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from tpi.config import Resources
-from tpi.errors import LinkError
+from tpi.errors import LinkError, ProcessError
 
 _END_S = 5.0
 _TERMINATE_S = 3.0
@@ -56,7 +56,7 @@ class LocalDevices:
         """Starts children that are still missing, now that ``n_joined`` of the others have joined.
 
         Raises:
-            LinkError: the system has no room for one more; all are ended then.
+            ProcessError: the system has no room for one more; all are ended then.
         """
         try:
             while len(self._children) < min(self._n, n_joined + _AT_ONCE):
@@ -66,16 +66,16 @@ class LocalDevices:
                 child.send(self._join_key)
         except OSError as error:
             self.close()
-            raise LinkError(f"cannot start {self._n} more processes on this machine: {error.strerror}") from error
+            raise ProcessError(f"cannot start {self._n} more processes on this machine: {error.strerror}") from error
         except BaseException:
             self.close()
             raise
 
     def check(self) -> None:
-        """Raises LinkError, with the last words of a child that has ended."""
+        """Raises ProcessError, with the last words of a child that has ended."""
         for child in self._children:
             if child.process.poll() is not None:
-                raise LinkError(f"the process of {child.name} ended: {child.last_words()}")
+                raise ProcessError(f"the process of {child.name} ended: {child.last_words()}")
 
     def explain(self, wait_s: float = 0.5) -> LinkError | None:
         """Why a child has ended by itself, if one does so within ``wait_s``; for when a link broke."""
@@ -83,7 +83,7 @@ class LocalDevices:
         while True:
             for child in self._children:
                 if child.process.poll() not in (None, 0):
-                    return LinkError(f"the process of {child.name} ended: {child.last_words()}")
+                    return ProcessError(f"the process of {child.name} ended: {child.last_words()}")
             if not self._children or time.monotonic() >= deadline_s:
                 return None
             time.sleep(0.02)

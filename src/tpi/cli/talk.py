@@ -17,7 +17,7 @@ from tpi.engine.generation import Delta
 from tpi.engine.reading import ChatDelta, MakeReader
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking
-from tpi.errors import Cancelled, UsageError
+from tpi.errors import BusyError, Cancelled, UsageError
 
 _HELP = "/new starts a new chat, /exit (or Ctrl-D) ends; Ctrl-C ends an answer early"
 
@@ -151,7 +151,7 @@ class Talk:
         asked = [*messages, Message("user", line)]
         try:
             self._answer(asked, self._show_summary)
-        except UsageError as error:
+        except (UsageError, BusyError) as error:
             self._display.note(f"tpi: {error}; /new starts a new chat")
             return messages
         return [*asked, Message("assistant", self._words, self._thoughts)]
@@ -166,9 +166,16 @@ class Talk:
             before = self._cluster.status() if self._manner.show_statistics else None
             answer = self._generate(self._make_prompt(messages), cancel)
             self._cluster.save_trace()
+            if answer.finish == "length":
+                self._display.note(f"the answer was cut after {answer.n_tokens} tokens: {self._why_cut(answer)}")
             if before is not None:
                 show(before, self._cluster.status(), answer)
         return answer
+
+    def _why_cut(self, answer: Answered) -> str:
+        if answer.n_tokens >= self._manner.generation.max_tokens:
+            return "--max-tokens allows no more"
+        return "the context is full"
 
     def _make_prompt(self, messages: Sequence[Message]) -> Asked:
         manner = self._manner

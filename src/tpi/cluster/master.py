@@ -25,7 +25,7 @@ from tpi.cluster.reports import Ready, Remark, Report, Transfer, Waiting
 from tpi.cluster.tracing.tracing import Tracing
 from tpi.cluster.transfer.stock import Stock, find_stock
 from tpi.config import MasterSettings
-from tpi.errors import LinkError, LinkTimeoutError
+from tpi.errors import LinkError, LinkTimeoutError, MissingDevicesError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import model_of, read_spec
 from tpi.runtime.rankmodel import RankModel
@@ -208,7 +208,7 @@ class Master:
         early: dict[Member, News] = {}  # offers of shards, until it is known of which model they must be
         while (n_joined := self._n_joined()) < wanted or not self.spec.digest:
             if n_joined < wanted and not early and wait_s is not None and time.monotonic() - started > wait_s:
-                raise LinkError(
+                raise MissingDevicesError(
                     f"{len(members)} of {wanted} devices joined within {wait_s:g} s: start `tpi join` on the others"
                 )
             self._check()

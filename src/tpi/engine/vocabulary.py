@@ -11,7 +11,8 @@ import ctypes
 import functools
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -44,7 +45,7 @@ class Vocabulary:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._stack_size = path, threading.Lock()
         _check_tokens(path)
         self._lib = vocabulary_functions()
         self._model: int | None = load_vocabulary_model(self._lib, path)
@@ -117,20 +118,32 @@ class Vocabulary:
             raise UsageError(f"the text has {len(data):,} bytes, at most {MAX_TEXT_BYTES:,} can be read at once")
         if len(data) <= _OWN_STACK_BYTES:
             return self._tokenize(data, add_special, parse_special)
-        tokens: list[int] = []
-        worker = threading.Thread(
-            target=lambda: tokens.extend(self._tokenize(data, add_special, parse_special)), name="tokenize"
-        )
-        # The size is the process's; a thread that another one starts meanwhile gets address space, no memory.
-        previous = threading.stack_size(_STACK_PER_BYTE * len(data) + (8 << 20) & ~0xFFFF)
-        try:
-            worker.start()
-        except RuntimeError as error:
-            raise MemoryBudgetError(f"no memory to read a text of {len(data):,} bytes: make it shorter") from error
-        finally:
-            threading.stack_size(previous)
+        return self._with_stack(_STACK_PER_BYTE * len(data), lambda: self._tokenize(data, add_special, parse_special))
+
+    def _with_stack(self, n_bytes: int, run: Callable[[], list[int]]) -> list[int]:
+        """What ``run`` gives, or raises, in a thread with a stack of so many bytes and some."""
+        done: Future[list[int]] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(run())
+            except BaseException as error:
+                done.set_exception(error)
+
+        worker = threading.Thread(target=work, name="tokenize")
+        # The size is the process's: one at a time may set it, and only until the thread has begun. One that starts
+        # elsewhere meanwhile gets address space, no memory.
+        with self._stack_size:
+            previous = threading.stack_size(n_bytes + (8 << 20) & ~0xFFFF)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                n_text = n_bytes // _STACK_PER_BYTE
+                raise MemoryBudgetError(f"no memory to read a text of {n_text:,} bytes: make it shorter") from error
+            finally:
+                threading.stack_size(previous)
         worker.join()
-        return tokens
+        return done.result()
 
     def _tokenize(self, data: bytes, add_special: bool, parse_special: bool) -> list[int]:
         # A token is at least one byte, but for the space before a text and the two around it.

@@ -36,10 +36,12 @@ class Echoed:
 class Echo:
     """Answers with the last message's words, one by one; what it was asked stays in ``asked``."""
 
-    def __init__(self, before_word: Callable[[str], None] = lambda word: None, prefix: str = "") -> None:
+    def __init__(
+        self, before_word: Callable[[str], None] = lambda word: None, prefix: str = "", finish: str = "stop"
+    ) -> None:
         self.asked: list[list[Message] | str] = []
         self._before_word = before_word
-        self._prefix = prefix
+        self._prefix, self._finish = prefix, finish
 
     def chat_prompt(self, ask: ChatAsk) -> Asked:
         if ask.messages[-1].content == "too long":
@@ -57,7 +59,7 @@ class Echo:
     def follow(self, generation: "Echoed", cancel: threading.Event | None = None) -> Iterator[Delta]:
         asked = self.asked[-1]
         text = self._prefix + (asked if isinstance(asked, str) else asked[-1].content)
-        said, finish = "", "stop"
+        said, finish = "", self._finish
         for word in text.split():
             self._before_word(word)
             if cancel is not None and cancel.is_set():
@@ -102,10 +104,11 @@ def make_desk(
     statistics: bool = True,
     output: io.StringIO | None = None,
     tell: Callable[[], None] = lambda: None,
+    max_tokens: int = 512,
 ) -> Desk:
     echo, output, notes = echo or Echo(), output or io.StringIO(), io.StringIO()
     cluster = FakeCluster()
-    manner = Manner(SamplingSettings(), GenerationSettings(raw=raw), statistics)
+    manner = Manner(SamplingSettings(), GenerationSettings(max_tokens, raw=raw), statistics)
     return Desk(Talk(echo, cluster, manner, PlainDisplay(notes), output, tell), echo, output, notes, cluster)
 
 
@@ -116,6 +119,13 @@ def test_one_answer_and_what_it_took() -> None:
     assert desk.echo.asked == [[Message("user", "Hello there")]]
     notes = desk.notes.getvalue()
     assert "seed 42" in notes and "device-1" in notes and "1.0 kB" in notes
+
+
+@pytest.mark.parametrize(("max_tokens", "why"), [(5, "--max-tokens allows no more"), (512, "the context is full")])
+def test_an_answer_that_was_cut_says_so(max_tokens: int, why: str) -> None:
+    desk = make_desk(Echo(finish="length"), statistics=False, max_tokens=max_tokens)
+    desk.talk.answer_once("Once upon")
+    assert desk.notes.getvalue() == f"the answer was cut after 5 tokens: {why}\n"
 
 
 def test_a_raw_prompt_and_no_statistics() -> None:

@@ -129,3 +129,15 @@ def test_libllamas_reason_is_passed_on(tmp_path: Path, capfd: pytest.CaptureFixt
         Vocabulary(write_byte_pairs(tmp_path / "pre.gguf", pre="nobody"))
     Vocabulary(write_byte_pairs(tmp_path / "v.gguf")).close()
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_fails_while_a_long_text_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts are read by a thread of their own."""
+    with Vocabulary(write_byte_pairs(tmp_path / "v.gguf")) as vocabulary:
+
+        def fail(*_: object) -> list[int]:
+            raise AssertionError("no tokens")
+
+        monkeypatch.setattr(vocabulary, "_tokenize", fail)
+        with pytest.raises(AssertionError, match="no tokens"):
+            vocabulary.tokenize("x" * 100_000, add_special=False, parse_special=False)
