@@ -28,7 +28,6 @@ BODY_S = 60.0
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _TOO_SLOW = 408
 _LARGE_BYTES = 1 << 20
-"""After bodies of such a size memory is given back."""
 _OPEN_PATHS = ("/health",)
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 """By these only this device reaches a server."""
@@ -60,6 +59,8 @@ class Guard:
         self._app, self._rules = app, rules
         self._held_bytes = 0
         """Of the bodies of all requests that are here."""
+        self._freed_bytes = 0
+        """Of those that have gone since memory was given back."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._check(scope, Headers(scope=scope))
@@ -83,9 +84,15 @@ class Guard:
         finally:
             n_bytes, body = sum(map(len, parts)), b""
             parts.clear()
-            self._held_bytes -= n_bytes
-            if n_bytes >= _LARGE_BYTES and not self._held_bytes:
-                give_back_freed()
+            self._let_go(n_bytes)
+
+    def _let_go(self, n_bytes: int) -> None:
+        """A body is not held any more; after large ones, and when there is no other, memory is given back."""
+        self._held_bytes -= n_bytes
+        self._freed_bytes += n_bytes
+        if self._freed_bytes >= _LARGE_BYTES > self._held_bytes:
+            self._freed_bytes = 0
+            give_back_freed()
 
     async def _read(self, receive: Receive, parts: list[bytes]) -> None:
         """Adds the body's parts, which count as held from then on.
