@@ -62,7 +62,6 @@ MEMORY = {
     "{{ n.l | tojson(indent=16) }}",
     "characters": "{{ ('😀a' * 999999) | list | length }}",
     "sorted": "{{ ('😀a' * 999999) | sort | length }}",
-    "upper characters": "{{ ('😀a' * 999999) | map('upper') | list | length }}",
     "parts": "{{ ('a ' * 999999).split() | length }}",
     "parts from the right": "{{ ('a ' * 999999).rsplit(' ') | length }}",
     "lines": "{{ ('a\n' * 999999).splitlines() | length }}",
