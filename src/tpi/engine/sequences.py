@@ -130,7 +130,7 @@ class Sequences:
         if len(prompt) > most:
             raise ContextError(
                 f"the prompt has {len(prompt)} tokens, {len(prompt) - most} more than the {most} that fit the context: "
-                "shorten it or use a larger --context",
+                "shorten it or serve it with a longer context",
                 len(prompt) - most,
             )
 

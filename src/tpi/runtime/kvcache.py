@@ -134,7 +134,7 @@ def reserve(n_bytes: int) -> mmap.mmap:
         memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryBudgetError(
-            f"no room for {n_bytes:,} bytes of KV cache ({error.strerror}): use a smaller --context"
+            f"no room for {n_bytes:,} bytes of KV cache ({error.strerror}): use a shorter context"
         ) from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them

@@ -49,7 +49,7 @@ class PassArrays:
             self.expert_rows = np.zeros((n if n_used else 0, width), np.float32)
             self._zeros = np.zeros(n if n_used else 0, np.int32)
         except MemoryError as error:
-            raise MemoryBudgetError(f"no room for the activations ({error}): use a smaller --context") from error
+            raise MemoryBudgetError(f"no room for the activations ({error}): use a shorter context") from error
 
     @property
     def addresses(self) -> Addresses:

@@ -130,7 +130,7 @@ def test_threads_and_memory_are_freed_when_the_start_fails(tmp_path: Path, monke
 
 def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
     _, model = make_model(tmp_path / "model.gguf")
-    with pytest.raises(MemoryBudgetError, match="smaller --context"):
+    with pytest.raises(MemoryBudgetError, match="shorter context"):
         Workspace(model, RankSettings(1 << 16, 1 << 45, 1))
 
 
@@ -148,5 +148,5 @@ def test_a_cache_beyond_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("tpi.runtime.kvcache.mmap.mmap", refuse)
-    with pytest.raises(MemoryBudgetError, match=r"8,192 bytes of KV cache \(Cannot allocate memory\): use a smaller"):
+    with pytest.raises(MemoryBudgetError, match=r"8,192 bytes of KV cache \(Cannot allocate memory\): use a shorter"):
         KvCache({0: CacheExtent(64, 64, 64)})

@@ -67,7 +67,7 @@ class Compute:
             KernelError: out of memory.
         """
         if not self._lib.base.ggml_gallocr_reserve(self._allocators[lane], graph):
-            raise KernelError("out of memory while reserving the graphs' intermediates: use a smaller --context")
+            raise KernelError("out of memory while reserving the graphs' intermediates: use a shorter context")
 
     def place(self, graph: int, lane: int = 0) -> None:
         """Gives every intermediate of ``graph`` its address in the lane's buffer.
@@ -127,7 +127,7 @@ def _allocate(n_bytes: int) -> mmap.mmap:
         return mmap.mmap(-1, n_bytes)
     except OSError as error:
         raise MemoryBudgetError(
-            f"no room for {n_bytes:,} bytes that the kernels work in ({error.strerror}): use a smaller --context, "
+            f"no room for {n_bytes:,} bytes that the kernels work in ({error.strerror}): use a shorter context, "
             "or end other programs"
         ) from error
 
