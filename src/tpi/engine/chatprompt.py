@@ -35,13 +35,15 @@ def _no_constraint() -> None:
 @dataclass(frozen=True)
 class Prompt:
     """Its tokens, after how many of them other prompts are expected to differ, who reads an answer to it, what form
-    that must have, and which special tokens are part of its text."""
+    that must have, and which special tokens are part of its text; whether the answer goes on with words that are there
+    already (``is_begun``)."""
 
     tokens: tuple[int, ...]
     marks: tuple[int, ...] = ()
     make_reader: MakeReader = PlainReader
     make_constraint: MakeConstraint = _no_constraint
     shown: frozenset[int] = frozenset()
+    is_begun: bool = False
 
 
 class ChatPrompts:
@@ -63,8 +65,10 @@ class ChatPrompts:
         segments = self._segments(ask, tools)
         thinks = self._has_opened(segments)
         make_constraint = self._constraint(ask, chosen, thinks=thinks)
-        make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks)
-        return Prompt(tuple(encode_segments(self._vocabulary, segments)), (), make_reader, make_constraint, self._shown)
+        tokens = tuple(encode_segments(self._vocabulary, segments))
+        is_begun = ask.continues_last and bool(ask.messages[-1].content)
+        make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks, is_begun=is_begun)
+        return Prompt(tokens, (), make_reader, make_constraint, self._shown, is_begun)
 
     def beginning(self, messages: tuple[Message, ...], ask: ChatAsk) -> list[int]:
         """Tokens of the first messages alone. Raises as ``chat``."""

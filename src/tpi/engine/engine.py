@@ -151,7 +151,12 @@ class Engine:
         """
         stops = () if settings.raw else self.template.stop
         constraint = prompt.make_constraint() if constraint is None else constraint
-        request = Request(prompt.tokens, sampling, settings, stops, prompt.marks, constraint, shown=prompt.shown)
+        # fmt: off
+        request = Request(
+            prompt.tokens, sampling, settings, stops, prompt.marks, constraint, shown=prompt.shown,
+            is_begun=prompt.is_begun,
+        )
+        # fmt: on
         watch = self.tally.watch(notify)
         generation = self.scheduler.submit(request, watch.tell)
         watch.begin(generation)
@@ -175,8 +180,11 @@ class Engine:
             NumericError, LinkError, KernelError, ModelFileError: a pass failed.
         """
         try:
-            while not generation.is_over:
-                self._advance(generation)
+            is_over = False
+            while not is_over:
+                if not generation.is_over:
+                    self._advance(generation)
+                is_over = generation.is_over  # before the last deltas are taken: others may come meanwhile
                 yield from generation.take()
                 if cancel is not None and cancel.is_set():
                     break

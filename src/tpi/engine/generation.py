@@ -34,7 +34,7 @@ class Request:
     """What is asked: the prompt's tokens, how to draw, and when to stop; ``stops`` are strings that end it beside those
     of the settings; after ``marks`` tokens of the prompt others are expected to go on. ``constraint``, of this
     request alone: which tokens the answer may have. ``is_embedded``: no answer is wanted, but the residual stream after
-    the last token."""
+    the last token. ``is_begun``: the answer goes on with words of the prompt, and may begin with white space."""
 
     prompt: tuple[int, ...]
     sampling: SamplingSettings
@@ -45,6 +45,7 @@ class Request:
     is_embedded: bool = False
     shown: frozenset[int] = frozenset()
     """Special tokens that are part of the text."""
+    is_begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Generation:
         self._helper = helper
         self._masks: Masks | None = None
         settings = request.settings
-        self._text = AnswerText((*settings.stop, *request.stops), strips_start=not settings.raw)
+        strips_start = not (settings.raw or request.is_begun)
+        self._text = AnswerText((*settings.stop, *request.stops), strips_start=strips_start)
         self._deltas: deque[Delta] = deque()
         self._notify, self._news = notify, threading.Event()
         self._started_s = time.perf_counter()
@@ -191,6 +193,8 @@ class Generation:
             finish = "stop" if self._text.has_stopped or is_complete else "length" if is_full else ""
         if finish:
             words += self._text.end()
+        if words or logprobs:  # before the answer says that it is over: whoever reads that takes the rest
+            self._deltas.append(Delta(words, n_tokens, logprobs))
         self.answer = replace(
             self.answer,
             text=str(self._text),
@@ -200,8 +204,6 @@ class Generation:
             finish=finish,
             stopped_by=self._text.matched or "",
         )
-        if words or logprobs:
-            self._deltas.append(Delta(words, n_tokens, logprobs))
         if words or logprobs or finish:
             self._tell()
 
@@ -240,7 +242,7 @@ class Generation:
         self._notify()
 
     def take(self) -> list[Delta]:
-        """The deltas that have come since the last time."""
+        """The deltas that have come since the last time; if the answer was over before, all that come."""
         self._news.clear()
         taken = list[Delta]()
         while self._deltas:

@@ -26,6 +26,8 @@ from tpi.runtime.logits import Row
 from tpi.runtime.passes import BLOCK_CELLS
 
 MAX_WAITING = 64
+_GONE_AS_WELL = 8
+"""With those who want no more, which are let go with the next pass, so many times as many may wait."""
 _BREAKERS_KEPT = 16
 
 Batch: TypeAlias = list[tuple[Generation, Rows]]
@@ -105,10 +107,9 @@ class Scheduler:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
-            if len(self._waiting) >= self._max_waiting:
-                raise BusyError(
-                    f"{len(self._waiting)} requests wait already, at most {self._max_waiting} may: try again later"
-                )
+            n_waiting = sum(not other.is_cancelled for other in self._waiting)
+            if n_waiting >= self._max_waiting or len(self._waiting) >= _GONE_AS_WELL * self._max_waiting:
+                raise BusyError(f"{n_waiting} requests wait already, at most {self._max_waiting} may: try again later")
             self._waiting.append(generation)
             self._has_work.notify_all()
         return generation

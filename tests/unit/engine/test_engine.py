@@ -1,5 +1,6 @@
 """Generation with a runner that has no ranks: what it is asked for can be asked of workers, and is enough."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
 from tpi.engine.chatprompt import Prompt
 from tpi.engine.engine import Engine
-from tpi.engine.generation import Answer
+from tpi.engine.generation import Answer, Delta
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.errors import Cancelled, LinkError
@@ -194,3 +195,38 @@ def test_rows_that_are_no_tokens_are_never_drawn(language: Language) -> None:
         list(engine.follow(generation))
         assert [work.wanted.n_tokens for work in runner.passes] == [300] * 3
         assert generation.tokens[-1] == 299
+
+
+def test_whoever_reads_slowly_reads_all(language: Language) -> None:
+    """The answer is over while its first words are being read."""
+    sampling, settings = SamplingSettings(temperature=0), GenerationSettings(12, raw=True)
+    with Engine(FakeRunner(language), language) as engine:
+        engine.drive(lambda error: None)
+        generation = engine.ask(Prompt(tuple(PROMPT)), sampling, settings)
+        read = ""
+        for delta in engine.follow(generation):
+            while not generation.is_over:
+                generation.wait(0.1)
+            read += delta.text
+    assert read == generation.answer.text != ""
+
+
+def test_an_answer_is_over_when_all_of_it_can_be_taken(language: Language) -> None:
+    settings = GenerationSettings(12, raw=True)
+    with Engine(FakeRunner(language), language) as engine:
+        generation = engine.ask(Prompt(tuple(PROMPT)), SamplingSettings(temperature=0), settings)
+        was_over: list[bool] = []
+        deltas = _Watched(lambda: was_over.append(generation.is_over))
+        generation._deltas = deltas
+        list(engine.follow(generation))
+    assert was_over and not any(was_over)
+
+
+class _Watched(deque[Delta]):
+    def __init__(self, look: Callable[[], None]) -> None:
+        super().__init__()
+        self._look = look
+
+    def append(self, delta: Delta) -> None:
+        self._look()
+        super().append(delta)

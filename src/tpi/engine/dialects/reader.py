@@ -24,8 +24,11 @@ class DialectReader:
         tools: Sequence[Tool] = (),
         *,
         starts_thinking: bool = False,
+        is_begun: bool = False,
         make_id: Callable[[bool], str] = make_call_id,
     ) -> None:
+        """``starts_thinking``: the prompt has opened the thinking; ``is_begun``: it holds the first words."""
+        self._is_begun = is_begun
         self._dialect, self._tools, self._make_id = dialect, tools, make_id
         self._source, self._told = TextSource(), _Told()
         self._thinks = starts_thinking
@@ -74,9 +77,10 @@ class DialectReader:
         if self._thinks:
             yield from self._think()
         openers = calls.openers if self._tools else ()
-        first = yield from self._source.skip_space()
-        if self._tools and calls.begins_bare and first == "{":
-            yield from self._call()
+        if not self._is_begun:
+            first = yield from self._source.skip_space()
+            if self._tools and calls.begins_bare and first == "{":
+                yield from self._call()
         thinks = () if tags is None else (tags.opener,)
         while marker := (yield from self._source.take_until((*openers, *thinks, *self._dialect.silent), self._say)):
             if marker in openers:
