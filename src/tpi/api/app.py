@@ -1,5 +1,7 @@
 """The application: all routes, behind the guard, and what becomes of errors."""
 
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -8,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tpi.api.accesslog import AccessLog, Logged
 from tpi.api.anthropic import routes as anthropic
@@ -18,11 +20,14 @@ from tpi.api.llamacpp import routes as llamacpp
 from tpi.api.ollama import routes as ollama
 from tpi.api.openai import routes as openai
 from tpi.api.service import Service
-from tpi.api.state import make_state_router
+from tpi.api.state import EVENTS_PATH, make_state_router
 from tpi.errors import TpiError
 from tpi.version import VERSION
 
 _CLIENT_CLOSED_REQUEST = 499
+_MAX_PLACE_CHARS = 200
+_DEFECT = Problem(500, "a defect of the server ended the request: its log says more", "server_error")
+_log = logging.getLogger(__name__)
 
 
 def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> ASGIApp:
@@ -30,7 +35,7 @@ def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> AS
     app = FastAPI(title="tpi", version=VERSION, docs_url=None, redoc_url=None)
     for make_router in (openai.make_router, ollama.make_router, anthropic.make_router, llamacpp.make_router):
         app.include_router(make_router(service))
-    app.add_api_route("/health", _health, methods=["GET"])
+    app.add_api_route("/health", _tell_health(service), methods=["GET"])
     app.include_router(make_state_router(service))
     app.add_exception_handler(Problem, _tell_problem)
     app.add_exception_handler(TpiError, _tell_error)
@@ -38,16 +43,57 @@ def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> AS
     app.add_exception_handler(HTTPException, _tell_http)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
     app.add_exception_handler(RecursionError, _tell_too_deep)
-    served: ASGIApp = Guard(app, rules)
+    app.add_exception_handler(Exception, _tell_defect)
+    served: ASGIApp = Guard(_answer_heads(app), rules)
     if rules.cors_origins:
         served = CORSMiddleware(
             served, allow_origins=list(rules.cors_origins), allow_methods=["*"], allow_headers=["*"]
         )
+    served = _tell_defects(served)
     return Logged(served, log) if log is not None else served
 
 
-async def _health() -> dict[str, str]:
-    return {"status": "ok"}
+def _tell_health(service: Service) -> Callable[[], Awaitable[dict[str, str]]]:
+    async def health() -> dict[str, str]:
+        failure = service.failure
+        if failure is not None:
+            raise Problem(503, str(failure), "server_error", "cluster_unavailable")
+        return {"status": "ok"}
+
+    return health
+
+
+def _answer_heads(app: ASGIApp) -> ASGIApp:
+    """Whoever asks for a head gets what GET gives, of which the server sends the head; but of a stream, which has no
+    end."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["method"] == "HEAD" and scope["path"] != EVENTS_PATH
+        await app({**scope, "method": "GET"} if is_head else scope, receive, send)
+
+    return answer
+
+
+def _tell_defects(app: ASGIApp) -> ASGIApp:
+    """What nobody has foreseen, before the application has a say, is logged, and told without details."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def watch(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await app(scope, receive, watch)
+        except Exception:
+            if has_begun:
+                raise
+            _log.exception("a defect ended a request: %s %s", scope["method"], scope["path"][:_MAX_PLACE_CHARS])
+            await JSONResponse(_DEFECT.body_at(scope["path"]), _DEFECT.status)(scope, receive, send)
+
+    return answer
 
 
 async def _tell_problem(request: Request, problem: Any) -> Response:
@@ -61,7 +107,8 @@ async def _tell_error(request: Request, error: Any) -> Response:
 async def _tell_invalid(request: Request, error: Any) -> Response:
     """The first thing that is wrong, where it is, and what it should be."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part != "body") or None
+    parts = [str(part) for part in first["loc"] if part != "body"]
+    place = ".".join(parts)[:_MAX_PLACE_CHARS] or None
     if first["type"] == "json_invalid":
         message = f"the request is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
     else:
@@ -71,7 +118,9 @@ async def _tell_invalid(request: Request, error: Any) -> Response:
 
 async def _tell_http(request: Request, error: Any) -> Response:
     if error.status_code == 404:
-        problem = Problem(404, f"there is no {request.method} {request.url.path} here", code="not_found")
+        problem = Problem(
+            404, f"there is no {request.method} {request.url.path[:_MAX_PLACE_CHARS]} here", code="not_found"
+        )
     else:
         problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
     return await _tell_problem(request, problem)
@@ -79,6 +128,11 @@ async def _tell_http(request: Request, error: Any) -> Response:
 
 async def _tell_too_deep(request: Request, _: Any) -> Response:
     return await _tell_problem(request, Problem(400, "the request is nested too deeply: make it flatter"))
+
+
+async def _tell_defect(request: Request, _: Any) -> Response:
+    """The server logs it."""
+    return await _tell_problem(request, _DEFECT)
 
 
 async def _tell_nobody(_: Request, error: Any) -> Response:

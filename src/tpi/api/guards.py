@@ -7,7 +7,8 @@ pretend that this server is its own (Host, against DNS rebinding).
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _TOO_SLOW = 408
 _LARGE_BYTES = 1 << 20
 _OPEN_PATHS = ("/health",)
+_MAYBE_INFINITE = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
+"""In a body that has none of these there is no number that is too large for all parsers."""
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 """By these only this device reaches a server."""
 
@@ -124,8 +127,9 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, headers.get("host", "")):
             return Problem(403, f"pages of {origin!r} may not ask this server: start it with --cors {origin}")
-        if rules.keys and scope["path"] not in _OPEN_PATHS and method != "OPTIONS":
-            key = find_key(rules.keys, _shown_key(headers))
+        if rules.keys and scope["path"] not in _OPEN_PATHS:
+            found = (find_key(rules.keys, shown) for shown in _shown_keys(headers))
+            key = next(filter(None, found), None)
             if key is None:
                 return Problem(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
             scope[KEY_NAME] = key.name
@@ -146,7 +150,9 @@ class Guard:
 
     def _may_ask(self, origin: str, host: str) -> bool:
         allowed = self._rules.cors_origins
-        return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
+        with contextlib.suppress(ValueError):
+            return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
+        return False
 
     def _check_size(self, n_bytes: int) -> None:
         if n_bytes > self._rules.max_body_bytes:
@@ -156,18 +162,23 @@ class Guard:
             raise _Refused(Problem(503, message, "server_error", headers={"Retry-After": str(RETRY_AFTER_S)}))
 
 
-def _shown_key(headers: Headers) -> str:
-    return headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+def _shown_keys(headers: Headers) -> Iterator[str]:
+    """By either name; a client that has a key of somebody else's in one may have ours in the other."""
+    yield headers.get("x-api-key", "")
+    scheme, _, shown = headers.get("authorization", "").partition(" ")
+    yield shown.strip() if scheme.lower() == "bearer" else ""
 
 
 def _check_json(body: bytes) -> None:
-    """What parsers differ about (infinities, halves of characters) is refused here for all of them, as is what no text
-    can hold."""
+    """What parsers differ about (infinities, numbers that become one, halves of characters) is refused here for all
+    of them, as is what no text can hold."""
     if not body:
         return
     try:
         body.decode()
         msgspec.json.decode(body, type=msgspec.Raw)
+        if _MAYBE_INFINITE.search(body):
+            msgspec.json.decode(body)
     except UnicodeDecodeError as error:
         raise _Refused(Problem(400, f"the request is not UTF-8 at byte {error.start:,}")) from error
     except RecursionError as error:

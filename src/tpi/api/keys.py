@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import os
 import re
 import stat
 import sys
@@ -13,6 +14,7 @@ from tpi.errors import UsageError
 
 MAX_FILE_BYTES = 1 << 20
 _NAME = re.compile(r"[\w.@-]{1,64}")
+_SECRET = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,14 @@ class Key:
 
 
 def number_keys(secrets: Sequence[str]) -> tuple[Key, ...]:
-    """Keys that nobody gave names to."""
+    """Keys that nobody gave names to.
+
+    Raises:
+        UsageError: one is empty, or nothing that a header can hold.
+    """
+    for number, secret in enumerate(secrets, start=1):
+        if not _SECRET.fullmatch(secret):
+            raise UsageError(f"API key {number} must be of letters, digits and signs of ASCII, without spaces")
     return tuple(Key(f"key-{number}", secret) for number, secret in enumerate(secrets, start=1))
 
 
@@ -35,8 +44,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         UsageError: the file cannot be read, others can read it, too, or a line is something else.
     """
     try:
-        mode = path.stat().st_mode
         with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise UsageError(f"the keys in {path} cannot be read: {error.strerror or error}") from error
@@ -49,8 +58,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        name = words[0] if len(words) == 2 else f"key-{number}"
-        if len(words) > 2 or not _NAME.fullmatch(name) or name in found or not words[-1].isascii():
+        name = words[0] if len(words) == 2 else f"line-{number}"
+        if len(words) > 2 or not _NAME.fullmatch(name) or name in found or not _SECRET.fullmatch(words[-1]):
             raise UsageError(f"line {number} of {path} is not a name of its own and a key, nor a key alone")
         found[name] = Key(name, words[-1])
     if not found:
@@ -59,10 +68,11 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 
 def find_key(keys: Sequence[Key], shown: str) -> Key | None:
-    """Whose key was shown. Every key is compared, in a time that does not tell how much of it was right."""
+    """Whose key was shown; nobody's if none was. Every key is compared, in a time that does not tell how much of it was
+    right."""
     digest = _digest(shown)
     matches = [key for key in keys if hmac.compare_digest(digest, _digest(key.secret))]
-    return matches[0] if matches else None
+    return matches[0] if shown and matches else None
 
 
 def _digest(secret: str) -> bytes:

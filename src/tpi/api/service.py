@@ -25,7 +25,7 @@ from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
-from tpi.errors import ModelFileError
+from tpi.errors import ModelFileError, TpiError
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class Service:
     def load(self) -> Load:
         """What there is to do now."""
         return self._engine.scheduler.load
+
+    @property
+    def failure(self) -> TpiError | None:
+        """After this no answer can be given any more."""
+        return self._engine.scheduler.failure
 
     @property
     def n_cells(self) -> int:
@@ -108,7 +113,8 @@ class Service:
         if name is not None and name != identity.model and not identity.takes_any_name:
             raise Problem(
                 404,
-                f"there is no model {name!r} here, but {identity.model!r} (start with --any-model to take any name)",
+                f"there is no model {name[:80]!r} here, but {identity.model!r} "
+                "(start with --any-model to take any name)",
                 code="model_not_found",
                 param="model",
             )

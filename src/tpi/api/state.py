@@ -22,6 +22,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _JSON: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": _STATE}}}, **_ERRORS}
 
 
+EVENTS_PATH = "/v1/cluster/events"
+
+
 class _Events(StreamingResponse):
     media_type = "text/event-stream"
 
@@ -43,6 +46,6 @@ def make_state_router(service: Service) -> APIRouter:
 
     router = APIRouter()
     router.add_api_route("/v1/cluster", tell, methods=["GET"], responses=_JSON)
-    router.add_api_route("/v1/cluster/events", follow, methods=["GET"], response_class=_Events, responses=_ERRORS)
+    router.add_api_route(EVENTS_PATH, follow, methods=["GET"], response_class=_Events, responses=_ERRORS)
     router.add_api_route("/metrics", measure, methods=["GET"], response_class=PlainTextResponse, responses=_ERRORS)
     return router

@@ -57,4 +57,4 @@ def event(body: Body, name: str = "") -> bytes:
 
 def line(body: Body) -> bytes:
     """JSON on a line of its own."""
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"

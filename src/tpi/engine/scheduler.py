@@ -88,6 +88,11 @@ class Scheduler:
         return not self._waiting and not self._running
 
     @property
+    def failure(self) -> TpiError | None:
+        """After this nothing can be computed any more. Any thread."""
+        return self._failure
+
+    @property
     def load(self) -> Load:
         """As it is now. Any thread."""
         running = list(self._running)

@@ -106,6 +106,7 @@ class ScriptedVocabulary:
 
 class ScriptedScheduler:
     load = Load(0, 0, 0)
+    failure: TpiError | None = None
 
     def cancel(self, generation: Any) -> None:
         pass

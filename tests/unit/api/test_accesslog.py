@@ -8,7 +8,7 @@ import pytest
 from tests.unit.api.scripted import played
 from tpi.api.accesslog import AccessLog
 from tpi.api.guards import Rules
-from tpi.api.keys import Key, find_key, read_keys
+from tpi.api.keys import Key, find_key, number_keys, read_keys
 from tpi.errors import UsageError
 
 KEYS = (Key("laptop", "first"), Key("phone", "second"))
@@ -45,11 +45,19 @@ def write_keys(folder: Path, text: str, mode: int = 0o600) -> Path:
 def test_keys_of_a_file(tmp_path: Path) -> None:
     path = write_keys(tmp_path, "# people\n\nlaptop  abc\ndef\n")
     keys = read_keys(path)
-    assert [(key.name, key.secret) for key in keys] == [("laptop", "abc"), ("key-4", "def")]
+    assert [(key.name, key.secret) for key in keys] == [("laptop", "abc"), ("line-4", "def")]
     assert "abc" not in repr(keys)
     assert [found and found.name for found in (find_key(keys, shown) for shown in ("abc", "def", "ab", ""))] == [
-        "laptop", "key-4", None, None,
+        "laptop", "line-4", None, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", ["", " ", "a b", "a\n", "\u00e9"])
+def test_keys_that_nobody_can_show_are_refused(secret: str) -> None:
+    """An empty one would be everybody's."""
+    with pytest.raises(UsageError, match="API key 2 must be"):
+        number_keys(["a", secret])
+    assert find_key((Key("none", ""),), "") is None
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_names_of_others(host: str) -> None:
         ("http://localhost:8081", (), 403),
         ("http://evil.example", (), 403),
         ("null", (), 403),
+        ("http://[", (), 403),
         ("http://page.example", ("http://page.example",), 200),
         ("http://page.example.evil", ("http://page.example",), 403),
         ("http://evil.example", ("*",), 200),
@@ -92,12 +93,17 @@ def test_pages(origin: str, cors: tuple[str, ...], status: int) -> None:
         ({"authorization": "Bearer firstsecond"}, 401),
         ({"authorization": "Bearer "}, 401),
         ({"authorization": "Bearer \xff"}, 401),
+        ({"authorization": "bearer first"}, 200),
+        ({"authorization": "first"}, 401),
+        ({"authorization": "Basic first"}, 401),
+        ({"authorization": "Bearer first", "x-api-key": "wrong"}, 200),
     ],
 )
 def test_keys(headers: dict[str, str], status: int) -> None:
     """Whoever has one may come by any name."""
     assert ask(KEYED, {"host": "home.example"} | headers) == status
     assert ask(KEYED, headers, path="/health") == 200
+    assert ask(KEYED, {"host": "home.example"} | headers, "OPTIONS") == status
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,10 @@ def test_long_bodies(body: list[bytes], length: str | None, status: int) -> None
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (b'{"a": [1e999, "\\ud83d\\ude00", {"a": 1, "a": 2}]}', 200),
+        (b'{"a": [1e99, "1e999", "\\ud83d\\ude00", {"a": 1, "a": 2}]}', 200),
+        (b'{"a": 1e999}', 400),
+        (b"[-1E+400]", 400),
+        (b"[1" + b"0" * 400 + b".5]", 400),
         (b'{"a": NaN}', 400),
         (b"[-Infinity]", 400),
         (b'"\xff"', 400),
