@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 # What the engine refuses by itself is described here, so that whoever reads the description need not try.
 Role: TypeAlias = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"})]
@@ -13,6 +13,21 @@ Penalty: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum":
 Repetition: TypeAlias = Annotated[float | None, Field(json_schema_extra={"minimum": 0.01, "maximum": 100})]
 Recent: TypeAlias = Annotated[int | None, Field(json_schema_extra={"minimum": -1, "maximum": 1_000_000})]
 Bias: TypeAlias = Annotated[float, Field(json_schema_extra={"minimum": -100, "maximum": 100})]
+
+# A request is wrong with its first mistake. To collect all of them costs a thousand times the memory of the request, so
+# lists are given up at the first item that is wrong (``fail_fast``), and of dicts the size is looked at first.
+
+
+def few(n_most: int) -> BeforeValidator:
+    """For a dict: at most so many entries."""
+
+    def check(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > n_most:
+            raise ValueError(f"there are {len(given)} entries, at most {n_most} may be")
+        return given
+
+    return BeforeValidator(check)
+
 
 _ERRORS: dict[int | str, str] = {
     "4XX": "The request is wrong, or too much.",

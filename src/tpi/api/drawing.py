@@ -35,7 +35,7 @@ class DrawingFields(BaseModel):
     dry_base: Annotated[float | None, Field(json_schema_extra={"minimum": 1, "maximum": 100})] = None
     dry_allowed_length: Annotated[int | None, Field(json_schema_extra={"minimum": 0, "maximum": 1_000_000})] = None
     dry_penalty_last_n: Recent = None
-    dry_sequence_breakers: Annotated[list[str], Field(max_length=16)] | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     xtc_probability: Share = None
     xtc_threshold: Share = None
 
@@ -64,5 +64,5 @@ def read_drawing(
 
 
 def seed_or_none(seed: int | None) -> int | None:
-    """As llama.cpp and Ollama have it: a negative one is drawn."""
-    return None if seed is None or seed < 0 else seed % (MAX_SEED + 1)
+    """As llama.cpp and Ollama have it: -1 is one that is drawn."""
+    return None if seed is None or seed == -1 else seed % (MAX_SEED + 1)

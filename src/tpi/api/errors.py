@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpi.errors import BusyError, ContextError, LinkError, TpiError, UnsupportedModelError, UsageError
+from tpi.errors import BusyError, Cancelled, ContextError, LinkError, TpiError, UnsupportedModelError, UsageError
 
 RETRY_AFTER_S = 1
 """What a caller is told to wait when too many wait already."""
@@ -81,7 +81,7 @@ def problem_of(error: TpiError) -> Problem:
         case BusyError():
             headers = {"Retry-After": str(RETRY_AFTER_S)}
             return Problem(429, str(error), "rate_limit_error", "queue_full", headers=headers)
-        case LinkError():
+        case LinkError() | Cancelled():
             return Problem(503, str(error), "server_error", "cluster_unavailable")
         case _:
             return Problem(500, str(error), "server_error")

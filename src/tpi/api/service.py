@@ -21,11 +21,11 @@ from tpi.engine.chatprompt import Prompt
 from tpi.engine.engine import Engine
 from tpi.engine.generation import Answer, Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
-from tpi.engine.scheduler import Load
-from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.scheduler import MAX_WAITING, Load
+from tpi.engine.settings import MAX_SEED, GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
-from tpi.errors import ModelFileError, TpiError
+from tpi.errors import Cancelled, ModelFileError, TpiError
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ class Service:
         """Raises:
         Problem: there is none such.
         """
-        if not 0 <= token < self.vocabulary_size:
-            raise Problem(400, f"{token} is no token: there are 0 to {self.vocabulary_size - 1}", param="prompt")
+        last = self.vocabulary_size - 1
+        if not 0 <= token <= last:
+            raise Problem(400, f"{str(token)[:80]} is no token: there are 0 to {last}", param="prompt")
 
     def check_model(self, name: str | None) -> None:
         """Raises:
@@ -165,12 +166,16 @@ class Service:
     async def begin(self, ask: Ask) -> "list[Answering]":
         """Begins all answers, those to one prompt after each other; none, if one cannot be. Raises as ``prompt``, and
         as ``Engine.ask``."""
+        n_answers = len(ask.prompts) * ask.n
+        if n_answers > MAX_WAITING:
+            what = f"{len(ask.prompts)} prompts with {ask.n} answers to each are {n_answers} answers"
+            raise Problem(400, f"{what}, at most {MAX_WAITING} may be asked for at once: ask several times", param="n")
         prompts = [await self.prompt(item) for item in ask.prompts]
         begun = list[Answering]()
         try:
             for prompt in prompts:
                 for number in range(ask.n):
-                    seed = None if ask.sampling.seed is None else ask.sampling.seed + number
+                    seed = None if ask.sampling.seed is None else (ask.sampling.seed + number) % (MAX_SEED + 1)
                     begun.append(Answering(self._engine, prompt, replace(ask.sampling, seed=seed), ask.settings))
         except BaseException:
             for answering in begun:
@@ -188,6 +193,7 @@ class Answering:
     ) -> None:
         self._engine, self._loop, self._news = engine, asyncio.get_running_loop(), asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)
+        self._is_wanted = True
         self._builder = ReplyBuilder(prompt.make_reader())
 
     @property
@@ -202,6 +208,7 @@ class Answering:
 
     def cancel(self) -> None:
         """It is not wanted any more."""
+        self._is_wanted = False
         self._engine.scheduler.cancel(self._generation)
 
     async def deltas(self) -> AsyncIterator[ChatDelta]:
@@ -222,6 +229,8 @@ class Answering:
             yield told
         if self._generation.error is not None:
             raise self._generation.error
+        if self._is_wanted and self._generation.answer.finish == "cancelled":
+            raise Cancelled("the answer was stopped by the server: ask again")
 
     def _tell(self) -> None:
         wake(self._loop, self._news)

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from tpi.api.errors import unsupported
 from tpi.api.waking import wake
 from tpi.engine.engine import Engine
+from tpi.errors import Cancelled
 from tpi.runtime.protocols import Float32Array
 
 _AT_ONCE = 8
@@ -83,5 +84,6 @@ class Vectors:
             self._engine.scheduler.cancel(generation)
         if generation.error is not None:
             raise generation.error
-        assert generation.stream is not None
+        if generation.stream is None:
+            raise Cancelled("reading the text was stopped by the server: ask again")
         return generation.stream

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tpi.api.drawing import DrawingFields, read_drawing, seed_or_none
-from tpi.engine.settings import MAX_PENALTY_WINDOW, SamplingSettings
+from tpi.engine.settings import MAX_PENALTY_WINDOW, MAX_SEED, SamplingSettings
 
 DEFAULTS = SamplingSettings(temperature=0.5, seed=9)
 
@@ -34,4 +34,4 @@ def test_names_of_all() -> None:
 
 
 def test_seeds() -> None:
-    assert [seed_or_none(seed) for seed in (None, -1, 0, 5, 1 << 63)] == [None, None, 0, 5, 0]
+    assert [seed_or_none(seed) for seed in (None, -1, 0, 5, 1 << 63, -2)] == [None, None, 0, 5, 0, MAX_SEED - 1]

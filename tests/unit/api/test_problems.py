@@ -3,7 +3,16 @@
 import pytest
 
 from tpi.api.errors import Problem, problem_of
-from tpi.errors import BusyError, ContextError, KernelError, LinkError, TpiError, UnsupportedModelError, UsageError
+from tpi.errors import (
+    BusyError,
+    Cancelled,
+    ContextError,
+    KernelError,
+    LinkError,
+    TpiError,
+    UnsupportedModelError,
+    UsageError,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,6 +23,7 @@ from tpi.errors import BusyError, ContextError, KernelError, LinkError, TpiError
         (ContextError("x", 3), 400, "invalid_request_error", "context_length_exceeded"),
         (BusyError("x"), 429, "rate_limit_error", "queue_full"),
         (LinkError("x"), 503, "server_error", "cluster_unavailable"),
+        (Cancelled("x"), 503, "server_error", "cluster_unavailable"),
         (KernelError("x"), 500, "server_error", None),
     ],
 )

@@ -24,10 +24,10 @@ class Block(Given):
     name: Annotated[str, Field(max_length=256)] | None = None
     input: dict[str, Any] | None = None
     tool_use_id: Annotated[str, Field(max_length=256)] | None = None
-    content: "str | Annotated[list[Block], Field(max_length=MAX_ITEMS)] | None" = None
+    content: "str | Annotated[list[Block], Field(max_length=MAX_ITEMS, fail_fast=True)] | None" = None
 
 
-Content = str | Annotated[list[Block], Field(max_length=MAX_ITEMS)]
+Content = str | Annotated[list[Block], Field(max_length=MAX_ITEMS, fail_fast=True)]
 
 
 class GivenMessage(Given):
@@ -70,9 +70,9 @@ class PromptFields(Given):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    messages: Annotated[list[GivenMessage], Field(min_length=1, max_length=MAX_ITEMS)]
+    messages: Annotated[list[GivenMessage], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
     system: Content | None = None
-    tools: Annotated[list[GivenTool], Field(max_length=512)] | None = None
+    tools: Annotated[list[GivenTool], Field(max_length=512, fail_fast=True)] | None = None
     tool_choice: GivenChoice | None = None
     thinking: GivenThinking | None = None
     output_config: OutputConfig | None = None
@@ -81,7 +81,7 @@ class PromptFields(Given):
 class MessageRequest(PromptFields):
     max_tokens: Annotated[int, Field(ge=1)]
     stream: bool = False
-    stop_sequences: Annotated[list[str], Field(max_length=16)] | None = None
+    stop_sequences: Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     temperature: Temperature = None
     top_k: TopK = None
     top_p: Share = None

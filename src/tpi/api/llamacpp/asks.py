@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tpi.api.asks import TextAsk
 from tpi.api.drawing import read_drawing, seed_or_none
 from tpi.api.errors import Problem
-from tpi.api.llamacpp.schema import REFUSED, CompletionFields, Piece
+from tpi.api.llamacpp.schema import MAX_BIASED_CHARS, REFUSED, CompletionFields, Piece
 from tpi.api.service import Service
 from tpi.api.values import only_one, refuse, schema_grammar
 from tpi.engine.settings import MAX_BIAS, MAX_TOKENS, GenerationSettings, SamplingSettings
@@ -81,10 +81,12 @@ def _read_biases(asked: CompletionFields, service: Service) -> tuple[tuple[int, 
     pairs = list(given.items()) if isinstance(given, dict) else [(pair[0], pair[1]) for pair in given]
     biases = dict[int, float]()
     for name, value in pairs:
-        if isinstance(value, str) or value is True or not math.isfinite(value):
-            raise Problem(400, f"the bias of {name!r} is no number", param="logit_bias")
+        if isinstance(value, str) or value is True or not -math.inf < value < math.inf:
+            raise Problem(400, f"the bias of {str(name)[:80]!r} is no number", param="logit_bias")
         bias = -MAX_BIAS if value is False else float(value)
-        if isinstance(name, str) and not name.isdecimal():
+        if isinstance(name, bool | float) or len(str(name)) > MAX_BIASED_CHARS:
+            raise Problem(400, f"{str(name)[:80]} is no token, nor a short text", param="logit_bias")
+        if isinstance(name, str) and not (name.isascii() and name.isdecimal()):
             tokens = service.tokenize(name, add_special=False, parse_special=False)
         else:
             tokens = [int(name)]

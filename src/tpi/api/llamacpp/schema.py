@@ -5,8 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tpi.api.description import few
 from tpi.api.drawing import DrawingFields
 from tpi.api.openai.refusals import OF_BOTH
+from tpi.engine.settings import MAX_BIASES
 
 _OFF: tuple[Any, ...] = (False, 0, "", [], {})
 REFUSED: Mapping[str, Collection[Any]] = {
@@ -18,10 +20,14 @@ REFUSED: Mapping[str, Collection[Any]] = {
     "t_max_predict_ms": _OFF,
 }
 MAX_CHARS = 1 << 22
+MAX_BIASED_CHARS = 1024
+"""Of a text whose tokens are biased."""
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
 Piece = int | Text
-Pieces = Annotated[list[Piece], Field(max_length=1 << 20)]
-Bias = Annotated[list[int | str | float | bool], Field(min_length=2, max_length=2)]
+Pieces = Annotated[list[Piece], Field(max_length=1 << 20, fail_fast=True)]
+Bias = Annotated[list[int | str | float | bool], Field(min_length=2, max_length=2, fail_fast=True)]
+
+Biases = Annotated[list[Bias], Field(max_length=MAX_BIASES, fail_fast=True)]
 
 
 class Given(BaseModel):
@@ -36,8 +42,8 @@ class CompletionFields(DrawingFields):
     n_predict: int | None = None
     n_cmpl: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    logit_bias: Annotated[list[Bias] | dict[str, float | bool], Field(max_length=300)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
+    logit_bias: Biases | Annotated[dict[str, float | bool], few(MAX_BIASES)] | None = None
     n_probs: Annotated[int, Field(ge=0, le=20)] | None = None
     return_tokens: bool = False
     grammar: Text | None = None
@@ -45,7 +51,7 @@ class CompletionFields(DrawingFields):
 
 
 class CompletionRequest(CompletionFields):
-    prompt: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=64)]
+    prompt: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=64, fail_fast=True)]
 
 
 class ExtraText(Given):
@@ -56,7 +62,7 @@ class ExtraText(Given):
 class InfillRequest(CompletionFields):
     input_prefix: Text = ""
     input_suffix: Text = ""
-    input_extra: Annotated[list[ExtraText], Field(max_length=256)] | None = None
+    input_extra: Annotated[list[ExtraText], Field(max_length=256, fail_fast=True)] | None = None
     prompt: Text = ""
 
 
@@ -68,12 +74,12 @@ class TokenizeRequest(Given):
 
 
 class DetokenizeRequest(Given):
-    tokens: Annotated[list[int], Field(max_length=1 << 20)]
+    tokens: Annotated[list[int], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class EmbeddingRequest(Given):
-    content: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048)] | None = None
-    input: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048)] | None = None
+    content: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048, fail_fast=True)] | None = None
+    input: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048, fail_fast=True)] | None = None
     embd_normalize: int | None = None
 
 
@@ -84,6 +90,6 @@ class RankedText(Given):
 class RankRequest(Given):
     model: str | None = None
     query: Text
-    documents: Annotated[list[Text | RankedText], Field(max_length=1024)]
+    documents: Annotated[list[Text | RankedText], Field(max_length=1024, fail_fast=True)]
     top_n: Annotated[int, Field(ge=0)] | None = None
     return_documents: bool = False

@@ -29,7 +29,7 @@ class ChatMessage(Given):
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_ITEMS)] | None = None
+    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
@@ -53,7 +53,7 @@ class Options(DrawingFields):
 
     num_predict: int | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=64)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
 
 
 class Asked(Given):
@@ -75,8 +75,8 @@ class Asked(Given):
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[ChatMessage], Field(max_length=MAX_ITEMS)] | None = None
-    tools: Annotated[list[GivenTool], Field(max_length=512)] | None = None
+    messages: Annotated[list[ChatMessage], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
+    tools: Annotated[list[GivenTool], Field(max_length=512, fail_fast=True)] | None = None
 
 
 class GenerateRequest(Asked):
@@ -90,7 +90,7 @@ class GenerateRequest(Asked):
 
 class EmbedRequest(Given):
     model: str | None = None
-    input: str | Annotated[list[str], Field(max_length=2048)]
+    input: str | Annotated[list[str], Field(max_length=2048, fail_fast=True)]
     truncate: bool | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 

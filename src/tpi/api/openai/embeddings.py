@@ -11,17 +11,17 @@ from starlette.responses import JSONResponse, Response
 
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem
-from tpi.api.openai.base import Given
+from tpi.api.openai.base import Given, Tokens
 from tpi.api.service import Service
 from tpi.runtime.protocols import Float32Array
 
 MAX_INPUTS = 2048
-Tokens = Annotated[list[int], Field(max_length=1 << 20)]
+_Inputs = Field(max_length=MAX_INPUTS, fail_fast=True)
 
 
 class EmbeddingRequest(Given):
     model: str | None = None
-    input: str | Tokens | Annotated[list[str] | list[Tokens], Field(max_length=MAX_INPUTS)]
+    input: str | Tokens | Annotated[list[str], _Inputs] | Annotated[list[Tokens], _Inputs]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1)] | None = None
 

@@ -11,7 +11,7 @@ from tpi.engine.turns import Grammar
 
 MAX_GRAMMAR_CHARS = 1 << 20
 Text = Annotated[str, Field(max_length=MAX_GRAMMAR_CHARS)]
-Choices = Annotated[list[Text], Field(min_length=1, max_length=1024)]
+Choices = Annotated[list[Text], Field(min_length=1, max_length=1024, fail_fast=True)]
 Schema = dict[str, Any] | bool | Text
 
 

@@ -24,7 +24,7 @@ class Part(Given):
     refusal: str | None = None
 
 
-Content = str | Annotated[list[Part], Field(max_length=MAX_ITEMS)] | None
+Content = str | Annotated[list[Part], Field(max_length=MAX_ITEMS, fail_fast=True)] | None
 
 
 class CalledFunction(Given):
@@ -43,7 +43,7 @@ class ChatMessage(Given):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_ITEMS)] | None = None
+    tool_calls: Annotated[list[GivenCall], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: str | None = None
     name: str | None = None

@@ -1,9 +1,12 @@
 """The settings of an answer from a request in OpenAI's words. Pure."""
 
-from tpi.api.drawing import read_drawing
+from tpi.api.drawing import read_drawing, seed_or_none
 from tpi.api.errors import Problem
 from tpi.api.openai.schema import Drawing
-from tpi.engine.settings import MAX_SEED, MAX_TOKENS, GenerationSettings, SamplingSettings
+from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
+
+_MAX_DIGITS = 10
+"""Of a token's number."""
 
 
 def read_sampling(asked: Drawing, defaults: SamplingSettings, n_tokens: int) -> SamplingSettings:
@@ -13,11 +16,10 @@ def read_sampling(asked: Drawing, defaults: SamplingSettings, n_tokens: int) -> 
     """
     biases = list[tuple[int, float]]()
     for name, bias in (asked.logit_bias or {}).items():
-        if not name.isdecimal() or int(name) >= n_tokens:
-            raise Problem(400, f"{name!r} is no token: there are 0 to {n_tokens - 1}", param="logit_bias")
+        if not (name.isascii() and name.isdecimal() and len(name) <= _MAX_DIGITS) or int(name) >= n_tokens:
+            raise Problem(400, f"{name[:80]!r} is no token: there are 0 to {n_tokens - 1}", param="logit_bias")
         biases.append((int(name), bias))
-    seed = None if asked.seed is None else asked.seed % (MAX_SEED + 1)
-    return read_drawing(asked, defaults, seed, tuple(dict(biases).items()))
+    return read_drawing(asked, defaults, seed_or_none(asked.seed), tuple(dict(biases).items()))
 
 
 def read_generation(

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from tpi.api.description import few
 from tpi.api.openai.base import Given
 from tpi.api.values import json_text
 from tpi.engine.turns import Thinking
@@ -43,7 +44,7 @@ class ThinkingFields(Given):
     thinking_budget: Budget | None = None
     thinking_budget_tokens: Budget | None = None
     thinking_token_budget: Budget | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], few(64)] | None = None
 
 
 def read_thinking(asked: ThinkingFields) -> Thinking:

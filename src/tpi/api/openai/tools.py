@@ -33,7 +33,7 @@ class GivenTool(Given):
     strict: bool | None = None
 
 
-Tools = Annotated[list[GivenTool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[GivenTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class FunctionName(Given):

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from tpi.api.description import Role
+from tpi.api.description import Role, few
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.api.openai.grammars import Format
 from tpi.api.openai.messages import Content, Part
@@ -36,7 +36,7 @@ class Item(Given):
     type: Annotated[str, Field(json_schema_extra={"enum": list(ITEMS)})] = "message"
     role: Role | None = None
     content: Content = None
-    summary: Annotated[list[Part], Field(max_length=MAX_ITEMS)] | None = None
+    summary: Annotated[list[Part], Field(max_length=MAX_ITEMS, fail_fast=True)] | None = None
     call_id: Annotated[str, Field(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
     arguments: str | None = None
@@ -51,7 +51,7 @@ class TextSettings(Given):
 class ResponseRequest(Drawing, ThinkingFields):
     model_config = ConfigDict(extra="allow")
 
-    input: str | Annotated[list[Item], Field(max_length=MAX_ITEMS)]
+    input: str | Annotated[list[Item], Field(max_length=MAX_ITEMS, fail_fast=True)]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(max_length=256)] | None = None
     store: bool | None = None
@@ -61,7 +61,7 @@ class ResponseRequest(Drawing, ThinkingFields):
     parallel_tool_calls: bool | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    include: Annotated[list[str], Field(max_length=64)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    include: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
+    metadata: Annotated[dict[str, str], few(64)] | None = None
     user: str | None = None
     truncation: str | None = None
