@@ -92,12 +92,17 @@ def test_stops_and_biases(four: Served) -> None:
 def test_completions_of_several_prompts(four: Served) -> None:
     with four.client() as client:
         answer = client.completions.create(
-            model="demo", prompt=["Once upon", "The fox"], max_tokens=5, n=2, echo=True, logprobs=1, seed=1
+            model="demo", prompt=["Once upon", "The fox"], max_tokens=5, n=2, echo=True, seed=1
         )
         starts = [choice.text[:7] for choice in answer.choices]
         assert starts == ["Once up", "Once up", "The fox", "The fox"]
-        logprobs = answer.choices[0].logprobs
-        assert logprobs is not None and logprobs.text_offset is not None and logprobs.text_offset[0] == len("Once upon")
+        told = client.completions.create(model="demo", prompt="Once upon", max_tokens=5, logprobs=1, temperature=0)
+        logprobs = told.choices[0].logprobs
+        assert logprobs is not None and logprobs.tokens is not None and logprobs.text_offset is not None
+        assert "".join(logprobs.tokens) == told.choices[0].text
+        assert logprobs.text_offset == [len("".join(logprobs.tokens[:n])) for n in range(5)]
+        with pytest.raises(openai.BadRequestError, match="an echo with the logprobs of the prompt"):
+            client.completions.create(model="demo", prompt="Once upon", echo=True, logprobs=1)
         streamed = client.completions.create(
             model="demo", prompt="Once upon", max_tokens=5, stream=True, temperature=0, echo=True
         )

@@ -3,6 +3,7 @@
 The server's loop hands lines over; a thread writes them, so that no caller waits for a disk or a full pipe.
 """
 
+import contextlib
 import contextvars
 import queue
 import sys
@@ -51,7 +52,7 @@ class AccessLog:
         Raises:
             UsageError: it cannot be written.
         """
-        self._path, self._n_lost = path, 0
+        self._path, self._n_lost, self._is_closed = path, 0, False
         self._lines: queue.Queue[str | None] = queue.Queue(_MAX_LINES)
         self._write("")
         self._thread = threading.Thread(target=self._run, name="tpi-access-log", daemon=True)
@@ -64,9 +65,10 @@ class AccessLog:
         self.close()
 
     def close(self) -> None:
-        if self._thread.is_alive():
-            self._lines.put(None)
-            self._thread.join()
+        self._is_closed = True
+        with contextlib.suppress(queue.Full):  # then the thread has enough to wake for
+            self._lines.put_nowait(None)
+        self._thread.join()
 
     def add(self, line: str) -> None:
         """Does not wait; what comes faster than it can be written is counted and lost."""
@@ -76,12 +78,10 @@ class AccessLog:
             self._n_lost += 1
 
     def _run(self) -> None:
-        is_open = True
-        while is_open:
+        while not self._is_closed or not self._lines.empty():
             lines = [self._lines.get()]
             while not self._lines.empty():
                 lines.append(self._lines.get())
-            is_open = None not in lines
             if n_lost := self._n_lost:
                 self._n_lost -= n_lost
                 lines.append(f"{n_lost} lines were lost: they came too fast")
@@ -91,14 +91,15 @@ class AccessLog:
                 self._n_lost += len(lines)
 
     def _write(self, text: str) -> None:
-        if self._path is None:
-            print(text, end="", file=sys.stderr, flush=True)
-            return
         try:
+            if self._path is None:
+                print(text, end="", file=sys.stderr, flush=True)
+                return
             with self._path.open("a") as file:
                 file.write(text)
         except OSError as error:
-            raise UsageError(f"the access log {self._path} cannot be written: {error.strerror or error}") from error
+            where = self._path or "at standard error"
+            raise UsageError(f"the access log {where} cannot be written: {error.strerror or error}") from error
 
 
 class Logged:

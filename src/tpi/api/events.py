@@ -2,6 +2,7 @@
 while somebody listens."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -11,6 +12,7 @@ from tpi.api.service import Service
 from tpi.errors import TpiError
 
 MAX_LISTENERS = 32
+_log = logging.getLogger(__name__)
 _LOOK_S = 0.1
 """How soon others are told that answers begin or end."""
 _REGULAR_S = 1.0
@@ -64,7 +66,10 @@ class Events:
         try:
             return b"event: state\ndata: " + msgspec.json.encode(await self._service.status()) + b"\n\n"
         except TpiError as error:
-            return b"event: error\ndata: " + msgspec.json.encode(problem_of(error).body) + b"\n\n"
+            return _failed(problem_of(error))
+        except Exception:  # those who listen would wait for ever
+            _log.exception("a defect: the cluster's state cannot be told")
+            return _failed(Problem(500, "a defect of the server: its log says more", "server_error"))
 
     def _tell(self, event: bytes) -> None:
         self._latest = event
@@ -72,3 +77,7 @@ class Events:
             if queue.full():
                 queue.get_nowait()
             queue.put_nowait(event)
+
+
+def _failed(problem: Problem) -> bytes:
+    return b"event: error\ndata: " + msgspec.json.encode(problem.body) + b"\n\n"

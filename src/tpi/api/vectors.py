@@ -35,6 +35,13 @@ class Vectors:
         """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it."""
         return tuple(self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False))
 
+    def cut(self, tokens: tuple[int, ...], n_most: int) -> tuple[int, ...]:
+        """What ``tokens_of`` gave, in so many tokens; the one that ends a text stays."""
+        end = self.tokens_of("")[-1:]
+        if len(tokens) <= n_most or tokens[-1:] != end:
+            return tokens[:n_most]
+        return (*tokens[: n_most - 1], *end)
+
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
         """The vectors of texts given by their tokens, each f32 [n_embd] of length 1.
 

@@ -1,6 +1,9 @@
 """A line per request, and none of what was said; keys with names."""
 
+import contextlib
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -28,6 +31,38 @@ def test_lines(tmp_path: Path) -> None:
     assert lines[1] == "127.0.0.1 key=- POST /v1/completions 401 "
     assert lines[2] == "127.0.0.1 key=laptop GET /nothing%0Ahere 404 "
     assert len(lines) == 3 and "secret" not in text and "Hello" not in text and "second" not in text
+
+
+def test_a_log_that_is_full_can_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nothing can be written: whoever closes it does not wait for room."""
+    held = threading.Event()
+
+    def fail(_: str) -> None:
+        held.wait(20)
+        raise UsageError("the disk is full")
+
+    log = AccessLog(tmp_path / "access.log")
+    monkeypatch.setattr(log, "_write", fail)
+    for _ in range(5000):
+        log.add("x")
+    closing = threading.Thread(target=log.close)
+    closing.start()
+    held.set()
+    closing.join(20)
+    assert not closing.is_alive()
+    log.close()
+
+
+def test_standard_error_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone, AccessLog(None) as log:
+        monkeypatch.setattr("sys.stderr", gone)
+        with pytest.raises(UsageError, match="the access log at standard error cannot be written: Broken pipe"):
+            log._write("x")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            gone.close()
 
 
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:

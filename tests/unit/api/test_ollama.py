@@ -72,6 +72,7 @@ def test_options() -> None:
         (GenerateRequest(prompt="x", suffix="y"), "a request with suffix"),
         (GenerateRequest(prompt="x", template="y"), "a request with template"),
         (GenerateRequest(prompt="x", images=["y"]), "a request with images"),
+        (GenerateRequest(prompt="x", context=[1]), "a request with context"),
         (GenerateRequest(prompt="x", format="xml"), "the format 'xml'"),
     ],
 )

@@ -120,6 +120,7 @@ def test_one_that_is_cut_and_one_that_fails(server: Played) -> None:
         cut = asker.responses.create(model="demo", input="Hi", max_output_tokens=1)
         assert cut.status == "incomplete" and cut.incomplete_details is not None
         assert cut.incomplete_details.reason == "max_output_tokens"
+        assert [item.status for item in cut.output] == ["incomplete"]  # type: ignore[union-attr]
         server.engine.line = Line(("Once",), error=LinkError("w1 is gone"))
         last = list(asker.responses.create(model="demo", input="Hi", stream=True))[-1]
         assert last.type == "response.failed" and last.response.error is not None

@@ -13,6 +13,8 @@ from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
 _HARMLESS = {"container": ("",), "context_management": ({},), "mcp_servers": ([],)}
 _UNSEEN = ("redacted_thinking",)
 """Blocks that mean nothing to a model here."""
+_FAILED = "Error: "
+"""So is a model told of a tool that failed; templates know no other way."""
 
 
 def read_messages(asked: PromptFields) -> ChatAsk:
@@ -66,6 +68,7 @@ def _turns(message: GivenMessage, place: str) -> Iterator[Message]:
     for number, block in enumerate(message.content):
         if block.type == "tool_result":
             result = _text(block.content, f"{place}.content.{number}")
+            result = f"{_FAILED}{result}" if block.is_error else result
             yield Message("tool", result, tool_call_id=block.tool_use_id or "")
         elif block.type not in _UNSEEN:
             said.append(block)

@@ -23,6 +23,7 @@ class Block(Given):
     id: Annotated[str, Field(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
     input: dict[str, Any] | None = None
+    is_error: bool | None = None
     tool_use_id: Annotated[str, Field(max_length=256)] | None = None
     content: "str | Annotated[list[Block], Field(max_length=MAX_ITEMS, fail_fast=True)] | None" = None
 

@@ -32,7 +32,9 @@ class MessageWriter:
         return {**self._head, "content": content, **self._end(reply), "usage": _usage(reply.answer)}
 
     def open(self, answer: Answer) -> Iterator[Body]:
-        begun: Body = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": _usage(answer)}
+        """What is computed already is told at the end alone: now it may be known, or not yet."""
+        usage = _usage(Answer(n_prompt_tokens=answer.n_prompt_tokens))
+        begun: Body = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
         yield {"type": "message_start", "message": {**self._head, **begun}}
         yield {"type": "ping"}
 

@@ -7,17 +7,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tpi.api.description import few
 from tpi.api.drawing import DrawingFields
-from tpi.api.openai.refusals import OF_BOTH
+from tpi.api.refusals import OF_BOTH, OFF
 from tpi.engine.settings import MAX_BIASES
 
-_OFF: tuple[Any, ...] = (False, 0, "", [], {})
 REFUSED: Mapping[str, Collection[Any]] = {
     **OF_BOTH,
-    "dynatemp_range": _OFF,
-    "lora": _OFF,
-    "n_indent": _OFF,
-    "post_sampling_probs": _OFF,
-    "t_max_predict_ms": _OFF,
+    "n_indent": OFF,
+    "post_sampling_probs": OFF,
 }
 MAX_CHARS = 1 << 22
 MAX_BIASED_CHARS = 1024

@@ -6,11 +6,12 @@ from tpi.api.asks import TextAsk
 from tpi.api.drawing import read_drawing, seed_or_none
 from tpi.api.errors import unsupported
 from tpi.api.ollama.schema import Asked, ChatMessage, ChatRequest, GenerateRequest, Options
+from tpi.api.refusals import OF_BOTH
 from tpi.api.values import json_text, refuse, schema_grammar
 from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
 
-_HARMLESS = {"mirostat": (0,), "tfs_z": (1,)}
+_HARMLESS = {**OF_BOTH, "tfs_z": (1,)}
 
 
 def read_chat(asked: ChatRequest) -> ChatAsk:
@@ -29,7 +30,7 @@ def read_chat(asked: ChatRequest) -> ChatAsk:
 
 def read_text(asked: GenerateRequest) -> ChatAsk | TextAsk:
     """A chat of one turn, or the prompt as it is. Raises as ``read_chat``."""
-    for name in ("suffix", "template", "images"):
+    for name in ("suffix", "template", "images", "context"):
         if getattr(asked, name):
             raise unsupported(name, f"a request with {name}")
     if asked.raw:

@@ -85,6 +85,7 @@ class GenerateRequest(Asked):
     suffix: str | None = None
     template: str | None = None
     raw: bool | None = None
+    context: list[Any] | None = None
     images: list[Any] | None = None
 
 

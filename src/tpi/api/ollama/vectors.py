@@ -21,8 +21,9 @@ class VectorRoutes:
         name = service.check_tagged(asked.model)
         check_dimensions(asked.dimensions, service.about.n_embd)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        most = service.n_context - 1 if asked.truncate is not False else None
-        inputs = [service.vectors.tokens_of(text)[:most] for text in texts]
+        inputs = [service.vectors.tokens_of(text) for text in texts]
+        if asked.truncate is not False:
+            inputs = [service.vectors.cut(tokens, service.n_context - 1) for tokens in inputs]
         vectors = await while_connected(request, service.vectors.embed(inputs))
         return {
             "model": name,

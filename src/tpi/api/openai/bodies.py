@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from tpi.api.openai.tools import calls_body, deltas_body
@@ -80,18 +81,32 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body:
 
 
 def completion_logprobs(tokens: Sequence[TokenLogprob], text_of: Any, first_offset: int) -> Body:
-    """The older form: lists side by side; offsets are counted in characters from the beginning of the text."""
-    texts = [text_of(drawn.token).decode("utf-8", "replace") for drawn in tokens]
-    offsets, offset = list[int](), first_offset
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+    """The older form: lists side by side, the drawn tokens among the most probable; offsets are counted in characters
+    from the beginning of the text."""
+    datas = [text_of(drawn.token) for drawn in tokens]
+    offsets = list(accumulate(map(length, datas), initial=first_offset))[:-1]
     tops = [
-        {text_of(token).decode("utf-8", "replace"): _finite(logprob) for token, logprob in drawn.top}
+        {
+            _name(text_of(token)): _finite(logprob)
+            for token, logprob in dict([*drawn.top, (drawn.token, drawn.logprob)]).items()
+        }
         for drawn in tokens
     ]
     logprobs = [_finite(drawn.logprob) for drawn in tokens]
-    return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+    return {"tokens": list(map(_name, datas)), "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+
+def length(data: bytes) -> int:
+    """Characters; bytes that are none by themselves count as they are shown."""
+    return len(data.decode("utf-8", "replace"))
+
+
+def _name(data: bytes) -> str:
+    """A token's text; of parts of characters their bytes, so that all have names of their own."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(logprob: float) -> float:

@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from tpi.api.asks import Ask
 from tpi.api.connection import while_connected
-from tpi.api.errors import problem_of
+from tpi.api.errors import Problem, problem_of
 from tpi.api.openai.bodies import Bodies, chat_logprobs, delta_body, message_body
 from tpi.api.openai.chats import read_chat
 from tpi.api.openai.schema import ChatRequest
@@ -48,6 +48,8 @@ class ChatRoutes:
 
     def _read(self, asked: ChatRequest) -> Ask:
         service = self._service
+        if asked.top_logprobs and not asked.logprobs:
+            raise Problem(400, "top_logprobs is of no use without logprobs: set logprobs to true", param="top_logprobs")
         n_logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         max_tokens = asked.max_completion_tokens or asked.max_tokens
         settings = read_generation(asked, service.n_context, max_tokens, n_logprobs, raw=False)

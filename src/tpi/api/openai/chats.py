@@ -3,10 +3,10 @@
 from tpi.api.errors import Problem
 from tpi.api.openai.grammars import read_grammar
 from tpi.api.openai.messages import read_messages
-from tpi.api.openai.refusals import OF_CHATS
 from tpi.api.openai.schema import ChatRequest
 from tpi.api.openai.thinking import read_thinking, read_variables
 from tpi.api.openai.tools import Choosing, GivenChoice, GivenTool, read_choice, read_tools
+from tpi.api.refusals import OF_CHATS
 from tpi.api.values import refuse
 from tpi.engine.turns import ChatAsk
 

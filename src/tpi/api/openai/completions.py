@@ -9,12 +9,12 @@ from starlette.responses import JSONResponse, Response
 from tpi.api.asks import Ask, TextAsk
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem, unsupported
-from tpi.api.openai.bodies import Bodies, completion_logprobs
+from tpi.api.openai.bodies import Bodies, completion_logprobs, length
 from tpi.api.openai.chat import finish_reason, tell_error
 from tpi.api.openai.grammars import read_grammar
-from tpi.api.openai.refusals import OF_BOTH
 from tpi.api.openai.schema import MAX_PROMPTS, CompletionRequest
 from tpi.api.openai.settings import read_generation, read_sampling
+from tpi.api.refusals import OF_BOTH
 from tpi.api.service import Service
 from tpi.api.streams import Body, event, stream, whole
 from tpi.api.values import refuse
@@ -48,7 +48,7 @@ class CompletionRoutes:
                 yield event(bodies.chunk([_choice(index, "", finish=finish_reason(item))], **usage))
                 return
             logprobs = completion_logprobs(item.logprobs, service.text_of, offsets[index]) if item.logprobs else None
-            offsets[index] += len(item.content)
+            offsets[index] += sum(length(service.text_of(drawn.token)) for drawn in item.logprobs)
             yield event(bodies.chunk([_choice(index, item.content, logprobs)], **usage))
 
         def close(replies: Sequence[Reply]) -> Iterable[bytes]:
@@ -64,6 +64,8 @@ class CompletionRoutes:
             raise unsupported("suffix", "text that comes after the answer")
         if asked.best_of not in (None, asked.n or 1):
             raise unsupported("best_of", "a choice among more answers than are given")
+        if asked.echo and asked.logprobs is not None:
+            raise unsupported("echo", "an echo with the logprobs of the prompt")
         refuse(asked.model_extra, OF_BOTH)
         service, grammar = self._service, read_grammar(asked)
         settings = read_generation(

@@ -146,7 +146,7 @@ class OutputItem(BaseModel):
 
     id: str
     type: Literal["message", "reasoning", "function_call"]
-    status: Literal["completed", "in_progress"]
+    status: Literal["completed", "incomplete", "in_progress"]
     content: list[OutputText | ReasoningText] | None = None
     role: Literal["assistant"] | None = None
     call_id: str | None = None

@@ -9,19 +9,18 @@ from tpi.api.description import Role, few
 from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.api.openai.grammars import Format
 from tpi.api.openai.messages import Content, Part
-from tpi.api.openai.refusals import OF_CHATS
 from tpi.api.openai.schema import Drawing
 from tpi.api.openai.thinking import ThinkingFields
 from tpi.api.openai.tools import GivenChoice, Tools
+from tpi.api.refusals import OF_CHATS, OFF
 
-_OFF: tuple[Any, ...] = (False, 0, "", [], {})
 REFUSED: Mapping[str, Collection[Any]] = {
     **OF_CHATS,
-    "background": _OFF,
-    "context_management": _OFF,
-    "conversation": _OFF,
-    "image": _OFF,
-    "prompt": _OFF,
+    "background": OFF,
+    "context_management": OFF,
+    "conversation": OFF,
+    "image": OFF,
+    "prompt": OFF,
 }
 LOGPROBS = "message.output_text.logprobs"
 """How ``include`` asks for them."""

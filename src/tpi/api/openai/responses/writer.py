@@ -46,7 +46,7 @@ class ResponseWriter:
         """The end; an answer without words has a message that says nothing."""
         if not self.output:
             yield from self._begin("message")
-        yield from self._end()
+        yield from self._end("incomplete" if reply.finish == "length" else "completed")
         body = self.body(reply)
         yield self._event(f"response.{body['status']}", response=body)
 
@@ -116,12 +116,12 @@ class ResponseWriter:
         self.output.append(item)
         yield self._event("response.output_item.added", output_index=len(self.output) - 1, item=dict(item))
 
-    def _end(self) -> Iterator[Body]:
-        """Closes the item that is open."""
+    def _end(self, status: str = "completed") -> Iterator[Body]:
+        """Closes the item that is open; ``status`` is how far it got."""
         if not self.output or self.output[-1]["status"] != "in_progress":
             return
         item, self._call = self.output[-1], None
-        item["status"] = "completed"
+        item["status"] = status
         if item["type"] == "function_call":
             yield self._of_item("response.function_call_arguments.done", arguments=item["arguments"], name=item["name"])
         else:
