@@ -28,7 +28,7 @@ from tpi.cli.statussocket import ask, choose_master
 from tpi.cluster.reports import ClusterStatus
 from tpi.errors import LinkError
 
-_KEY = re.compile(r"^\s+tpi join (\S+)")
+_KEY_FILE = re.compile(r"^the join key is in (.+) \(")
 _HEADLINE = re.compile(r"^(\d+) prompt tokens.*; (\d+) tokens, ")
 _JOINED = re.compile(r"^(?:.* )?(\d+) of \1 devices are here")
 _API = re.compile(r"^the API is at http://127\.0\.0\.1:(\d+)/")
@@ -158,7 +158,7 @@ class ServedCluster:
         """Gives every worker the join key and waits until the cluster is ready."""
         listening = joined = 0.0
         if workers:
-            key = self._wait_for(_KEY, _START_S)[1]
+            key = Path(self._wait_for(_KEY_FILE, _START_S)[1]).read_text().strip()
             listening = time.perf_counter() - started
             for rank, worker in enumerate(workers, start=1):
                 process = self._running.get(rank) or self._start(rank, worker.command)

@@ -162,5 +162,6 @@ class Running:
 
 
 def find_key(serve: Running) -> str:
-    """The join key that ``tpi serve`` prints."""
-    return serve.wait_for("tpi join tpi1-").split("tpi join ")[1].split()[0]
+    """The join key of ``tpi serve``, from the file that its log names."""
+    said = serve.wait_for("tpi join --key-file")
+    return Path(said.split("the join key is in ")[1].split(" (")[0]).read_text().strip()

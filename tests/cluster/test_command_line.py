@@ -97,7 +97,8 @@ def test_serve_join_status_and_removal(home: Home, away: Home) -> None:
             assert answered.code == 0 and len(answered.out.splitlines()) == 2
             ended = join.wait()
             assert (ended.code, ended.last_line) == (0, "the master has ended the session")
-            assert key not in ended.err
+            assert key not in ended.err and key not in serve.err()
+            assert stat.S_IMODE((home.folder / "state" / "join-key").stat().st_mode) == 0o600
     assert home.run("status").code == 2
     assert "attic" in home.run("devices").out
     assert home.run("remove", "attic").code == 0

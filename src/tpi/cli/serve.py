@@ -12,6 +12,7 @@ from tpi.cli import answers, options
 from tpi.cli.display import Display, open_display
 from tpi.cli.environment import find_folders
 from tpi.cli.models import find_model, model_name
+from tpi.cli.secretfile import keep_from_log
 from tpi.cli.session import open_served
 from tpi.cli.terminal import ChatInput, can_chat
 from tpi.cluster.master import Master
@@ -95,7 +96,8 @@ def command(
 
     Prints the command that the other devices join with, waits for --workers of them, gives each its slices of the
     model, and answers: a chat on its terminal, if it has one, and the API beside it, until it is told to end. With
-    --no-api and without a terminal it answers every line of standard input for itself, until that ends.
+    --no-api and without a terminal it answers every line of standard input for itself, until that ends. Keys are shown
+    on a terminal only: a log names the file, of yours alone, that holds them.
     """
     sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
     manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
@@ -122,7 +124,7 @@ def command(
     display = open_display()
 
     def announce(master: Master) -> None:
-        _announce(master, workers, display)
+        _announce(master, workers, settings.folders.state, display)
 
     if not api:
         with open_served(settings, manner, display, announce) as talk:
@@ -138,6 +140,7 @@ def command(
     asked = service.ApiOptions(
         host=host,
         port=api_port,
+        state=settings.folders.state,
         model=model_name(settings.model),
         keys=service.gather_keys(api_key or (), api_key_file),
         cors_origins=tuple(cors or ()),
@@ -157,10 +160,16 @@ def command(
             opened.wait()
 
 
-def _announce(master: Master, n_workers: int, display: Display) -> None:
+def _announce(master: Master, n_workers: int, state: Path, display: Display) -> None:
     where = ", ".join(str(address) for address in master.addresses)
     display.note(f"listening at {where}")
-    if n_workers:
-        others = "the other device" if n_workers == 1 else f"each of the {n_workers} other devices"
+    if not n_workers:
+        return
+    others = "the other device" if n_workers == 1 else f"each of the {n_workers} other devices"
+    if (file := keep_from_log("join-key", master.join_key, state)) is not None:
+        display.note(f"the join key is in {file} (it admits devices: give it to nobody else)")
+        display.note(f"Copy that file to {others}, and run this there:\n")
+        display.note(f"    tpi join --key-file {file.name}\n")
+    else:
         display.note(f"On {others}, run this (the key admits devices: give it to nobody else):\n")
         display.note(f"    tpi join {master.join_key}\n")

@@ -17,6 +17,7 @@ from tpi.api.server import ApiServer
 from tpi.api.service import Identity, Service
 from tpi.api.tls import read_certificate
 from tpi.cli.display import Display
+from tpi.cli.secretfile import keep_from_log
 from tpi.cluster.cluster import Cluster
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine
@@ -29,10 +30,11 @@ STANDARD_ERROR = Path("-")
 @dataclass(frozen=True)
 class ApiOptions:
     """Where to listen, who may ask, and under which name the model goes. ``access_log`` is a file, ``-`` for standard
-    error, None for neither; ``certificate`` and its key are files, too."""
+    error, None for neither; ``certificate`` and its key are files, too. A key that is made is kept in ``state``."""
 
     host: str
     port: int
+    state: Path
     model: str
     keys: tuple[Key, ...] = ()
     cors_origins: tuple[str, ...] = ()
@@ -85,7 +87,9 @@ class Api:
         keys = options.keys
         if not keys and options.host not in LOCAL_NAMES:
             keys = (Key("made", secrets.token_urlsafe(24)),)
-            display.note(f"the API is open to other devices, with this key: {keys[0].secret}")
+            file = keep_from_log("api-key", keys[0].secret, options.state)
+            where = f"this key: {keys[0].secret}" if file is None else f"the key in {file}, until this ends"
+            display.note(f"the API is open to other devices, with {where}")
         self._options, self._sampling, self._display = options, sampling, display
         self._rules = Rules(options.host, keys, options.cors_origins)
         self._failures: queue.SimpleQueue[Exception] = queue.SimpleQueue()
