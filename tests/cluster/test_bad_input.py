@@ -147,7 +147,7 @@ def test_rearranged_shards_of_several_ranks_need_no_more_space(home: Home, tmp_p
 
 def test_too_little_memory_names_the_minimum(home: Home) -> None:
     ended = home.run("run", "demo", "Tell me a story about a cat and a bell.", "--memory", "70MiB", "--max-tokens", "5")
-    check(ended, "--memory 70MiB is too small", "needs at least")
+    check(ended, "70MiB of memory is too little", "needs at least")
     (minimum,) = re.findall(r"at least (\d+)MiB", ended.last_line)
     assert 70 < int(minimum) < 130
     assert home.run("run", "demo", "hi", "--memory", f"{int(minimum) + 1}MiB", "--max-tokens", "5").code == 0
@@ -156,8 +156,8 @@ def test_too_little_memory_names_the_minimum(home: Home) -> None:
 def test_too_little_memory_on_a_worker(away: Home, home: Home) -> None:
     with home.start(*SERVE, "--port", "0") as serve:
         ended = away.run("join", find_key(serve), "--memory", "30MiB", "--threads", "1")
-        check(ended, "--memory 30MiB is too small", "needs at least")
-        check(serve.wait("hi\n"), "cannot go on: --memory 30MiB is too small")
+        check(ended, "30MiB of memory is too little", "needs at least")
+        check(serve.wait("hi\n"), "cannot go on: 30MiB of memory is too little")
     assert home.left_behind(may_resume=True) == []
 
 

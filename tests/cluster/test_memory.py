@@ -59,7 +59,7 @@ def answer(
 
 def least_bytes(ended: Ended) -> int:
     """The minimum that the error names."""
-    found = re.search(r"--memory \S+ is too small: this rank needs at least (\d+)MiB", ended.last_line)
+    found = re.search(r"\S+ of memory is too little: this rank needs at least (\d+)MiB", ended.last_line)
     assert ended.code == 1 and found, ended.err
     return int(found[1]) * MIB
 

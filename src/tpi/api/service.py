@@ -114,8 +114,7 @@ class Service:
         if name is not None and name != identity.model and not identity.takes_any_name:
             raise Problem(
                 404,
-                f"there is no model {name[:80]!r} here, but {identity.model!r} "
-                "(start with --any-model to take any name)",
+                f"there is no model {name[:80]!r} here, but {identity.model!r}: ask for that",
                 code="model_not_found",
                 param="model",
             )

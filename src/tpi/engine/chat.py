@@ -68,8 +68,7 @@ class ChatTemplate:
         source = _DEFAULT_TEMPLATE if source is None or self._is_default else source
         if len(source) > MAX_TEMPLATE_CHARS:
             raise ModelFileError(
-                f"the model's chat template has {len(source):,} characters, the limit is {MAX_TEMPLATE_CHARS:,}; "
-                "use --raw for a prompt without template"
+                f"the model's chat template has {len(source):,} characters, the limit is {MAX_TEMPLATE_CHARS:,}; {_RAW}"
             )
         try:
             self._template = ChatEnvironment(clock).from_string(source)
@@ -174,7 +173,7 @@ class ChatTemplate:
             raise ModelFileError(f"the model's chat template fails: {_one_line(error)}; {_RAW}") from error
 
 
-_RAW = "use --raw for a prompt without template"
+_RAW = "a raw prompt needs no template"
 
 
 def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> tuple[Segment, ...] | None:

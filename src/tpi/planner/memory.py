@@ -85,7 +85,7 @@ def plan_memory(
     """
     if wanted_window_bytes is not None and wanted_window_bytes < minimum_window_bytes:
         raise MemoryBudgetError(
-            f"--window {_mib(wanted_window_bytes)} is too small: the largest piece of this shard needs "
+            f"a window of {_mib(wanted_window_bytes)} is too small: the largest piece of this shard needs "
             f"{_mib(minimum_window_bytes, up=True)}"
         )
     window = full_window_bytes if wanted_window_bytes is None else min(wanted_window_bytes, full_window_bytes)
@@ -95,11 +95,11 @@ def plan_memory(
             minimum = minimum_bytes(needs, minimum_window_bytes)
             process = needs.process_bytes + needs.growth_bytes + needs.tokenizer_bytes
             raise MemoryBudgetError(
-                f"--memory {_mib(limit_bytes)} is too small: this rank needs at least {_mib(minimum, up=True)} "
+                f"{_mib(limit_bytes)} of memory is too little: this rank needs at least {_mib(minimum, up=True)} "
                 f"(process {_mib(process)}, KV cache {_mib(needs.kv_bytes + needs.states_bytes)}, graphs "
                 f"{_mib(needs.graphs_bytes + needs.activations_bytes)}, links and logits "
                 f"{_mib(needs.links_bytes + needs.logits_bytes)}, window {_mib(minimum_window_bytes)}); "
-                "allow more, or use a smaller --context or more devices"
+                "allow more, or use a shorter context or more devices"
             )
         window = min(window, left)
     is_lent = wanted_window_bytes is None and window < full_window_bytes

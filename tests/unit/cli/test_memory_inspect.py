@@ -43,7 +43,7 @@ def test_the_parts_make_the_total_and_the_limit_is_used(model: Path, show: Any) 
 
 def test_too_little_is_refused_with_the_least_that_would_do(model: Path, show: Any) -> None:
     facts, error = show(model, "--memory", "20MB", code=1)
-    assert "--memory 19.1MiB is too small" in error and error.count("\n") == 1
+    assert "19.1MiB of memory is too little" in error and error.count("\n") == 1
     assert facts["refused"] in error and facts["minimum_bytes"] > 20_000_000
     enough, _ = show(model, "--memory", facts["minimum_bytes"] + 4_000_000)
     assert enough["total_bytes"] <= enough["limit_bytes"]

@@ -59,7 +59,7 @@ def test_a_rank_without_pieces_needs_no_window() -> None:
 
 
 def test_a_window_below_the_largest_piece() -> None:
-    with pytest.raises(MemoryBudgetError, match=r"--window 10MiB is too small: .* needs 16MiB"):
+    with pytest.raises(MemoryBudgetError, match=r"a window of 10MiB is too small: .* needs 16MiB"):
         plan_memory(_needs(), 16 * MIB - 5, 900 * MIB, None, 10 * MIB)
 
 

@@ -29,7 +29,7 @@ class Repacker:
         self._base = _declare(ggml().base)
         buffer_type = _find_buffer_type(self._base, ggml().cpu)
         if buffer_type is None:
-            raise KernelError("this build of ggml has no CPU_REPACK: start with --no-repack")
+            raise KernelError("this build of ggml has no CPU_REPACK: start without repacking")
         self._buffer: int | None = self._base.ggml_backend_buft_alloc_buffer(buffer_type, _BUFFER_BYTES)
         self._context: int = self._base.ggml_init(InitParams(_CONTEXT_BYTES, None, True))
         self._eligible: dict[tuple[int, int, int], bool] = {}

@@ -87,5 +87,5 @@ def test_cells_that_are_forgotten_are_lent_again(tmp_path: Path, how: str) -> No
 
 def test_too_little_memory_frees_what_was_taken(tmp_path: Path) -> None:
     gguf, model = make_model(tmp_path / "model.gguf")
-    with pytest.raises(MemoryBudgetError, match="--memory 10MiB is too small"):
+    with pytest.raises(MemoryBudgetError, match="10MiB of memory is too little"):
         make_host(tmp_path, gguf, model, Resources(memory_bytes=10 << 20, n_threads=1))
