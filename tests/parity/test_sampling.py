@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.models import write_random_model
-from tpi.engine.dry import find_breakers, penalties
+from tpi.engine.dry import BreakerFinder, penalties
 from tpi.engine.sampler import Sampler, _allowed
 from tpi.engine.settings import SamplingSettings
 from tpi.engine.vocabulary import Vocabulary
@@ -77,7 +77,7 @@ def test_dry(tmp_path: Path, breakers: tuple[str, ...], allowed_length: int) -> 
     )
     n_taken = 0
     with Vocabulary(write_random_model(tmp_path / "model.gguf")) as vocabulary:
-        found = find_breakers(vocabulary, breakers)
+        found = BreakerFinder(vocabulary).find(breakers)
         texts = (ctypes.c_char_p * max(1, len(breakers)))(*(text.encode() for text in breakers))
         for seed in range(40):
             dice = np.random.default_rng(seed)

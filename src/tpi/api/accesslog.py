@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, Self
@@ -22,6 +23,7 @@ from tpi.errors import UsageError
 
 KEY_NAME = "tpi.key"
 """In a request's scope: the name of the key that was shown."""
+_DEFECT = 500
 _MAX_LINES = 4096
 _MAX_PATH = 200
 
@@ -31,6 +33,13 @@ class Answered(Protocol):
 
     @property
     def answer(self) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One of which nothing else is wanted any more."""
+
+    answer: Answer
 
 
 _begun: contextvars.ContextVar[list[Answered] | None] = contextvars.ContextVar("begun", default=None)
@@ -120,6 +129,9 @@ class Logged:
 
         try:
             await self._app(scope, receive, watch)
+        except Exception:
+            status = status or _DEFECT
+            raise
         finally:
             answers = [answered.answer for answered in begun]
             self._log.add(_line(scope, status, time.perf_counter() - started_s, answers))

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tpi.api.accesslog import KEY_NAME
 from tpi.api.errors import RETRY_AFTER_S, Problem
 from tpi.api.keys import Key, find_key
+from tpi.api.workers import Holders
 from tpi.native.allocator import give_back_freed
 
 MAX_BODY_BYTES = 8 << 20
@@ -61,7 +62,7 @@ class Guard:
     def __init__(self, app: ASGIApp, rules: Rules) -> None:
         self._app, self._rules = app, rules
         self._held_bytes = 0
-        """Of the bodies of all requests that are here."""
+        """Of the bodies of all requests that are here, or that a thread works for."""
         self._freed_bytes = 0
         """Of those that have gone since memory was given back."""
 
@@ -71,7 +72,14 @@ class Guard:
             await _drain(receive, self._rules.max_body_bytes)
             await _refuse(problem, scope, receive, send)
             return
-        parts = list[bytes]()
+        parts, n_bytes = list[bytes](), 0
+        loop = asyncio.get_running_loop()
+
+        def let_go() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._let_go, n_bytes)
+
+        holders = Holders(let_go)
         try:
             await self._read(receive, parts)
             body = b"".join(parts)
@@ -87,7 +95,7 @@ class Guard:
         finally:
             n_bytes, body = sum(map(len, parts)), b""
             parts.clear()
-            self._let_go(n_bytes)
+            holders.leave()
 
     def _let_go(self, n_bytes: int) -> None:
         """A body is not held any more; after large ones, and when there is no other, memory is given back."""

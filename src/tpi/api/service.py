@@ -16,6 +16,7 @@ from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem
 from tpi.api.vectors import Vectors
 from tpi.api.waking import wake
+from tpi.api.workers import Going, Result, Workers
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.chatprompt import Prompt
 from tpi.engine.engine import Engine
@@ -25,7 +26,7 @@ from tpi.engine.scheduler import MAX_WAITING, Load
 from tpi.engine.settings import MAX_SEED, GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
-from tpi.errors import Cancelled, ModelFileError, TpiError
+from tpi.errors import Cancelled, TpiError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,12 @@ class Service:
         """``sampling`` holds where a request says nothing. ``find_status`` gives the cluster's state; it may block."""
         self.identity, self.sampling, self._engine, self._find_status = identity, sampling, engine, find_status
 
-        self.about, self.vectors = describe_model(engine.gguf), Vectors(engine)
+        self.workers = Workers()
+        self.about, self.vectors = describe_model(engine.gguf), Vectors(engine, self.workers)
+
+    def close(self) -> None:
+        """Waits for the threads that work for callers. The engine has to be there until then."""
+        self.workers.close()
 
     @property
     def vocabulary_size(self) -> int:
@@ -80,23 +86,28 @@ class Service:
         status = await run_in_threadpool(self._find_status)
         return msgspec.structs.replace(status, answers=self._engine.figures())
 
-    async def prompt(self, ask: AnyAsk) -> Prompt:
-        """Templates are strangers' programs, which may take a while.
+    async def work(self, work: Callable[[], Result]) -> Result:
+        """What may take long, in a thread that has no other work. Raises as ``Workers.run``."""
+        return await self.workers.run(lambda _: work())
+
+    def prompt(self, ask: AnyAsk, going: Going) -> Prompt:
+        """Templates are strangers' programs, which may take a while: not to be called on the loop.
 
         Raises:
             TpiError: see ``Engine.chat_prompt``.
             Problem: there is no such token.
         """
         if isinstance(ask, ChatAsk):
-            try:
-                return await run_in_threadpool(self._engine.chat_prompt, ask)
-            except ModelFileError as error:  # with other messages the template may not fail
-                raise Problem(400, str(error), param="messages") from error
+            return self._engine.chat_prompt(ask, going.check)
         if not ask.tokens:
-            return await run_in_threadpool(self._engine.raw_prompt, ask.text, ask.grammar)
-        for token in ask.tokens:
+            return self._engine.raw_prompt(ask.text, ask.grammar)
+        self.check_tokens(ask.tokens)
+        return self._engine.token_prompt(ask.tokens, ask.grammar)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises as ``check_token``."""
+        for token in (min(tokens, default=0), max(tokens, default=0)):
             self.check_token(token)
-        return await run_in_threadpool(self._engine.token_prompt, ask.tokens, ask.grammar)
 
     def check_token(self, token: int) -> None:
         """Raises:
@@ -156,41 +167,56 @@ class Service:
 
     def text(self, tokens: Sequence[int]) -> str:
         """Of a prompt that came as tokens."""
-        return b"".join(map(self.text_of, tokens)).decode("utf-8", "replace")
+        words = {token: self.text_of(token) for token in set(tokens)}
+        return b"".join(map(words.__getitem__, tokens)).decode("utf-8", "replace")
 
     def text_of(self, token: int) -> bytes:
         """The bytes that a token adds to a text; special tokens as they are written."""
         return self._engine.vocabulary.token_bytes(token, special=True)
 
     async def begin(self, ask: Ask) -> "list[Answering]":
-        """Begins all answers, those to one prompt after each other; none, if one cannot be. Raises as ``prompt``, and
-        as ``Engine.ask``."""
+        """Begins all answers, those to one prompt after each other; none, if one cannot be. Raises as ``prompt``, as
+        ``Engine.ask``, and as ``Workers.run``."""
         n_answers = len(ask.prompts) * ask.n
         if n_answers > MAX_WAITING:
             what = f"{len(ask.prompts)} prompts with {ask.n} answers to each are {n_answers} answers"
             raise Problem(400, f"{what}, at most {MAX_WAITING} may be asked for at once: ask several times", param="n")
-        prompts = [await self.prompt(item) for item in ask.prompts]
+        loop = asyncio.get_running_loop()
+        begun = await self.workers.run(lambda going: self._begin(ask, loop, going), _cancel_all)
+        note_answers(begun)
+        return begun
+
+    def _begin(self, ask: Ask, loop: asyncio.AbstractEventLoop, going: Going) -> "list[Answering]":
+        prompts = list[Prompt]()
+        for item in ask.prompts:
+            prompts.append(self.prompt(item, going))
+            going.check()
         begun = list[Answering]()
         try:
             for prompt in prompts:
                 for number in range(ask.n):
                     seed = None if ask.sampling.seed is None else (ask.sampling.seed + number) % (MAX_SEED + 1)
-                    begun.append(Answering(self._engine, prompt, replace(ask.sampling, seed=seed), ask.settings))
+                    sampling = replace(ask.sampling, seed=seed)
+                    begun.append(Answering(self._engine, prompt, sampling, ask.settings, loop))
+                    going.check()
         except BaseException:
-            for answering in begun:
-                answering.cancel()
+            _cancel_all(begun)
             raise
-        note_answers(begun)
         return begun
 
 
 class Answering:
-    """One answer on its way to a coroutine."""
+    """One answer on its way to a coroutine of ``loop``. Begun by any thread."""
 
     def __init__(
-        self, engine: Engine, prompt: Prompt, sampling: SamplingSettings, settings: GenerationSettings
+        self,
+        engine: Engine,
+        prompt: Prompt,
+        sampling: SamplingSettings,
+        settings: GenerationSettings,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._engine, self._loop, self._news = engine, asyncio.get_running_loop(), asyncio.Event()
+        self._engine, self._loop, self._news = engine, loop, asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)
         self._is_wanted = True
         self._builder = ReplyBuilder(prompt.make_reader())
@@ -233,6 +259,11 @@ class Answering:
 
     def _tell(self) -> None:
         wake(self._loop, self._news)
+
+
+def _cancel_all(answerings: "Sequence[Answering]") -> None:
+    for answering in answerings:
+        answering.cancel()
 
 
 async def merged(answerings: Sequence[Answering]) -> AsyncIterator[tuple[int, ChatDelta | Reply]]:

@@ -4,11 +4,12 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from tpi.api.connection import while_connected
-from tpi.api.service import Answering, merged, replies
+from tpi.api.service import Answering, Service, merged, replies
 from tpi.engine.reading import ChatDelta, Reply
 from tpi.errors import TpiError
 
@@ -48,6 +49,17 @@ def stream(
                 answering.cancel()
 
     return StreamingResponse(parts(), media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+
+async def large(service: Service, make: Callable[[], Any]) -> Response:
+    """A response with what ``make`` gives, as JSON; both are made by a thread that has no other work. Parts that are
+    long by themselves should be ``raw`` already. Raises what ``make`` does."""
+    return Response(await service.work(lambda: msgspec.json.encode(make())), media_type="application/json")
+
+
+def raw(value: Any) -> msgspec.Raw:
+    """A part of a body, as JSON already: however many there are, each holds up other threads for a moment only."""
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 def event(body: Body, name: str = "") -> bytes:

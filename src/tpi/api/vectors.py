@@ -7,10 +7,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starlette.concurrency import run_in_threadpool
-
+from tpi.api.accesslog import Counted, note_answers
 from tpi.api.errors import unsupported
 from tpi.api.waking import wake
+from tpi.api.workers import Going, Workers
 from tpi.engine.engine import Engine
 from tpi.errors import Cancelled
 from tpi.runtime.protocols import Float32Array
@@ -28,11 +28,12 @@ class Ranked:
 
 
 class Vectors:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, workers: Workers) -> None:
+        self._engine, self._workers = engine, workers
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
-        """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it."""
+        """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it. Not to be
+        called on the loop."""
         return tuple(self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False))
 
     def cut(self, tokens: tuple[int, ...], n_most: int) -> tuple[int, ...]:
@@ -50,7 +51,8 @@ class Vectors:
             UnsupportedModelError: see ``Embedder.check``.
             BusyError, LinkError: as for answers.
         """
-        return [self._engine.embedder.vector(stream) for stream in await self._streams(inputs)]
+        streams = await self._streams(inputs)
+        return await self._workers.run(lambda _: [self._engine.embedder.vector(stream) for stream in streams])
 
     async def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
         """Each document beside the query. Raises as ``embed``, and
@@ -61,7 +63,15 @@ class Vectors:
         embedder = self._engine.embedder
         if not embedder.can_rank:
             raise unsupported("documents", "ranking by a model that is not made for it")
-        prompts = [await run_in_threadpool(self._engine.pair_prompt, query, document) for document in documents]
+
+        def make_prompts(going: Going) -> list[tuple[int, ...]]:
+            prompts = list[tuple[int, ...]]()
+            for document in documents:
+                going.check()
+                prompts.append(self._engine.pair_prompt(query, document))
+            return prompts
+
+        prompts = await self._workers.run(make_prompts)
         streams = await self._streams(prompts)
         return [Ranked(embedder.score(stream), len(tokens)) for stream, tokens in zip(streams, prompts, strict=True)]
 
@@ -89,6 +99,7 @@ class Vectors:
                 news.clear()
         finally:
             self._engine.scheduler.cancel(generation)
+            note_answers([Counted(generation.answer)])
         if generation.error is not None:
             raise generation.error
         if generation.stream is None:

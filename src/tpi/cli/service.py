@@ -115,6 +115,7 @@ class Api:
             yield SharedCluster(cluster)
         finally:
             self._server.close()
+            service.close()
 
     def wait(self) -> None:
         """Serves until a signal comes.

@@ -107,7 +107,7 @@ class ChatTemplate:
     def _try_text(self, asked: TemplateInput, traits: TemplateTraits | None = None) -> str:
         try:
             return self._render(asked, Leaves(), traits)
-        except (UsageError, ModelFileError):
+        except UsageError:
             return ""
 
     def render(self, asked: TemplateInput, is_suspect: Callable[[str], bool]) -> tuple[Segment, ...]:
@@ -121,8 +121,8 @@ class ChatTemplate:
             is_suspect: whether a text holds the text of special tokens.
 
         Raises:
-            UsageError: the template refuses the messages, or changes a suspect text so that it cannot be told apart.
-            ModelFileError: the template fails or exceeds its bounds.
+            UsageError: the template refuses the messages, fails with them or exceeds its bounds, or changes a suspect
+                text so that it cannot be told apart.
         """
         traits = self.traits if any(message.tool_calls for message in asked.messages) else None
         leaves = Leaves()
@@ -156,7 +156,7 @@ class ChatTemplate:
         try:
             # Templates ask whether a content is blank, so a blank one stays.
             pattern = self._render(asked, Leaves(lambda number: f"{secret}n{number}e", marked), traits)
-        except (UsageError, ModelFileError):
+        except UsageError:
             return None
         literals = re.split(f"{secret}n([0-9]+)e", pattern)
         if secret in "".join(literals[::2]):
@@ -170,7 +170,7 @@ class ChatTemplate:
         except TemplateRefusal as error:
             raise UsageError(f"the model's chat template refuses the messages: {_one_line(error)}; {_RAW}") from error
         except Exception as error:  # a stranger's program may fail in any way
-            raise ModelFileError(f"the model's chat template fails: {_one_line(error)}; {_RAW}") from error
+            raise UsageError(f"the model's chat template fails: {_one_line(error)}; {_RAW}") from error
 
 
 _RAW = "a raw prompt needs no template"

@@ -54,17 +54,21 @@ class ChatPrompts:
         self._grammars = GrammarTokens(vocabulary)
         self.dialect: Dialect = find_dialect(template.source, self._is_token)
 
-    def chat(self, ask: ChatAsk) -> Prompt:
-        """Raises:
-        UsageError: the template refuses the chat, a text is too long, a tool or a grammar cannot be used.
-        ModelFileError: the template fails.
+    def chat(self, ask: ChatAsk, check: Callable[[], None] = lambda: None) -> Prompt:
+        """``check`` is called between steps that may be long; what it raises ends the work.
+
+        Raises:
+            UsageError: the template refuses the chat or fails with it, a text is too long, a tool or a grammar cannot
+                be used.
         """
         check_tools(ask.tools)
         tools = ask.tools if ask.tool_choice != "none" else ()
         chosen = _chosen(ask, tools)
         segments = self._segments(ask, tools)
+        check()
         thinks = self._has_opened(segments)
         make_constraint = self._constraint(ask, chosen, thinks=thinks)
+        check()
         tokens = tuple(encode_segments(self._vocabulary, segments))
         is_begun = ask.continues_last and bool(ask.messages[-1].content)
         make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks, is_begun=is_begun)

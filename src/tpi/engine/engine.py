@@ -93,9 +93,10 @@ class Engine:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
         self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
 
-    def chat_prompt(self, ask: ChatAsk) -> Prompt:
+    def chat_prompt(self, ask: ChatAsk, check: Callable[[], None] = lambda: None) -> Prompt:
         """A chat, ready for the assistant's turn; raises as ``ChatPrompts.chat``."""
-        prompt = self._prompts.chat(ask)
+        prompt = self._prompts.chat(ask, check)
+        check()
         return replace(prompt, marks=self._marks(ask, prompt.tokens))
 
     def raw_prompt(self, text: str, grammar: Grammar | None = None) -> Prompt:
@@ -157,10 +158,7 @@ class Engine:
             is_begun=prompt.is_begun,
         )
         # fmt: on
-        watch = self.tally.watch(notify)
-        generation = self.scheduler.submit(request, watch.tell)
-        watch.begin(generation)
-        return generation
+        return self._submit(request, notify)
 
     def embed(self, tokens: Sequence[int], notify: Callable[[], None]) -> Generation:
         """Takes a text in whose ``stream`` is wanted, and no answer; raises as ``ask``, and
@@ -170,7 +168,14 @@ class Engine:
         """
         self.embedder.check()
         request = Request(tuple(tokens), SamplingSettings(), GenerationSettings(1), is_embedded=True)
-        return self.scheduler.submit(request, notify)
+        return self._submit(request, notify)
+
+    def _submit(self, request: Request, notify: Callable[[], None]) -> Generation:
+        """What is asked, counted."""
+        watch = self.tally.watch(notify)
+        generation = self.scheduler.submit(request, watch.tell)
+        watch.begin(generation)
+        return generation
 
     def follow(self, generation: Generation, cancel: threading.Event | None = None) -> Iterator[Delta]:
         """Runs passes until the answer is complete, and yields it as it grows. ``cancel`` ends it before the next pass;

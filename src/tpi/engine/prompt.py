@@ -32,8 +32,7 @@ def encode_chat(vocabulary: Vocabulary, template: ChatTemplate, asked: TemplateI
     """Tokens of a chat.
 
     Raises:
-        UsageError: the template refuses the messages, or a text is too long.
-        ModelFileError: the template fails.
+        UsageError: the template refuses the messages or fails with them, or a text is too long.
     """
     segments = template.render(asked, lambda text: any(True for _ in vocabulary.special_spans(text)))
     return encode_segments(vocabulary, segments)

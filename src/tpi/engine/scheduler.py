@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from tpi.engine.cells import count_alike
 from tpi.engine.chunks import ChunkSizes, next_chunk
-from tpi.engine.dry import Breakers, find_breakers
+from tpi.engine.dry import BreakerFinder
 from tpi.engine.generation import Generation, Request
 from tpi.engine.passes import Passes, Rows
 from tpi.engine.runner import PassRunner
@@ -28,7 +28,6 @@ from tpi.runtime.passes import BLOCK_CELLS
 MAX_WAITING = 64
 _GONE_AS_WELL = 8
 """With those who want no more, which are let go with the next pass, so many times as many may wait."""
-_BREAKERS_KEPT = 16
 
 Batch: TypeAlias = list[tuple[Generation, Rows]]
 """Who takes part in a pass, with what."""
@@ -70,7 +69,7 @@ class Scheduler:
         """In the order in which they were taken in."""
         self._under_way: _UnderWay | None = None
         self._sizes = ChunkSizes()
-        self._breakers: dict[tuple[str, ...], Breakers] = {}
+        self._breakers = BreakerFinder(vocabulary)
         self._helper = ThreadPoolExecutor(1, "tpi-masks")
 
     def close(self) -> None:
@@ -106,9 +105,9 @@ class Scheduler:
             BusyError: too many wait already.
         """
         self._sequences.check_length(request.prompt)
-        generation = Generation(
-            request, self._vocabulary, self._n_tokens, notify, self._helper, self._breakers_of(request)
-        )
+        texts = request.sampling.dry_breakers if request.sampling.dry_multiplier > 0 else ()
+        breakers = self._breakers.find(texts)
+        generation = Generation(request, self._vocabulary, self._n_tokens, notify, self._helper, breakers)
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -249,16 +248,6 @@ class Scheduler:
             self._running.remove(generation)
 
     # Helpers.
-
-    def _breakers_of(self, request: Request) -> Breakers:
-        """Found once, for some of those that are asked for."""
-        texts = request.sampling.dry_breakers if request.sampling.dry_multiplier > 0 else ()
-        found = self._breakers.get(texts)
-        if found is None:
-            if len(self._breakers) == _BREAKERS_KEPT:
-                self._breakers.clear()
-            found = self._breakers[texts] = find_breakers(self._vocabulary, texts) if texts else {}
-        return found
 
     def _add(self, picked: Batch, generation: Generation, n_most: int) -> int:
         """Adds the next tokens of ``generation``; gives their number. If there is no room for any, whoever came last

@@ -31,7 +31,7 @@ class Histogram:
 
 
 class Tally:
-    """Sums over all answers of an engine. Prompts count from their answer's first token on."""
+    """Sums over all answers of an engine. Prompts count once they are computed: from what was drawn first on."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -56,7 +56,7 @@ class Watch:
     def __init__(self, tally: Tally, notify: Callable[[], None]) -> None:
         self._tally, self._notify = tally, notify
         self._generation: Generation | None = None
-        self._n_tokens, self._is_over = 0, False
+        self._n_tokens, self._is_read, self._is_over = 0, False, False
         self._started_s = self._last_s = time.perf_counter()
 
     def begin(self, generation: Generation) -> None:
@@ -74,11 +74,14 @@ class Watch:
             return
         with self._tally.lock:
             answer, tally, now_s = self._generation.answer, self._tally, time.perf_counter()
-            if n_new := answer.n_tokens - self._n_tokens:
+            n_new = answer.n_tokens - self._n_tokens
+            if not self._is_read and (n_new or answer.finish in ("stop", "length")):
+                self._is_read = True
+                tally.n_prompt_tokens += answer.n_prompt_tokens
+                tally.n_cached_tokens += answer.n_cached_tokens
+                tally.prompt_sizes.add(answer.n_prompt_tokens)
+            if n_new:
                 if not self._n_tokens:
-                    tally.n_prompt_tokens += answer.n_prompt_tokens
-                    tally.n_cached_tokens += answer.n_cached_tokens
-                    tally.prompt_sizes.add(answer.n_prompt_tokens)
                     tally.first_s.add(answer.time_to_first_token_s)
                     self._last_s = self._started_s + answer.time_to_first_token_s
                 n_gaps = n_new if self._n_tokens else n_new - 1

@@ -133,7 +133,7 @@ class ScriptedEngine:
     def figures(self) -> AnswerFigures:
         return AnswerFigures(self.scheduler.load.n_running, self.scheduler.load.n_waiting, 0, 0, 0)
 
-    def chat_prompt(self, ask: ChatAsk) -> Prompt:
+    def chat_prompt(self, ask: ChatAsk, *_: Any) -> Prompt:
         self.asked.append(ask)
         return Prompt((1, 2, 3, 4, 5, 6, 7), make_reader=lambda: Reader(self.line))
 
@@ -195,9 +195,10 @@ def played(
 ) -> Iterator[Played]:
     engine: Any = ScriptedEngine()
     server = ApiServer("127.0.0.1", 0)
+    service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
     try:
-        service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
         server.start(make_app(service, rules or Rules("127.0.0.1"), log), tls, bounds)
         yield Played(engine, f"http{'s' if tls else ''}://127.0.0.1:{server.port}", service.about)
     finally:
         server.close()
+        service.close()

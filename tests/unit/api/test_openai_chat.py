@@ -10,7 +10,7 @@ from tpi.api.errors import Problem
 from tpi.api.openai.chats import read_chat
 from tpi.api.openai.schema import ChatRequest
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
-from tpi.errors import ModelFileError
+from tpi.errors import UsageError
 
 HELLO = {"role": "user", "content": "Hello"}
 WEATHER = {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}
@@ -197,8 +197,8 @@ def test_logprobs_come_whatever_the_tokens_belong_to(server: Played) -> None:
 
 
 def test_a_template_that_fails_is_the_request_s(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: ChatAsk) -> None:
-        raise ModelFileError("the model's chat template fails: x")
+    def fail(*_: object) -> None:
+        raise UsageError("the model's chat template fails: x")
 
     monkeypatch.setattr(server.engine, "chat_prompt", fail)
     with pytest.raises(openai.BadRequestError, match="template fails"):

@@ -36,6 +36,13 @@ def test_an_answer_is_counted_once_however_often_there_is_news() -> None:
     assert tally.first_s.total == 0.2 and len(told) == 7
 
 
+def test_a_prompt_whose_answer_has_no_words_counts_as_read() -> None:
+    tally, generation = Tally(), FakeGeneration(Answer(n_prompt_tokens=10, n_cached_tokens=2, finish="stop"))
+    tally.watch(lambda: None).begin(generation)  # type: ignore[arg-type]
+    assert (tally.n_prompt_tokens, tally.n_cached_tokens, sum(tally.prompt_sizes.counts)) == (10, 2, 1)
+    assert tally.n_tokens == 0 and sum(tally.first_s.counts) == 0 and tally.ended["stop"] == 1
+
+
 def test_a_request_that_got_no_token_counts_as_ended_only() -> None:
     tally, generation = Tally(), FakeGeneration(Answer(n_prompt_tokens=10, finish="cancelled"))
     tally.watch(lambda: None).begin(generation)  # type: ignore[arg-type]

@@ -53,7 +53,8 @@ class _MessageRoutes:
 
     async def count(self, asked: PromptFields) -> Body:
         self._service.check_model(asked.model)
-        prompt = await self._service.prompt(read_messages(asked))
+        ask = read_messages(asked)
+        prompt = await self._service.workers.run(lambda going: self._service.prompt(ask, going))
         return {"input_tokens": len(prompt.tokens)}
 
 

@@ -34,20 +34,22 @@ class CompletionRoutes:
 
     async def complete(self, asked: CompletionRequest, request: Request) -> Response:
         """One answer, or a list of them where several prompts or answers are asked for."""
-        prompts = read_prompts(asked.prompt, self._service)
+        prompts = await self._service.work(lambda: read_prompts(asked.prompt, self._service))
         is_sole = len(prompts) * (asked.n_cmpl or 1) == 1 and not _are_several(asked.prompt)
         return await self._answer(asked, prompts, request, is_sole=is_sole)
 
     async def infill(self, asked: InfillRequest, request: Request) -> Response:
         """What comes between two texts, by a model that was trained to find it."""
-        return await self._answer(asked, [TextAsk(tokens=self._gap(asked))], request, is_sole=True)
+        gap = await self._service.work(lambda: self._gap(asked))
+        return await self._answer(asked, [TextAsk(tokens=gap)], request, is_sole=True)
 
     async def _answer(
         self, asked: CompletionFields, prompts: Sequence[TextAsk], request: Request, *, is_sole: bool
     ) -> Response:
         service, grammar = self._service, read_grammar(asked)
         service.check_model(asked.model)
-        settings, sampling = read_generation(asked, service.n_context), read_sampling(asked, service)
+        settings = read_generation(asked, service.n_context)
+        sampling = await service.work(lambda: read_sampling(asked, service))
         prompts = [dataclasses.replace(prompt, grammar=grammar) for prompt in prompts]
         ask = Ask(tuple(prompts), sampling, settings, asked.n_cmpl or 1)
         answerings = await while_connected(request, service.begin(ask))

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
+from starlette.responses import Response
 
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem, unsupported
@@ -12,7 +13,9 @@ from tpi.api.llamacpp.schema import DetokenizeRequest, EmbeddingRequest, RankReq
 from tpi.api.openai.chats import read_chat
 from tpi.api.openai.schema import ChatRequest
 from tpi.api.service import Service
-from tpi.api.streams import Body
+from tpi.api.streams import Body, large, raw
+from tpi.api.workers import Going
+from tpi.runtime.protocols import Float32Array
 from tpi.version import VERSION
 
 _EUCLIDEAN = 2
@@ -81,21 +84,31 @@ class TextRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def tokenize(self, asked: TokenizeRequest) -> Body:
+    async def tokenize(self, asked: TokenizeRequest) -> Response:
         service = self._service
-        tokens = service.tokenize(asked.content, add_special=asked.add_special, parse_special=asked.parse_special)
-        if not asked.with_pieces:
-            return {"tokens": tokens}
-        return {"tokens": [{"id": token, "piece": _piece(service.text_of(token))} for token in tokens]}
 
-    async def detokenize(self, asked: DetokenizeRequest) -> Body:
-        for token in asked.tokens:
-            self._service.check_token(token)
-        return {"content": self._service.text(asked.tokens)}
+        def make() -> Body:
+            tokens = service.tokenize(asked.content, add_special=asked.add_special, parse_special=asked.parse_special)
+            if not asked.with_pieces:
+                return {"tokens": tokens}
+            told = {token: raw({"id": token, "piece": _piece(service.text_of(token))}) for token in set(tokens)}
+            return {"tokens": [told[token] for token in tokens]}
 
-    async def apply_template(self, asked: ChatRequest) -> Body:
-        prompt = await self._service.prompt(read_chat(asked))
-        return {"prompt": self._service.text(prompt.tokens)}
+        return await large(service, make)
+
+    async def detokenize(self, asked: DetokenizeRequest) -> Response:
+        service = self._service
+
+        def make() -> Body:
+            service.check_tokens(asked.tokens)
+            return {"content": service.text(asked.tokens)}
+
+        return await large(service, make)
+
+    async def apply_template(self, asked: ChatRequest) -> Response:
+        service, chat = self._service, read_chat(asked)
+        prompt = await service.workers.run(lambda going: service.prompt(chat, going))
+        return await large(service, lambda: {"prompt": service.text(prompt.tokens)})
 
     async def props(self) -> Body:
         service, sampling = self._service, self._service.sampling
@@ -129,17 +142,24 @@ class TextRoutes:
         """What answers begin with is kept in memory, and shared by all; no slot has any of its own."""
         raise unsupported("action", f"{action[:20] or 'a change'} of slot {slot_id}")
 
-    async def embed(self, asked: EmbeddingRequest, request: Request) -> list[Body]:
+    async def embed(self, asked: EmbeddingRequest, request: Request) -> Response:
         if asked.embd_normalize not in (None, _EUCLIDEAN):
             raise unsupported("embd_normalize", f"a normalisation of kind {asked.embd_normalize}")
         given = asked.content if asked.content is not None else asked.input
         if given is None:
             raise Problem(400, "there is no content: give a text", param="content")
         service = self._service
-        prompts = read_prompts(given, service)
-        inputs = [prompt.tokens or service.vectors.tokens_of(prompt.text) for prompt in prompts]
+
+        def read(going: Going) -> list[tuple[int, ...]]:
+            inputs = list[tuple[int, ...]]()
+            for prompt in read_prompts(given, service):
+                going.check()
+                inputs.append(prompt.tokens or service.vectors.tokens_of(prompt.text))
+            return inputs
+
+        inputs = await while_connected(request, service.workers.run(read))
         vectors = await while_connected(request, service.vectors.embed(inputs))
-        return [{"index": index, "embedding": [vector.tolist()]} for index, vector in enumerate(vectors)]
+        return await large(service, lambda: [raw(_told(index, vector)) for index, vector in enumerate(vectors)])
 
     async def rank(self, asked: RankRequest, request: Request) -> Body:
         service = self._service
@@ -161,6 +181,10 @@ class TextRoutes:
                 for index in order[: asked.top_n]
             ],
         }
+
+
+def _told(index: int, vector: Float32Array) -> Body:
+    return {"index": index, "embedding": [vector.tolist()]}
 
 
 def _piece(data: bytes) -> str | list[int]:

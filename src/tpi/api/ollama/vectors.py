@@ -9,6 +9,7 @@ from tpi.api.ollama.schema import EmbedRequest, OlderEmbedRequest
 from tpi.api.openai.embeddings import check_dimensions, shortened
 from tpi.api.service import Service
 from tpi.api.streams import Body
+from tpi.api.workers import Going
 
 
 class VectorRoutes:
@@ -21,9 +22,17 @@ class VectorRoutes:
         name = service.check_tagged(asked.model)
         check_dimensions(asked.dimensions, service.about.n_embd)
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
-        inputs = [service.vectors.tokens_of(text) for text in texts]
-        if asked.truncate is not False:
-            inputs = [service.vectors.cut(tokens, service.n_context - 1) for tokens in inputs]
+        most = service.n_context - 1 if asked.truncate is not False else None
+
+        def read(going: Going) -> list[tuple[int, ...]]:
+            inputs = list[tuple[int, ...]]()
+            for text in texts:
+                going.check()
+                tokens = service.vectors.tokens_of(text)
+                inputs.append(tokens if most is None else service.vectors.cut(tokens, most))
+            return inputs
+
+        inputs = await while_connected(request, service.workers.run(read))
         vectors = await while_connected(request, service.vectors.embed(inputs))
         return {
             "model": name,

@@ -33,8 +33,11 @@ class CompletionRoutes:
         service.check_model(asked.model)
         ask = self._read(asked)
         answerings = await while_connected(request, service.begin(ask))
-        texts = [item.text or service.text(item.tokens) for item in ask.prompts if isinstance(item, TextAsk)]
-        echoed = [text if asked.echo else "" for text in texts for _ in range(n)]
+        texts = [""] * len(ask.prompts)
+        if asked.echo:
+            asks = [item for item in ask.prompts if isinstance(item, TextAsk)]
+            texts = await service.work(lambda: [item.text or service.text(item.tokens) for item in asks])
+        echoed = [text for text in texts for _ in range(n)]
         bodies = Bodies(service.identity.model, int(time.time()), "text_completion", n)
         if not asked.stream:
             replies = await whole(request, answerings)

@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 import numpy as np
 from fastapi import Request
 from pydantic import BaseModel, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem
 from tpi.api.openai.base import Given, Tokens
 from tpi.api.service import Service
+from tpi.api.streams import Body, large, raw
+from tpi.api.workers import Going
 from tpi.runtime.protocols import Float32Array
 
 MAX_INPUTS = 2048
@@ -52,28 +54,35 @@ class EmbeddingRoutes:
         service = self._service
         service.check_model(asked.model)
         check_dimensions(asked.dimensions, service.about.n_embd)
-        inputs = [service.vectors.tokens_of(item) if isinstance(item, str) else item for item in _items(asked.input)]
-        for token in (token for tokens in inputs for token in tokens):
-            service.check_token(token)
+        items = _items(asked.input)
+
+        def read(going: Going) -> list[Sequence[int]]:
+            inputs = list[Sequence[int]]()
+            for item in items:
+                going.check()
+                inputs.append(service.vectors.tokens_of(item) if isinstance(item, str) else item)
+                service.check_tokens(inputs[-1])
+            return inputs
+
+        inputs = await while_connected(request, service.workers.run(read))
         vectors = await while_connected(request, service.vectors.embed(inputs))
-        cut = [shortened(vector, asked.dimensions) for vector in vectors]
-        told = [base64.b64encode(vector.astype("<f4").tobytes()).decode() for vector in cut]
-        n_tokens = sum(map(len, inputs))
-        return JSONResponse(
-            {
+        n_tokens, in_base64 = sum(map(len, inputs)), asked.encoding_format == "base64"
+
+        def make() -> Body:
+            cut = [shortened(vector, asked.dimensions) for vector in vectors]
+            return {
                 "object": "list",
-                "data": [
-                    {
-                        "object": "embedding",
-                        "index": index,
-                        "embedding": told[index] if asked.encoding_format == "base64" else vector.tolist(),
-                    }
-                    for index, vector in enumerate(cut)
-                ],
+                "data": [raw(_told(index, vector, in_base64=in_base64)) for index, vector in enumerate(cut)],
                 "model": service.identity.model,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             }
-        )
+
+        return await large(service, make)
+
+
+def _told(index: int, vector: Float32Array, *, in_base64: bool) -> Body:
+    values = base64.b64encode(vector.astype("<f4").tobytes()).decode() if in_base64 else vector.tolist()
+    return {"object": "embedding", "index": index, "embedding": values}
 
 
 def check_dimensions(n: int | None, n_embd: int) -> None:
