@@ -93,7 +93,7 @@ class _Words:
         return tokens
 
 
-def penalties(settings: SamplingSettings, breakers: Breakers, tokens: Sequence[int]) -> dict[int, float]:
+def penalties(settings: SamplingSettings, breakers: Breakers, tokens: Sequence[int] | Ids) -> dict[int, float]:
     """What is taken from the logits of the next token after ``tokens``, by token."""
     if settings.dry_multiplier == 0:
         return {}

@@ -21,7 +21,7 @@ from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.text import AnswerText
 from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import ConstraintError, TpiError
-from tpi.runtime.logits import Row, Wanted, log_sum_exp
+from tpi.runtime.logits import Row, Wanted, highest, log_sum_exp
 from tpi.runtime.protocols import Float32Array
 
 Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
@@ -221,11 +221,12 @@ class Generation:
         if n_top is None:
             return ()
         total = log_sum_exp(row.values) if row.ids is None else row.log_sum_exp
-        ids = np.arange(row.values.size) if row.ids is None else row.ids
-        logprobs = row.values.astype(np.float64) - total
-        best = np.argsort(-logprobs, kind="stable")[:n_top]
-        top = tuple((int(ids[place]), float(logprobs[place])) for place in best)
-        return (TokenLogprob(token, float(logprobs[np.flatnonzero(ids == token)[0]]), top),)
+        best = highest(row.values, n_top) if n_top else np.empty(0, np.int64)
+        best = best[np.argsort(-row.values[best], kind="stable")]
+        ids = best if row.ids is None else row.ids[best]
+        top = tuple((int(other), float(row.values[place]) - total) for other, place in zip(ids, best, strict=True))
+        place = token if row.ids is None else int(np.searchsorted(row.ids, token))
+        return (TokenLogprob(token, float(row.values[place]) - total, top),)
 
     def end(self, finish: Finish, error: TpiError | None = None) -> None:
         """Nothing more comes."""

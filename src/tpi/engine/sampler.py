@@ -7,7 +7,6 @@ two therefore look at the probabilities before the temperature.
 """
 
 import secrets
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,8 @@ _MASKED = 64
 """At least so many where only some tokens are allowed: which ones is not known yet."""
 _MOST_NAMED = 512
 """With more recent tokens than this the whole row is asked for."""
+_ROOM = 64
+"""For tokens, to begin with."""
 _MARGIN = 1e-9
 """Closer than this to where top-p cuts, only the whole row tells on which side."""
 
@@ -49,9 +50,11 @@ class Sampler:
         self._settings, self._breakers = settings, breakers or {}
         self._seed = secrets.randbits(32) if settings.seed is None else settings.seed
         self._generator = np.random.Generator(np.random.PCG64(self._seed))
-        self._tokens: list[int] = []
-        self._repeated: dict[int, float] | None = None
-        """What DRY takes from the next row, if that was asked for since the last token."""
+        self._tokens: Ids = np.empty(_ROOM, np.int64)
+        """Of prompt and answer: the first ``_n_tokens`` of them."""
+        self._n_tokens = 0
+        self._changes: _Changes | None = None
+        """What bias and penalties do to the next row, if that was asked for since the last token."""
         self._bias = dict(settings.logit_bias)
         self._has_penalties = (settings.repetition_penalty, settings.presence_penalty, settings.frequency_penalty) != (
             1,
@@ -66,19 +69,22 @@ class Sampler:
 
     def accept(self, token_ids: Iterable[int]) -> None:
         """Tells the penalties about tokens of the prompt or the answer, in their order."""
-        self._tokens.extend(token_ids)
-        self._repeated = None
+        new = np.fromiter(token_ids, np.int64)
+        n_tokens = self._n_tokens + new.size
+        if n_tokens > self._tokens.size:
+            self._tokens = np.resize(self._tokens, 2 * n_tokens)
+        self._tokens[self._n_tokens : n_tokens] = new
+        self._n_tokens, self._changes = n_tokens, None
 
     def save(self) -> "SamplerState":
         """Where it is, to come back to."""
-        return SamplerState(self._generator.bit_generator.state, len(self._tokens))
+        return SamplerState(self._generator.bit_generator.state, self._n_tokens)
 
     def restore(self, state: "SamplerState") -> None:
         """As if nothing had been drawn or accepted since ``save`` gave ``state``."""
-        assert state.n_tokens <= len(self._tokens), "back, not forth"
+        assert state.n_tokens <= self._n_tokens, "back, not forth"
         self._generator.bit_generator.state = state.generator
-        del self._tokens[state.n_tokens :]
-        self._repeated = None
+        self._n_tokens, self._changes = state.n_tokens, None
 
     def wanted(self, *, is_masked: bool = False) -> Wanted:
         """What ``try_sample`` needs of the next row: enough to draw what the whole row would give, in nearly all cases;
@@ -86,15 +92,15 @@ class Sampler:
 
         The k highest after the penalty are among the k + n highest before it and the n tokens that it moves.
         """
-        settings, recent = self._settings, self._moved()
+        settings, moved = self._settings, self._changed().ids
         is_open = (settings.top_p == 1.0 and settings.min_p == 0.0) or settings.typical_p < 1
-        if settings.top_k == 0 and settings.temperature > 0 and (is_open or recent.size):
+        if settings.top_k == 0 and settings.temperature > 0 and (is_open or moved.size):
             return Wanted(is_exact=False)
-        if recent.size > _MOST_NAMED:
+        if moved.size > _MOST_NAMED:
             return Wanted(is_exact=False)
         n_needed = 1 if settings.temperature == 0 else settings.top_k or _NUCLEUS
         n_needed = max(n_needed, _MASKED) if is_masked else n_needed
-        return Wanted(n_needed + len(recent), tuple(recent.tolist()))
+        return Wanted(n_needed + moved.size, tuple(moved.tolist()))
 
     def sample(self, row: Row, allowed: Allowed = None) -> int:
         """Returns the id of the drawn token, one of those that are ``allowed``; the caller passes it to ``accept``.
@@ -130,36 +136,34 @@ class Sampler:
         position = int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))
         return int(ids[chosen[min(position, len(chosen) - 1)]])
 
-    def _recent(self) -> list[int]:
-        """The tokens that penalties are for."""
-        n = self._settings.penalty_window_tokens if self._has_penalties else 0
-        return self._tokens[max(0, len(self._tokens) - n) :]
-
-    def _dry(self) -> dict[int, float]:
-        if self._repeated is None:
-            self._repeated = dry_penalties(self._settings, self._breakers, self._tokens)
-        return self._repeated
-
-    def _moved(self) -> Ids:
-        """The tokens whose logits bias and penalties change, ascending."""
-        moved = np.unique(np.array([*self._recent(), *self._bias, *self._dry()], dtype=np.int64))
-        return moved[moved >= 0]
+    def _changed(self) -> "_Changes":
+        if self._changes is None:
+            told, settings = self._tokens[: self._n_tokens], self._settings
+            n_recent = min(settings.penalty_window_tokens if self._has_penalties else 0, told.size)
+            recent, n_times = np.unique(told[told.size - n_recent :], return_counts=True)
+            repeated = dry_penalties(settings, self._breakers, told)
+            ids = np.unique(np.concatenate((recent, _keys(self._bias), _keys(repeated))))
+            self._changes = _Changes(
+                ids[ids >= 0],
+                _spread(ids, _keys(self._bias), _values(self._bias))[ids >= 0],
+                _spread(ids, recent, n_times.astype(np.float64))[ids >= 0],
+                _spread(ids, _keys(repeated), _values(repeated))[ids >= 0],
+            )
+        return self._changes
 
     def _penalised(self, ids: Ids, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        moved = self._moved()
-        places = np.flatnonzero(np.isin(ids, moved)) if moved.size else moved
-        if places.size == 0:
+        changes, settings = self._changed(), self._settings
+        places = np.searchsorted(ids, changes.ids)
+        here = places < ids.size
+        here[here] = ids[places[here]] == changes.ids[here]
+        if not here.any():
             return values
-        result, settings = values.copy(), self._settings
-        counts, repeated = Counter(self._recent()), self._dry()
-        for place in places.tolist():
-            token = int(ids[place])
-            logit = result[place] + np.float32(self._bias.get(token, 0.0))
-            if n_times := counts[token]:
-                penalty = np.float32(settings.repetition_penalty)
-                logit = logit / penalty if logit > 0 else logit * penalty
-                logit -= np.float32(n_times * settings.frequency_penalty + settings.presence_penalty)
-            result[place] = logit - np.float32(repeated.get(token, 0.0))
+        result, places, n_times = values.copy(), places[here], changes.n_times[here]
+        logits = result[places] + changes.bias[here].astype(np.float32)
+        penalty = np.float32(settings.repetition_penalty)
+        taken = (n_times * settings.frequency_penalty + settings.presence_penalty).astype(np.float32)
+        logits = np.where(n_times > 0, np.where(logits > 0, logits / penalty, logits * penalty) - taken, logits)
+        result[places] = logits - changes.repeated[here].astype(np.float32)
         return result
 
     def _filtered(self, values: npt.NDArray[np.float32], candidates: "_Candidates") -> Ids | None:
@@ -182,7 +186,7 @@ class Sampler:
             chosen, kept = chosen[typical], kept[typical]
         top = kept.max()
         mass = float(np.exp(candidates.row.log_sum_exp - top)) if is_part else float(np.exp(kept - top).sum())
-        if is_part and (self._moved().size or candidates.is_masked):
+        if is_part and (self._changed().ids.size or candidates.is_masked):
             return None
         if settings.min_p > 0:
             likely = kept >= top + np.log(settings.min_p)
@@ -207,6 +211,16 @@ class Sampler:
 
 
 @dataclass(frozen=True)
+class _Changes:
+    """By token, ids ascending: its bias, how many times it came lately, and what DRY takes from it."""
+
+    ids: Ids
+    bias: Weights
+    n_times: Weights
+    repeated: Weights
+
+
+@dataclass(frozen=True)
 class SamplerState:
     """Where a sampler is."""
 
@@ -224,6 +238,21 @@ class _Candidates:
     is_part: bool
     """Others may be allowed."""
     is_masked: bool
+
+
+def _keys(by_token: Mapping[int, float]) -> Ids:
+    return np.fromiter(by_token, np.int64, len(by_token))
+
+
+def _values(by_token: Mapping[int, float]) -> Weights:
+    return np.fromiter(by_token.values(), np.float64, len(by_token))
+
+
+def _spread(ids: Ids, some: Ids, values: Weights) -> Weights:
+    """For each of ``ids``, ascending, the value of the same among ``some`` of them; 0 for others."""
+    found = np.zeros(ids.size)
+    found[np.searchsorted(ids, some)] = values
+    return found
 
 
 def _checked(row: Row) -> Row:
