@@ -1,5 +1,6 @@
 """Responses that are kept, so that later ones can go on from them. In memory, bounded; on the server's loop alone."""
 
+import functools
 import json
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ class Kept:
     body: Body
     messages: tuple[Message, ...]
 
-    @property
+    @functools.cached_property
     def n_bytes(self) -> int:
         """About what it takes in memory."""
         texts = sum(
-            len(message.content) + len(message.reasoning) + sum(len(call.arguments) for call in message.tool_calls)
+            len(text.encode("utf-8", "replace"))
             for message in self.messages
+            for text in (message.content, message.reasoning, *(call.arguments for call in message.tool_calls))
         )
         return texts + len(json.dumps(self.body))
 
