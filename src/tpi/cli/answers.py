@@ -1,24 +1,39 @@
 """The options of answers, which ``run`` and ``serve`` have, and the settings that they become."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from tpi.cli.display import Display
 from tpi.cli.talk import Manner
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.suggestions import suggested_sampling
 from tpi.engine.turns import Grammar
 from tpi.errors import UsageError
+from tpi.gguf.reader import read_gguf
 
-SAMPLING = SamplingSettings()
+_USUAL = SamplingSettings()
 GENERATION = GenerationSettings()
 
 MaxTokens = Annotated[int, typer.Option(help="The longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 always takes the most probable token; more is more varied.")]
-TopP = Annotated[float, typer.Option(help="Draw from the fewest tokens that have this probability together.")]
-TopK = Annotated[int, typer.Option(help="Draw from so many of the most probable tokens; 0: from all.")]
-MinP = Annotated[float, typer.Option(help="Draw from tokens at least this share as probable as the best.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: make recent tokens less probable.")]
+
+
+def _drawing(text: str, usual: float) -> Any:
+    return typer.Option(help=f"{text} [default: the model's, or {usual:g}]")
+
+
+Temperature = Annotated[
+    float | None, _drawing("0 always takes the most probable token; more is more varied.", _USUAL.temperature)
+]
+TopP = Annotated[
+    float | None, _drawing("Draw from the fewest tokens that have this probability together.", _USUAL.top_p)
+]
+TopK = Annotated[int | None, _drawing("Draw from so many of the most probable tokens; 0: from all.", _USUAL.top_k)]
+MinP = Annotated[float | None, _drawing("Draw from tokens at least this share as probable as the best.", _USUAL.min_p)]
+RepetitionPenalty = Annotated[
+    float | None, _drawing("Above 1: make recent tokens less probable.", _USUAL.repetition_penalty)
+]
 Seed = Annotated[int | None, typer.Option(help="Makes a drawn answer repeatable. [default: a new one]")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End the answer before TEXT; repeatable.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Give the prompt to the model as it is, without chat template.")]
@@ -48,6 +63,23 @@ def read_grammar(schema: Path | None, grammar: Path | None) -> Grammar | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     return Grammar("json_schema" if schema is not None else "gbnf" if "::=" in text else "lark", text)
+
+
+def read_sampling(model: Path, display: Display, **given: float | int | None) -> SamplingSettings:
+    """What is ``given`` of the fields of ``SamplingSettings``; else what the model suggests, which is told; else what
+    is usual.
+
+    Raises:
+        UsageError: a given value lies outside its limits.
+        ModelFileError, UnsupportedModelError: see ``read_gguf``.
+    """
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    SamplingSettings(**wanted)
+    suggested = {name: v for name, v in suggested_sampling(read_gguf(model).metadata).items() if name not in wanted}
+    if suggested:
+        told = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in suggested.items())
+        display.note(f"tokens are drawn as the model suggests: {told}")
+    return SamplingSettings(**{**suggested, **wanted})
 
 
 def read_manner(sampling: SamplingSettings, max_tokens: int, stop: list[str] | None, raw: bool, stats: bool) -> Manner:

@@ -13,7 +13,6 @@ from tpi.cli.mpirun import begin_mpi
 from tpi.cli.session import open_local
 from tpi.cli.terminal import ChatInput, can_chat, read_prompt
 from tpi.config import MAX_RANKS, MasterSettings
-from tpi.engine.settings import SamplingSettings
 from tpi.engine.turns import Thinking
 
 _FREE_PART = 0.75
@@ -28,11 +27,11 @@ def command(
         ),
     ] = None,
     max_tokens: answers.MaxTokens = answers.GENERATION.max_tokens,
-    temperature: answers.Temperature = answers.SAMPLING.temperature,
-    top_p: answers.TopP = answers.SAMPLING.top_p,
-    top_k: answers.TopK = answers.SAMPLING.top_k,
-    min_p: answers.MinP = answers.SAMPLING.min_p,
-    repetition_penalty: answers.RepetitionPenalty = answers.SAMPLING.repetition_penalty,
+    temperature: answers.Temperature = None,
+    top_p: answers.TopP = None,
+    top_k: answers.TopK = None,
+    min_p: answers.MinP = None,
+    repetition_penalty: answers.RepetitionPenalty = None,
     seed: answers.Seed = None,
     stop: answers.Stop = None,
     raw: answers.Raw = False,
@@ -65,20 +64,30 @@ def command(
     The answer goes to standard output, everything else to standard error. Under `mpiexec -n N` the N processes are the
     devices, and MPI carries their sums.
     """
-    sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
-    manner = replace(
-        answers.read_manner(sampling, max_tokens, stop, raw, stats),
-        grammar=answers.read_grammar(json_schema, grammar),
-        thinking=Thinking(think, budget_tokens=thinking_budget),
-    )
     with begin_mpi(local_devices, allreduce) as mpi:
         n_ranks, n_here = (local_devices, local_devices) if mpi is None else (mpi.n_processes, mpi.n_here)
         resources = options.read_resources(memory, window, threads, n_here, _FREE_PART, not no_repack)
         if mpi is not None and not mpi.is_master:
             mpi.work(find_folders(), resources)
             return
+        display, file = open_display(), find_model(model)
+        sampling = answers.read_sampling(
+            file,
+            display,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        manner = replace(
+            answers.read_manner(sampling, max_tokens, stop, raw, stats),
+            grammar=answers.read_grammar(json_schema, grammar),
+            thinking=Thinking(think, budget_tokens=thinking_budget),
+        )
         settings = MasterSettings(
-            model=find_model(model),
+            model=file,
             folders=find_folders(),
             resources=resources,
             n_workers=n_ranks - 1,
@@ -95,7 +104,7 @@ def command(
         if prompt == "-" or (prompt is None and not can_chat()):
             prompt = read_prompt()
         open_talk = open_local if mpi is None else mpi.open
-        with open_talk(settings, manner, open_display()) as talk:
+        with open_talk(settings, manner, display) as talk:
             if prompt is None:
                 talk.chat(ChatInput().read_line)
             else:

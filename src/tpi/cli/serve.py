@@ -17,7 +17,6 @@ from tpi.cli.session import open_served
 from tpi.cli.terminal import ChatInput, can_chat
 from tpi.cluster.master import Master
 from tpi.config import DEFAULT_API_PORT, DEFAULT_PARALLEL, DEFAULT_PORT, MAX_PARALLEL, MAX_RANKS, MasterSettings
-from tpi.engine.settings import SamplingSettings
 from tpi.errors import UsageError
 
 
@@ -82,11 +81,11 @@ def command(
         int, typer.Option(min=1, max=MAX_PARALLEL, help="So many answers at once, which share the context's cells.")
     ] = DEFAULT_PARALLEL,
     max_tokens: answers.MaxTokens = answers.GENERATION.max_tokens,
-    temperature: answers.Temperature = answers.SAMPLING.temperature,
-    top_p: answers.TopP = answers.SAMPLING.top_p,
-    top_k: answers.TopK = answers.SAMPLING.top_k,
-    min_p: answers.MinP = answers.SAMPLING.min_p,
-    repetition_penalty: answers.RepetitionPenalty = answers.SAMPLING.repetition_penalty,
+    temperature: answers.Temperature = None,
+    top_p: answers.TopP = None,
+    top_k: answers.TopK = None,
+    min_p: answers.MinP = None,
+    repetition_penalty: answers.RepetitionPenalty = None,
     seed: answers.Seed = None,
     stop: answers.Stop = None,
     raw: answers.Raw = False,
@@ -99,11 +98,21 @@ def command(
     --no-api and without a terminal it answers every line of standard input for itself, until that ends. Keys are shown
     on a terminal only: a log names the file, of yours alone, that holds them.
     """
-    sampling = SamplingSettings(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed)
+    display, file = open_display(), find_model(model)
+    sampling = answers.read_sampling(
+        file,
+        display,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
     options.refuse_mpi(allreduce)
     settings = MasterSettings(
-        model=find_model(model),
+        model=file,
         folders=find_folders(),
         resources=options.read_resources(memory, window, threads, repack=not no_repack),
         n_workers=workers,
@@ -121,7 +130,6 @@ def command(
         port=port,
         name=options.device_name(name),
     )
-    display = open_display()
 
     def announce(master: Master) -> None:
         _announce(master, workers, settings.folders.state, display)

@@ -76,6 +76,7 @@ def test_texts_and_tokens(server: Played) -> None:
 def test_what_the_server_is(server: Played) -> None:
     _, props = server.post("/props", None, "GET")
     assert props["total_slots"] == 2 and props["default_generation_settings"]["n_ctx"] == 64
+    assert props["default_generation_settings"]["params"]["repeat_last_n"] == 64
     assert props["chat_template"] and props["eos_token"] == "<0>" and props["bos_token"] == ""
 
 

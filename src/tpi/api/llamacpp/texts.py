@@ -117,6 +117,10 @@ class TextRoutes:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "min_p": sampling.min_p,
+            "repeat_penalty": sampling.repetition_penalty,
+            "repeat_last_n": sampling.penalty_window_tokens,
+            "xtc_probability": sampling.xtc_probability,
+            "xtc_threshold": sampling.xtc_threshold,
         }
         bos, eos = service.edges
         return {
