@@ -41,9 +41,19 @@ class CellPool:
 
     @property
     def n_available(self) -> int:
-        """Cells that can be had in blocks of which none is used."""
-        n_blocks = len(self._free) + sum(1 for block in self._blocks.values() if not block.n_users)
-        return n_blocks * BLOCK_CELLS
+        """Cells that can be had in blocks of which none is used, nor any that follows: those have to stay."""
+        n_dropped, level = 0, self._roots
+        found = list[CellBlock]()
+        while level:
+            found += level
+            level = [child for block in level for child in block.children]
+        used = set[int]()
+        for block in reversed(found):  # children before their parents
+            if block.n_users or any(child.first in used for child in block.children):
+                used.add(block.first)
+            else:
+                n_dropped += 1
+        return (len(self._free) + n_dropped) * BLOCK_CELLS
 
     @property
     def stop(self) -> int:

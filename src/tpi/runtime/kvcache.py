@@ -19,11 +19,13 @@ from tpi.weights.files import round_up
 
 @dataclass(frozen=True)
 class CacheExtent:
-    """What a block keeps: values of a cell in keys and in values, and the number of cells."""
+    """What a block keeps: values of a cell in keys and in values, and the number of cells. They are those of the pool,
+    or where it ``is_ring`` rings of the sequences' last positions, whose cells have other numbers."""
 
     key_width: int
     value_width: int
     n_cells: int
+    is_ring: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -65,9 +67,13 @@ class KvCache:
         return bytes_for(self._extents, self._kind)
 
     def written_bytes(self, stop_cell: int) -> int:
-        """What the cache takes once the cells before ``stop_cell`` were written, in whole pages."""
+        """What the cache takes once the pool's cells before ``stop_cell`` were written, and all rings, in whole
+        pages."""
         return sum(
-            round_up(min(stop_cell, extent.n_cells) * self._kind.row_bytes(width), mmap.PAGESIZE)
+            round_up(
+                (extent.n_cells if extent.is_ring else min(stop_cell, extent.n_cells)) * self._kind.row_bytes(width),
+                mmap.PAGESIZE,
+            )
             for extent in self._extents.values()
             for width in extent.widths
         )
@@ -82,8 +88,11 @@ class KvCache:
         return self._addresses[block]
 
     def forget(self, first_cell: int = 0) -> None:
-        """Clears the whole pages behind ``first_cell``, and gives their memory back where the system can take it."""
-        for memory, row_bytes in self._all():
+        """Clears the whole pages behind the pool's ``first_cell``, and gives their memory back where the system can
+        take it; from cell 0 on the rings as well."""
+        for memory, row_bytes, is_ring in self._all():
+            if is_ring and first_cell:
+                continue
             start = round_up(first_cell * row_bytes, mmap.PAGESIZE)
             if start >= len(memory):
                 continue
@@ -108,10 +117,10 @@ class KvCache:
             start = target * row_bytes
             memory[start : start + n_cells * row_bytes] = memory[source * row_bytes : (source + n_cells) * row_bytes]
 
-    def _all(self) -> Sequence[tuple[mmap.mmap, int]]:
-        """Every mapping, and the bytes of a cell in it."""
+    def _all(self) -> Sequence[tuple[mmap.mmap, int, bool]]:
+        """Every mapping, the bytes of a cell in it, and whether it has rings."""
         return [
-            (memory, self._kind.row_bytes(width))
+            (memory, self._kind.row_bytes(width), self._extents[block].is_ring)
             for block, maps in self._maps.items()
             for memory, width in zip(maps, self._extents[block].widths, strict=True)
         ]

@@ -180,7 +180,9 @@ class RankModel:
     def cache_extents(self, settings: RankSettings) -> dict[int, CacheExtent]:
         """What the rank's KV cache has of every block."""
         return {
-            block.index: CacheExtent(*state.widths(self.share(block.index)), settings.cells_of(state.window))
+            block.index: CacheExtent(
+                *state.widths(self.share(block.index)), settings.cells_of(state.window), state.window != FULL
+            )
             for block, state in self._states()
             if isinstance(state, KvState)
         }

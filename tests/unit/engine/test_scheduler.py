@@ -277,3 +277,26 @@ def test_who_comes_together_is_read_together(language: Language, spec: ModelSpec
     cached = [generation.answer.n_cached_tokens for generation in generations]
     assert cached[0] == cached[4] == 0 and cached[1] == cached[2] == 199
     assert cached[3] == 150 or kind.startswith("windows")
+
+
+def test_copies_of_a_pass_that_was_stopped_take_no_room_from_others(language: Language, spec: ModelSpec) -> None:
+    """They wait for the next pass, and hold blocks behind others that nobody uses."""
+    ranks = FakeRanks(spec, n_cells=256, max_tokens=64, n_sequences=2)
+    scheduler = scheduler_of(ranks, language)
+    for prompt in (text(1, 116), text(2, 84)):
+        scheduler.submit(request(prompt, 1))
+        finish(scheduler)
+    stopped = scheduler.submit(request([*text(1, 106), *text(3, 6)]))
+
+    def leave(work: Pass) -> Stop:
+        scheduler.cancel(stopped)
+        return "before"
+
+    ranks.before_pass = leave
+    scheduler.step()
+    ranks.before_pass = lambda work: None
+    assert stopped.answer.finish == "cancelled" and ranks.cancelled
+    asked = request([*text(2, 70), *text(4, 5)])
+    answered = scheduler.submit(asked)
+    finish(scheduler)
+    assert answered.tokens == alone(asked)

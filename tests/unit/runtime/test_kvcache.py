@@ -82,11 +82,11 @@ def test_a_cache_of_nothing_forgets_nothing() -> None:
 
 
 def test_a_window_keeps_the_cells_that_it_has() -> None:
-    """Of a shorter cache beside a longer one whatever lies before the first cell that is forgotten stays."""
-    with KvCache({0: CacheExtent(2048, 2048, 64), 1: CacheExtent(2048, 0, 256)}) as cache:
+    """Rings hold the last positions of every sequence, wherever the pool's cells of these lie."""
+    with KvCache({0: CacheExtent(2048, 2048, 192, is_ring=True), 1: CacheExtent(2048, 0, 256)}) as cache:
         assert cache.addresses(1)[0] == cache.addresses(1)[1], "values are part of the keys"
-        assert cache.n_bytes == 64 * 2 * 4096 + 256 * 4096
-        assert cache.written_bytes(100) == 64 * 2 * 4096 + 100 * 4096
+        assert cache.n_bytes == 192 * 2 * 4096 + 256 * 4096
+        assert cache.written_bytes(100) == 192 * 2 * 4096 + 100 * 4096
         fill(cache)
         cache.forget(100)
         assert all(memory[:] == b"\xff" * len(memory) for memory in cache._maps[0])
