@@ -78,11 +78,14 @@ class AnswerForm:
         return allowed
 
     def accept(self, token: int) -> None:
-        if self._forced:
+        is_forced = bool(self._forced)
+        if is_forced:
             self._forced.popleft()
         is_first, self._is_first = self._is_first, False
         if self._thinks:
             self._accept_thought(token)
+        elif is_forced:
+            pass  # white space behind the thinking, of which the grammar need not know
         elif self._matcher is not None and not (is_first and token == self._opener):
             self._matcher.accept(token)
         else:

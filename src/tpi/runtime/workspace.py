@@ -27,6 +27,8 @@ from tpi.runtime.sights import starts_of
 from tpi.weights.layout import Piece
 
 _GRAPHS_KEPT = 32
+_SHAPES_KEPT = 2
+"""At least graphs of so many shapes of every structure: with fewer, each pass would make them all anew."""
 _PASS_GRAPHS_KEPT = 4
 _ROOM_FOR_PASS_GRAPH = 16
 """Where the longest pass has so many tokens, the blocks' intermediates leave room for a whole pass of one."""
@@ -210,7 +212,8 @@ class Workspace:
             graph.place(self.compute, lane)
             return graph
 
-        return _recall(graphs, (structure, shape, lane), _GRAPHS_KEPT, make)
+        n_kept = max(_GRAPHS_KEPT, _SHAPES_KEPT * len(self._numbers) * self.settings.n_parts)
+        return _recall(graphs, (structure, shape, lane), n_kept, make)
 
     def states_of(self, blocks: Iterable[Block], runs: Sequence[tuple[int, int, int]] = ()) -> list[StateAddresses]:
         """Where the state of those of the blocks lies that have some, for graphs whose rows are these runs."""

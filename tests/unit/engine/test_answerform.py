@@ -70,6 +70,16 @@ def test_a_model_may_think_before_a_grammar_or_not(vocabulary: Vocabulary, gramm
         other.accept(opener)
 
 
+def test_a_grammar_knows_nothing_of_the_end_of_a_budget(vocabulary: Vocabulary, grammars: GrammarTokens) -> None:
+    form = AnswerForm(Form(TAGS, starts_thinking=True, budget_tokens=2, grammar=GRAMMAR), grammars, vocabulary)
+    write(form, vocabulary, "It is")
+    for token in tokens(vocabulary, f"\n{CLOSER}\n\n"):
+        assert allowed(form) == {token}
+        form.accept(token)
+    write(form, vocabulary, "fox")
+    assert form.is_complete
+
+
 def test_thinking_is_ended_after_its_budget(vocabulary: Vocabulary, grammars: GrammarTokens) -> None:
     form = AnswerForm(Form(TAGS, starts_thinking=True, budget_tokens=2), grammars, vocabulary)
     for token in tokens(vocabulary, "one two")[:2]:
