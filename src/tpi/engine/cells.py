@@ -42,18 +42,13 @@ class CellPool:
     @property
     def n_available(self) -> int:
         """Cells that can be had in blocks of which none is used, nor any that follows: those have to stay."""
-        n_dropped, level = 0, self._roots
-        found = list[CellBlock]()
-        while level:
-            found += level
-            level = [child for block in level for child in block.children]
-        used = set[int]()
-        for block in reversed(found):  # children before their parents
-            if block.n_users or any(child.first in used for child in block.children):
-                used.add(block.first)
-            else:
-                n_dropped += 1
-        return (len(self._free) + n_dropped) * BLOCK_CELLS
+        kept = set[int]()
+        for block in self._blocks.values():
+            before: CellBlock | None = block if block.n_users else None
+            while before is not None and before.first not in kept:
+                kept.add(before.first)
+                before = before.parent
+        return (len(self._free) + len(self._blocks) - len(kept)) * BLOCK_CELLS
 
     @property
     def stop(self) -> int:
@@ -111,10 +106,12 @@ class CellPool:
 
     def drop_unused_from(self, block: CellBlock) -> None:
         """Forgets what nobody uses of a block and of what follows it."""
-        for child in list(block.children):
-            self.drop_unused_from(child)
-        if not block.n_users and not block.children:
-            self.drop(block)
+        found = [block]
+        for other in found:  # grows meanwhile: a text may have more blocks than functions may call each other
+            found += other.children
+        for other in reversed(found):
+            if not other.n_users and not other.children:
+                self.drop(other)
 
     def drop(self, block: CellBlock) -> None:
         """Forgets a block that nobody uses and none follows."""
