@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 # What the engine refuses by itself is described here, so that whoever reads the description need not try.
 Role: TypeAlias = Annotated[str, Field(min_length=1, max_length=64, json_schema_extra={"pattern": "^[A-Za-z0-9_-]+$"})]
@@ -16,6 +16,17 @@ Bias: TypeAlias = Annotated[float, Field(json_schema_extra={"minimum": -100, "ma
 
 # A request is wrong with its first mistake. To collect all of them costs a thousand times the memory of the request, so
 # lists are given up at the first item that is wrong (``fail_fast``), and of dicts the size is looked at first.
+
+MAX_ITEMS = 4096
+"""Messages of a chat, or parts of one."""
+Tokens: TypeAlias = Annotated[list[int], Field(max_length=1 << 20, fail_fast=True)]
+"""Of a text."""
+
+
+class Given(BaseModel):
+    """A part of a request; what is not named is harmless, and ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 def few(n_most: int) -> BeforeValidator:

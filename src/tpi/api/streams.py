@@ -67,6 +67,11 @@ def event(body: Body, name: str = "") -> bytes:
     return (f"event: {name}\n".encode() if name else b"") + b"data: " + line(body) + b"\n"
 
 
+def typed_event(body: Body) -> bytes:
+    """One that is named as its body says."""
+    return event(body, body["type"])
+
+
 def line(body: Body) -> bytes:
     """JSON on a line of its own."""
     return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"

@@ -13,7 +13,7 @@ from tpi.api.connection import while_connected
 from tpi.api.description import described
 from tpi.api.errors import problem_of
 from tpi.api.service import Service
-from tpi.api.streams import Body, event, stream, whole
+from tpi.api.streams import Body, stream, typed_event, whole
 from tpi.engine.reading import ChatDelta, Reply
 from tpi.errors import TpiError
 
@@ -43,12 +43,12 @@ class _MessageRoutes:
             return JSONResponse(writer.whole(reply))
 
         def tell(_: int, item: ChatDelta | Reply) -> Iterable[bytes]:
-            return () if isinstance(item, Reply) else map(_named, writer.push(item))
+            return () if isinstance(item, Reply) else map(typed_event, writer.push(item))
 
         def close(replies: Sequence[Reply]) -> Iterable[bytes]:
-            return map(_named, writer.close(replies[0]))
+            return map(typed_event, writer.close(replies[0]))
 
-        opening = map(_named, writer.open(answerings[0].reply.answer))
+        opening = map(typed_event, writer.open(answerings[0].reply.answer))
         return stream(answerings, tell, _tell_error, opening=opening, closing=close)
 
     async def count(self, asked: PromptFields) -> Body:
@@ -58,10 +58,6 @@ class _MessageRoutes:
         return {"input_tokens": len(prompt.tokens)}
 
 
-def _named(body: Body) -> bytes:
-    return event(body, body["type"])
-
-
 def _tell_error(error: TpiError) -> Iterable[bytes]:
     """In the middle of a stream."""
-    yield _named(problem_of(error).anthropic_body)
+    yield typed_event(problem_of(error).anthropic_body)

@@ -5,13 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tpi.api.description import Role, Share, Temperature, TopK
-
-MAX_ITEMS = 4096
-
-
-class Given(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+from tpi.api.description import MAX_ITEMS, Given, Role, Share, Temperature, TopK
 
 
 class Block(Given):

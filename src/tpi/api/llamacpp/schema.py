@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from tpi.api.description import few
+from tpi.api.description import Given, few
 from tpi.api.drawing import DrawingFields
 from tpi.api.refusals import OF_BOTH, OFF
 from tpi.engine.settings import MAX_BIASES
@@ -24,10 +24,6 @@ Pieces = Annotated[list[Piece], Field(max_length=1 << 20, fail_fast=True)]
 Bias = Annotated[list[int | str | float | bool], Field(min_length=2, max_length=2, fail_fast=True)]
 
 Biases = Annotated[list[Bias], Field(max_length=MAX_BIASES, fail_fast=True)]
-
-
-class Given(BaseModel):
-    model_config = ConfigDict(extra="ignore")
 
 
 class CompletionFields(DrawingFields):

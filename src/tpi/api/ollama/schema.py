@@ -2,16 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from tpi.api.description import Role
+from tpi.api.description import MAX_ITEMS, Given, Role
 from tpi.api.drawing import DrawingFields
-
-MAX_ITEMS = 4096
-
-
-class Given(BaseModel):
-    model_config = ConfigDict(extra="ignore")
 
 
 class CalledFunction(Given):

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from tpi.api.connection import while_connected
+from tpi.api.description import Given, Tokens
 from tpi.api.errors import Problem
-from tpi.api.openai.base import Given, Tokens
 from tpi.api.service import Service
 from tpi.api.streams import Body, large, raw
 from tpi.api.workers import Going

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from tpi.api.description import Given
 from tpi.api.errors import unsupported
-from tpi.api.openai.base import Given
 from tpi.api.values import choice_grammar, grammar_of, only_one, schema_grammar
 from tpi.engine.turns import Grammar
 

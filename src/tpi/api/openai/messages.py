@@ -5,9 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tpi.api.description import Role
+from tpi.api.description import MAX_ITEMS, Given, Role
 from tpi.api.errors import Problem
-from tpi.api.openai.base import MAX_ITEMS, Given
 from tpi.engine.turns import Message, ToolCall
 
 _ROLES = {"developer": "system", "function": "tool"}

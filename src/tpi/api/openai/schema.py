@@ -5,9 +5,8 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from tpi.api.description import Bias, few
+from tpi.api.description import MAX_ITEMS, Bias, Given, Tokens, few
 from tpi.api.drawing import DrawingFields
-from tpi.api.openai.base import MAX_ITEMS, Given, Tokens
 from tpi.api.openai.grammars import GrammarFields
 from tpi.api.openai.messages import ChatMessage
 from tpi.api.openai.thinking import ThinkingFields

@@ -4,8 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from tpi.api.description import few
-from tpi.api.openai.base import Given
+from tpi.api.description import Given, few
 from tpi.api.values import json_text
 from tpi.engine.turns import Thinking
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from tpi.api.description import Given
 from tpi.api.errors import Problem, unsupported
-from tpi.api.openai.base import Given
 from tpi.api.streams import Body
 from tpi.api.values import json_text
 from tpi.engine.turns import Tool, ToolCall, ToolCallDelta, ToolChoice

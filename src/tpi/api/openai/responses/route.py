@@ -16,7 +16,7 @@ from tpi.api.openai.responses.store import Kept, ResponseStore
 from tpi.api.openai.responses.writer import ResponseWriter
 from tpi.api.openai.settings import read_generation, read_sampling
 from tpi.api.service import Service
-from tpi.api.streams import Body, event, stream, whole
+from tpi.api.streams import Body, stream, typed_event, whole
 from tpi.engine.reading import ChatDelta, Reply
 from tpi.engine.settings import SamplingSettings
 from tpi.engine.turns import Message, ToolCallDelta
@@ -52,16 +52,16 @@ class ResponseRoutes:
             return JSONResponse(writer.body(reply))
 
         def tell(_: int, item: ChatDelta | Reply) -> Iterable[bytes]:
-            return () if isinstance(item, Reply) else map(_named, writer.push(item))
+            return () if isinstance(item, Reply) else map(typed_event, writer.push(item))
 
         def close(replies: Sequence[Reply]) -> Iterable[bytes]:
-            yield from map(_named, writer.close(replies[0]))
+            yield from map(typed_event, writer.close(replies[0]))
             finish(replies[0])
 
         def tell_error(error: TpiError) -> Iterable[bytes]:
-            yield _named(writer.fail("server_error", problem_of(error).message))
+            yield typed_event(writer.fail("server_error", problem_of(error).message))
 
-        return stream(answerings, tell, tell_error, opening=map(_named, writer.open()), closing=close)
+        return stream(answerings, tell, tell_error, opening=map(typed_event, writer.open()), closing=close)
 
     async def find(self, response_id: str, stream: bool = False) -> Body:
         if stream:
@@ -92,10 +92,6 @@ class ResponseRoutes:
 
 
 _REMEDY = "send what was said in input"
-
-
-def _named(body: Body) -> bytes:
-    return event(body, body["type"])
 
 
 def _all_of(reply: Reply) -> ChatDelta:

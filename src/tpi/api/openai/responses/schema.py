@@ -5,8 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from tpi.api.description import Role, few
-from tpi.api.openai.base import MAX_ITEMS, Given
+from tpi.api.description import MAX_ITEMS, Given, Role, few
 from tpi.api.openai.grammars import Format
 from tpi.api.openai.messages import Content, Part
 from tpi.api.openai.schema import Drawing
