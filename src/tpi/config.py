@@ -6,11 +6,15 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 from tpi.errors import UsageError
 
 DEFAULT_PORT = 7600
 DEFAULT_CONTEXT = 2048
+AUTO: Final = "auto"
+ContextSize: TypeAlias = int | Literal["auto"] | None
+"""Cells of all sequences together; ``AUTO``: as many as memory allows; None: the default."""
 DEFAULT_CHUNK_TOKENS = 128
 MAX_RANKS = 64
 MAX_PARALLEL = 255
@@ -75,8 +79,9 @@ class Folders:
 @dataclass(frozen=True)
 class MasterSettings:
     """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one;
-    ``context`` None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less; ``n_parallel``
-    answers at most are under way at once, and share the context's cells; ``chunk_tokens`` None means
+    ``context`` None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less, ``AUTO`` what
+    memory allows; ``n_parallel`` answers at most are under way at once, and share its cells, while none has more tokens
+    than the model was trained for; ``chunk_tokens`` None means
     ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel; ``layout``
     says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. With
     ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32 bits. A worker
@@ -89,7 +94,7 @@ class MasterSettings:
     n_workers: int = 0
     wait_s: float | None = None
     shares: tuple[float, ...] | None = None
-    context: int | None = None
+    context: ContextSize = None
     n_parallel: int = 1
     chunk_tokens: int | None = None
     wire: str = "f16"

@@ -66,7 +66,9 @@ def command(
     if memory is not None:
         resources = options.read_resources(memory, window, threads, repack=not no_repack)
         chosen = _rank_of_shard(file, ranks, rank, shares) if is_shard else _rank_of_model(file, ranks, rank, shares)
-        _show_memory(MemoryQuestion(chosen, resources, context, kv_type, find_folders().cache), json)
+        _show_memory(
+            MemoryQuestion(chosen, resources, options.read_context(context), kv_type, find_folders().cache), json
+        )
         return
     if any(option is not None for option in (rank, window, context, threads)):
         raise UsageError("--rank, --window, --context and --threads need --memory SIZE")

@@ -13,11 +13,12 @@ from typing import Any
 
 from tpi.cli.figures import size
 from tpi.cluster.control.messages import Plan
+from tpi.cluster.epoch.cells import most_cells, n_cells_of
 from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of, piece_sizes
 from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
-from tpi.cluster.epoch.planning import FIRST_EPOCH, MAX_SAMPLED, kv_type_of, n_cells_of
+from tpi.cluster.epoch.planning import FIRST_EPOCH, MAX_SAMPLED, kv_type_of
 from tpi.cluster.transfer.stock import find_repacker
-from tpi.config import DEFAULT_CHUNK_TOKENS, Resources
+from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, ContextSize, Resources
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.reader import Gguf
 from tpi.model.partition import Partition
@@ -49,7 +50,7 @@ class MemoryQuestion:
 
     of: RankOfModel
     resources: Resources
-    context: int | None
+    context: ContextSize
     kv_type: str
     cache: Path
 
@@ -74,7 +75,10 @@ def memory_facts(question: MemoryQuestion) -> dict[str, Any]:
             stack.enter_context(repacker)
         pieces = piece_bytes_of(model, None if repacker else whole)
         process_bytes, settings = resident_bytes(), rank_settings(plan, resources.n_threads)
-        claim = Claim(model, pieces, process_bytes, limit)
+        claim = Claim(model, pieces, process_bytes, limit, resources.window_bytes)
+        if question.context == AUTO:
+            n_cells = most_cells([claim], settings, n_cells_of(None, plan.spec), repacker)
+            settings = replace(settings, n_cells=n_cells, max_tokens=min(settings.max_tokens, n_cells))
         settings = replace(settings, max_tokens=chunk_tokens([claim], settings, repacker))
 
         def needs_with(max_tokens: int) -> Needs:

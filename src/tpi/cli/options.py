@@ -10,11 +10,11 @@ import typer
 
 from tpi.cluster.allreduce.mpi import Mpi
 from tpi.cluster.pairing.connect import make_device_name
-from tpi.config import DEFAULT_CONTEXT, Resources, parse_bytes, parse_shares
+from tpi.config import AUTO, DEFAULT_CONTEXT, ContextSize, Resources, parse_bytes, parse_shares
 from tpi.errors import UsageError
 from tpi.observe import available_memory_bytes
 
-MAX_CONTEXT = 1 << 20
+MIN_CONTEXT, MAX_CONTEXT = 16, 1 << 20
 _MAX_DEFAULT_THREADS = 8
 _MAX_NAME = 63
 
@@ -30,11 +30,11 @@ Threads = Annotated[
     int | None, typer.Option(min=1, max=512, help="Threads that compute. [default: the processor's cores, at most 8]")
 ]
 Context = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=16,
-        max=MAX_CONTEXT,
-        help=f"Tokens that a chat can have. [default: {DEFAULT_CONTEXT}, or what the model was trained for if less]",
+        metavar="TOKENS|auto",
+        help="Tokens of all that is answered at once, or auto: what memory allows. [default: "
+        f"{DEFAULT_CONTEXT}, or what the model was trained for if less]",
     ),
 ]
 Shares = Annotated[
@@ -117,6 +117,17 @@ def read_resources(
 def default_threads(n_devices: int = 1) -> int:
     """Compute threads per rank when ``n_devices`` ranks share this machine."""
     return min(_n_cores() // n_devices or 1, _MAX_DEFAULT_THREADS)
+
+
+def read_context(text: str | None) -> ContextSize:
+    """The setting that ``--context`` stands for."""
+    if text is None:
+        return None
+    if text.lower() == AUTO:
+        return AUTO
+    if not text.isascii() or not text.isdigit() or not MIN_CONTEXT <= int(text[:20]) <= MAX_CONTEXT:
+        raise UsageError(f"--context {text[:40]!r}: write a number from {MIN_CONTEXT} to {MAX_CONTEXT}, or auto")
+    return int(text)
 
 
 def read_shares(text: str | None, n_ranks: int) -> tuple[float, ...] | None:

@@ -92,7 +92,7 @@ def command(
             resources=resources,
             n_workers=n_ranks - 1,
             shares=options.read_shares(shares, n_ranks),
-            context=context,
+            context=options.read_context(context),
             layout=layout,
             wire=wire.lower(),
             allreduce=allreduce,

@@ -118,7 +118,7 @@ def command(
         n_workers=workers,
         wait_s=wait,
         shares=options.read_shares(shares, workers + 1),
-        context=context,
+        context=options.read_context(context),
         n_parallel=parallel if api else 1,
         layout=layout,
         wire=wire.lower(),

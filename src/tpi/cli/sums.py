@@ -20,8 +20,10 @@ def in_brief(choice: Choice | None) -> str:
 
 
 def ready_text(event: Ready) -> str:
-    """How many devices work, how they add up, and who reaches whom through the master only."""
+    """How many devices work, with how many cells, how they add up, and who reaches whom through the master only."""
     text = f"ready: {event.n_ranks} {'devices work' if event.n_ranks > 1 else 'device works'}"
+    if event.context:
+        text += f", context {event.context}"
     if event.choice is not None:
         text += f"; {in_brief(event.choice)}"
     if event.detours:

@@ -11,7 +11,8 @@ from tpi.cluster.transfer.stock import Stock, find_stock, stock_of
 from tpi.config import Resources, WorkerSettings
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import read_gguf
-from tpi.observe import available_memory_bytes
+from tpi.native.allocator import give_back_freed
+from tpi.observe import available_memory_bytes, resident_bytes
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.repacking import RepackingKernels
@@ -45,6 +46,7 @@ class Holdings:
         held = [HeldShard(shard.header.spec.digest, shard.header.rank) for shard in shards[:64]]
         folder = self.given.path.parent if self.given else self.store.folder
         speeds = measure_speeds(shards[0].pieces if shards else (), resources, cache, folder)
+        give_back_freed()
         return Offer(
             memory_bytes=resources.memory_bytes or max(1, available_memory_bytes() // 2),
             held=held,
@@ -54,6 +56,7 @@ class Holdings:
             window_bytes=resources.window_bytes,
             flop_per_s=speeds.flop_per_s,
             disk_bytes_per_s=speeds.disk_bytes_per_s,
+            process_bytes=resident_bytes(),
         )
 
     def stock(

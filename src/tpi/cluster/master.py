@@ -144,7 +144,7 @@ class Master:
             epoch = stack.enter_context(Epoch(plan, host, opened, arithmetic))
             if self.tracing is not None:
                 self.tracing.read_clocks(members)
-            self._report(Ready(plan.partition.n_ranks, opened.choice, opened.detours))
+            self._report(Ready(plan.partition.n_ranks, opened.choice, opened.detours, plan.n_cells))
             stack.pop_all()
         return epoch, host
 

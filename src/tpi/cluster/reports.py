@@ -138,11 +138,13 @@ class Remark:
 
 @dataclass(frozen=True)
 class Ready:
-    """All ranks can run passes. ``choice`` None: the master is alone."""
+    """All ranks can run passes. ``choice`` None: the master is alone. ``context``: cells of all sequences; 0: not
+    said."""
 
     n_ranks: int
     choice: Choice | None = None
     detours: tuple[Detour, ...] = ()
+    context: int = 0
 
 
 Event: TypeAlias = Waiting | Transfer | Loading | Remark | Ready

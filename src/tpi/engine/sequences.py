@@ -87,12 +87,9 @@ class Sequences:
     def begin(self, prompt: Tokens, marks: abc.Sequence[int] = ()) -> Sequence | None:
         """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
         None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on.
-
-        Raises:
-            UsageError: the prompt is empty.
-            ContextError: it is longer than the context.
-        """
-        self.check_length(prompt)
+        ``prompt`` has one token at least, and none more than the context."""
+        n_most = self._runner.n_context
+        assert 1 <= len(prompt) <= n_most, "whoever asks has checked it"
         if self._seats.are_taken:
             return None
         path, n_found = self._pool.find(prompt[:-1])
@@ -103,34 +100,39 @@ class Sequences:
             self._pool.use(block)
         if not self._keeps_ended:
             self._pool.drop_unused()
-        n_needed = len(prompt) + 1 - len(path) * BLOCK_CELLS
+        n_reserved = min(len(prompt) + 1, n_most)
+        n_needed = n_reserved - len(path) * BLOCK_CELLS
         is_copied = n_tail > 0 and path[-1].n_users > 1
-        n_reserved = sum(map(_n_missing, self._live))
-        if n_needed + (BLOCK_CELLS if is_copied else 0) > self._pool.n_available - n_reserved:
+        n_missing = sum(map(_n_missing, self._live))
+        if n_needed + (BLOCK_CELLS if is_copied else 0) > self._pool.n_available - n_missing:
             for block in reversed(path):
                 self._pool.leave(block)
             return None
         seat = self._seats.take(source)
         seat.tokens = list(prompt[:n_resumed])
-        sequence = Sequence(seat, seat.tokens, path, n_resumed, len(prompt) + 1)
+        sequence = Sequence(seat, seat.tokens, path, n_resumed, n_reserved)
         found = (*marks, *([source.n_alike] if source.n_alike - n_resumed >= _WORTH_KEEPING else []))
         sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)}))
         if n_tail:
-            self._own_tail(sequence, n_tail, n_needed + n_reserved)
+            self._own_tail(sequence, n_tail, n_needed + n_missing)
         self._live.append(sequence)
         return sequence
 
     def check_length(self, prompt: Tokens) -> None:
-        """Raises:
-        UsageError: the prompt is empty, or longer than the context.
+        """Whether there can be an answer to it.
+
+        Raises:
+            UsageError: the prompt is empty.
+            ContextError: it leaves no room for a token more.
         """
         most = self._runner.n_context - 1
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to answer")
         if len(prompt) > most:
+            remedy = "" if most + 1 >= self._runner.spec.n_context_train else " or serve it with a longer context"
             raise ContextError(
                 f"the prompt has {len(prompt)} tokens, {len(prompt) - most} more than the {most} that fit the context: "
-                "shorten it or serve it with a longer context",
+                f"shorten it{remedy}",
                 len(prompt) - most,
             )
 

@@ -36,6 +36,16 @@ def test_shares_are_one_per_rank() -> None:
         options.read_shares("3,2,2", 4)
 
 
+def test_a_context_is_a_number_or_what_memory_allows() -> None:
+    assert [options.read_context(text) for text in (None, "16", "4096", "auto")] == [None, 16, 4096, "auto"]
+
+
+@pytest.mark.parametrize("text", ["", "15", "-1", "1048577", "9" * 5000, "2k", "most", "١٦"])
+def test_contexts_that_cannot_be(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^--context '.{0,40}': write a number from 16 to 1048576, or auto$"):
+        options.read_context(text)
+
+
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "_n_cores", lambda: 12)
     assert [options.default_threads(n) for n in (1, 2, 4, 5, 12, 64)] == [8, 6, 3, 2, 1, 1]

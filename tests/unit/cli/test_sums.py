@@ -25,6 +25,7 @@ def test_one_line(choice: Choice | None, text: str) -> None:
 
 def test_what_stands_when_all_are_ready() -> None:
     assert ready_text(Ready(1)) == "ready: 1 device works"
+    assert ready_text(Ready(1, context=512)) == "ready: 1 device works, context 512"
     assert ready_text(Ready(2, HANDED_ON)) == f"ready: 2 devices work; {in_brief(HANDED_ON)}"
     detours = Detour((1, 2), "a"), Detour((1, 3), "b")
     assert "2 pairs of devices reach each other through the master only" in ready_text(Ready(4, CHOICE, detours))

@@ -90,6 +90,7 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
     dice = Random(seed)
     n_cells = dice.randint(2, 7) * 32
     ranks = FakeRanks(spec, n_cells=n_cells, n_sequences=dice.randint(1, 4), **kinds()[kind])
+    ranks.n_context = n_cells - dice.choice([0, 7])
     scheduler = scheduler_of(ranks, language, keeps_ended=dice.random() < 0.7)
     asked: list[tuple[Request, Generation]] = []
 
@@ -134,6 +135,33 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
     assert last.tokens == alone(last.request)
     sequences = scheduler._sequences
     assert not sequences._live and not any(block.n_users for block in sequences._pool._blocks.values())
+
+
+def test_who_makes_room_with_a_full_context_goes_on_later(language: Language, spec: ModelSpec) -> None:
+    """Its tokens are as many as the context has, which no prompt may be."""
+    ranks = FakeRanks(spec, n_cells=96, max_tokens=128, n_sequences=2)
+    ranks.n_context = 64
+    scheduler = scheduler_of(ranks, language)
+    first, last = (scheduler.submit(request(text(number, n), 20)) for number, n in ((1, 31), (2, 62)))
+    while len(last.tokens) < 64:
+        scheduler.step()
+    scheduler.step()
+    assert last.sequence is None and not last.is_over, "the first one needs its third block"
+    finish(scheduler)
+    assert [generation.answer.finish for generation in (first, last)] == ["length", "length"]
+    assert first.tokens == alone(first.request) and last.tokens == alone(last.request)[:65]
+
+
+def test_as_many_tokens_as_there_are_cells_can_begin_anew(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, n_cells=64, max_tokens=128)
+    ranks.n_context = 64
+    scheduler = scheduler_of(ranks, language)
+    generation = scheduler.submit(request(text(1, 62), 20))
+    while len(generation.tokens) < 64:
+        scheduler.step()
+    scheduler._send_back(generation)
+    finish(scheduler)
+    assert generation.tokens == alone(generation.request)[:65]
 
 
 @pytest.mark.parametrize("kind", kinds())

@@ -66,7 +66,7 @@ class Offer(Message, frozen=True, tag="offer"):
 
     ``port`` 0: nowhere. ``locked`` is the partition of the shard that the device insists on, together with ``held[0]``;
     ``window_bytes`` is what weights may take at most, if somebody said so. The rates are those at which it computes and
-    reads its disk; 0: not known.
+    reads its disk; 0: not known. ``process_bytes`` is what its process has before it knows of any model.
     """
 
     memory_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)]
@@ -77,6 +77,7 @@ class Offer(Message, frozen=True, tag="offer"):
     window_bytes: Annotated[int, msgspec.Meta(ge=1, lt=1 << 60)] | None = None
     flop_per_s: Rate = 0.0
     disk_bytes_per_s: Rate = 0.0
+    process_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)] = 0
 
 
 class Plan(Message, frozen=True, tag="plan"):

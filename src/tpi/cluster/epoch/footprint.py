@@ -18,7 +18,9 @@ from tpi.weights.layout import Piece
 from tpi.weights.streaming.pins import PieceSizes
 
 WORKER_PROCESS_BYTES = 60_000_000
-"""A worker before it has a workspace, for who cannot ask it; measured: 53 MB, and 5 for what describes a 70B model."""
+"""A worker before it has a workspace, at least; measured: 53 MB, and 5 for what describes a 70B model."""
+DESCRIPTION_BYTES = 5_000_000
+"""That description, for workers that tell what they have without it."""
 
 _CHEAP = 0.05
 """The part of a window that longer passes may cost: every token of an answer pays for it, with more that is read."""
@@ -59,6 +61,13 @@ class Claim:
                 least = minimum_bytes(needs_of(workspace, self.process_bytes), 0)
             self._rooms[settings, repacker] = self.limit_bytes - least
         return self._rooms[settings, repacker]
+
+    @property
+    def wanted_window_bytes(self) -> int:
+        """What somebody said that the window should have, or else room for two pieces."""
+        if self.window_limit_bytes is not None:
+            return min(self.window_limit_bytes, self.sizes.total_bytes)
+        return self.two_pieces_bytes
 
     def window_bytes(self, room_bytes: int) -> int:
         """What the window takes of the memory that is left for it."""

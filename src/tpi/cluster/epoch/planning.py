@@ -4,21 +4,29 @@ Whatever depends on the settings and the model alone is checked before anybody h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from tpi.cluster.allreduce.algorithms import ALL_ALGORITHMS
 from tpi.cluster.allreduce.payload import PayloadFormat
-from tpi.cluster.control.messages import MAX_CELLS, Offer, Plan
+from tpi.cluster.control.messages import Offer, Plan
+from tpi.cluster.epoch.cells import most_cells, most_possible, n_cells_of
 from tpi.cluster.epoch.choosing import TRIED
-from tpi.cluster.epoch.footprint import WORKER_PROCESS_BYTES, Claim, are_cheap, chunk_tokens, pass_load
+from tpi.cluster.epoch.footprint import (
+    DESCRIPTION_BYTES,
+    WORKER_PROCESS_BYTES,
+    Claim,
+    are_cheap,
+    chunk_tokens,
+    pass_load,
+)
 from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
 from tpi.cluster.epoch.plancheck import check_kv_type, check_payload
 from tpi.cluster.epoch.speeds import measure_speeds
 from tpi.cluster.mesh.frames import check_capacity
 from tpi.cluster.mesh.passframes import pass_capacity
-from tpi.config import DEFAULT_CHUNK_TOKENS, DEFAULT_CONTEXT, MasterSettings
+from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, MasterSettings
 from tpi.errors import KernelError, MemoryBudgetError, ProtocolError, UsageError
 from tpi.model.architectures import blocks_of, inputs_of
 from tpi.model.blocks import has_recurrent_state
@@ -35,7 +43,6 @@ MAX_SAMPLED = 8
 KEPT_STATES = 2
 """Recurrent states that a sequence keeps to go back to: after what all conversations begin with, and after the latest
 prompt."""
-_CELLS_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def make_plan(
     """
     plan = _base_plan(settings, spec)
     plan = msgspec.structs.replace(plan, epoch=epoch, partition=_partition(settings, spec, devices))
+    if settings.context == AUTO:
+        plan = _with_most_cells(plan, settings, devices, process_bytes)
     n_tokens = _chunk_tokens(plan, settings, devices, process_bytes)
     return msgspec.structs.replace(plan, max_tokens=n_tokens)
 
@@ -91,19 +100,6 @@ def make_plan(
 def with_rank(plan: Plan, rank: int) -> Plan:
     """The same plan as another rank gets it."""
     return msgspec.structs.replace(plan, rank=rank)
-
-
-def n_cells_of(context: int | None, spec: ModelSpec) -> int:
-    """Cells for a context of so many tokens, None meaning the default.
-
-    Raises:
-        UsageError: the model was not trained for so many.
-    """
-    wanted = min(DEFAULT_CONTEXT, spec.n_context_train) if context is None else context
-    limit = min(spec.n_context_train, MAX_CELLS)
-    if not 1 <= wanted <= limit:
-        raise UsageError(f"--context {wanted}: {spec.name} was trained for 1 to {limit} tokens")
-    return -(-wanted // _CELLS_STEP) * _CELLS_STEP
 
 
 def kv_type_of(name: str, spec: ModelSpec) -> str:
@@ -164,14 +160,17 @@ def assign_ranks(offers: Sequence[tuple[str, Offer]], spec: ModelSpec) -> list[i
 
 def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
     """What does not depend on the devices."""
-    n_cells = n_cells_of(settings.context, spec)
+    n_cells = n_cells_of(settings.context, spec, settings.n_parallel)
+    max_tokens, width = settings.chunk_tokens or DEFAULT_CHUNK_TOKENS, _embedding_width(spec)
+    if settings.context == AUTO:
+        n_cells = most_possible(n_cells, lambda n: _fits_a_frame(min(max_tokens, n), n, width))
     plan = Plan(
         epoch=FIRST_EPOCH,
         rank=0,
         spec=spec,
         partition=Partition(0, ()),
         n_cells=n_cells,
-        max_tokens=min(settings.chunk_tokens or DEFAULT_CHUNK_TOKENS, n_cells),
+        max_tokens=min(max_tokens, n_cells),
         max_sampled=max(MAX_SAMPLED, settings.n_parallel),
         n_sequences=settings.n_parallel,
         is_traced=settings.trace is not None,
@@ -182,7 +181,7 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
         n_kept_states=KEPT_STATES if has_recurrent_state(blocks_of(spec)) else 0,
     )
     try:
-        check_capacity(pass_capacity(plan.max_tokens, n_cells, _embedding_width(spec)))
+        check_capacity(pass_capacity(plan.max_tokens, n_cells, width))
     except ProtocolError as error:
         raise UsageError(f"--context {n_cells} is too long: {error}") from error
     return plan
@@ -208,6 +207,17 @@ def _partition(settings: MasterSettings, spec: ModelSpec, devices: Sequence[Devi
             raise UsageError("--layout: the workers' shards were cut otherwise: start them without --shard")
         return partition
     return _settled_partition(settings, spec, len(devices)) or locked or divide(blocks_of(spec), by_memory)
+
+
+def _with_most_cells(plan: Plan, settings: MasterSettings, devices: Sequence[Device], process_bytes: int) -> Plan:
+    """With as many cells as every rank has memory for; this one half of what is free, where nobody has said more."""
+    own = settings.resources
+    if own.memory_bytes is None:
+        own = replace(own, memory_bytes=available_memory_bytes() // 2)
+    claims = _claims(plan, replace(settings, resources=own), devices, process_bytes)
+    usual = n_cells_of(None, plan.spec)
+    n_cells = most_cells(list(claims.values()), rank_settings(plan, own.n_threads), usual)
+    return msgspec.structs.replace(plan, n_cells=n_cells, max_tokens=min(plan.max_tokens, n_cells))
 
 
 def _chunk_tokens(plan: Plan, settings: MasterSettings, devices: Sequence[Device], process_bytes: int) -> int:
@@ -236,7 +246,10 @@ def _count_chunk_tokens(plan: Plan, settings: MasterSettings, devices: Sequence[
     if 0 in claims:
         folder = settings.folders.shards / settings.name
         speeds[0] = measure_speeds(claims[0].model.pieces, settings.resources, settings.folders.cache, folder)
-    lengths = [n for n in possible_tokens(n_tokens, plan.n_cells) if n == n_tokens or _fits_a_frame(plan, n)]
+    width = _embedding_width(plan.spec)
+    lengths = [
+        n for n in possible_tokens(n_tokens, plan.n_cells) if n == n_tokens or _fits_a_frame(n, plan.n_cells, width)
+    ]
     wanted = covering_tokens(list(loads.values()), [speeds[rank] for rank in loads], lengths)
     return max(n for n in lengths if n == n_tokens or (n <= wanted and are_cheap(claims.values(), usual, n)))
 
@@ -245,9 +258,9 @@ def _embedding_width(spec: ModelSpec) -> int:
     return spec.n_embd + inputs_of(spec).n_looked_up
 
 
-def _fits_a_frame(plan: Plan, n_tokens: int) -> bool:
+def _fits_a_frame(n_tokens: int, n_cells: int, width: int) -> bool:
     try:
-        check_capacity(pass_capacity(n_tokens, plan.n_cells, _embedding_width(plan.spec)))
+        check_capacity(pass_capacity(n_tokens, n_cells, width))
     except ProtocolError:
         return False
     return True
@@ -256,13 +269,13 @@ def _fits_a_frame(plan: Plan, n_tokens: int) -> bool:
 def _claims(plan: Plan, settings: MasterSettings, devices: Sequence[Device], process_bytes: int) -> dict[int, Claim]:
     """What the ranks whose memory is limited make of it."""
     own, claims = settings.resources, {}
-    limits = {0: (own.memory_bytes, own.window_bytes)}
+    limits = {0: (own.memory_bytes, own.window_bytes, process_bytes)}
     for rank, device in enumerate(devices):
-        if device.offer is not None:
-            limits[rank] = device.offer.memory_bytes, device.offer.window_bytes
-    for rank, (memory_bytes, window_bytes) in limits.items():
+        if (offer := device.offer) is not None:
+            base_bytes = max(WORKER_PROCESS_BYTES, offer.process_bytes + DESCRIPTION_BYTES)
+            limits[rank] = offer.memory_bytes, offer.window_bytes, base_bytes
+    for rank, (memory_bytes, window_bytes, base_bytes) in limits.items():
         if memory_bytes is not None:
             model = rank_model(with_rank(plan, rank))
-            base_bytes = WORKER_PROCESS_BYTES if rank else process_bytes
             claims[rank] = Claim(model, piece_bytes_of(model, None), base_bytes, memory_bytes, window_bytes)
     return claims

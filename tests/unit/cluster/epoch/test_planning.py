@@ -18,7 +18,6 @@ from tpi.cluster.epoch.planning import (
     check_offer,
     check_settings,
     make_plan,
-    n_cells_of,
     with_rank,
 )
 from tpi.config import Folders, MasterSettings, Resources
@@ -61,6 +60,8 @@ def locked(rank: int, *weights: float, digest: str = SPEC.digest) -> Offer:
         {"n_workers": 0},
         {"context": 512},
         {"context": 1},
+        {"context": 2048, "n_parallel": 4},
+        {"context": "auto"},
         {"kv_type": "Q8_0"},
         {"wire": "f32"},
         {"wire": "int8"},
@@ -77,6 +78,7 @@ def test_what_can_be_is_accepted(changes: dict[str, Any]) -> None:
     ("changes", "spec", "said"),
     [
         ({"context": 513}, SPEC, "--context 513: made was trained for 1 to 512 tokens"),
+        ({"context": 2049, "n_parallel": 4}, SPEC, "was trained for 1 to 512 tokens, 4 sequences of it have 2048"),
         ({"context": 0}, SPEC, "--context 0: made was trained for 1 to 512 tokens"),
         (
             {"context": 1 << 24},
@@ -108,14 +110,6 @@ def test_what_no_devices_could_make_possible_is_refused(changes: dict[str, Any],
     with pytest.raises(UsageError, match=said) as caught:
         check_settings(settings(**changes), spec)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("context", "trained", "n_cells"),
-    [(None, 512, 512), (None, 4096, 2048), (1, 512, 32), (32, 512, 32), (33, 512, 64), (500, 500, 512)],
-)
-def test_cells_come_in_steps(context: int | None, trained: int, n_cells: int) -> None:
-    assert n_cells_of(context, make_spec(n_context_train=trained)) == n_cells
 
 
 # Offers.
