@@ -86,7 +86,7 @@ class MasterSettings:
     says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. With
     ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32 bits. A worker
     that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what every rank
-    did when."""
+    did when. ``slot_folder``: where beginnings of texts are saved when a caller asks for that; None: nowhere."""
 
     model: Path
     folders: Folders
@@ -107,6 +107,7 @@ class MasterSettings:
     name: str = "master"
     prepare_limit_s: float = 120.0
     trace: Path | None = None
+    slot_folder: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,15 @@ def serve(
     model: str, parent: Path, cache: Path, n_ranks: int = 1, *options: str, name: str = "demo"
 ) -> Iterator[Served]:
     """Ends it with SIGTERM, in order."""
+    with Home.several(n_ranks, parent, cache) as homes, serve_on(homes, model, *options, name=name) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def serve_on(homes: Sequence[Home], model: str, *options: str, name: str = "demo") -> Iterator[Served]:
+    """The same, on devices that may have done so before."""
+    n_ranks = len(homes)
     with ExitStack() as stack:
-        homes = stack.enter_context(Home.several(n_ranks, parent, cache))
         common = ("--bind", "127.0.0.1", "--port", "0", "--threads", "1", "--workers", str(n_ranks - 1))
         master = stack.enter_context(homes[0].start("serve", model, *common, "--api-port", "0", *options))
         key = find_key(master) if n_ranks > 1 else ""

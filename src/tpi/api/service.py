@@ -24,6 +24,7 @@ from tpi.engine.generation import Answer, Generation
 from tpi.engine.reading import ChatDelta, Reply, ReplyBuilder
 from tpi.engine.scheduler import MAX_WAITING, Load
 from tpi.engine.settings import MAX_SEED, GenerationSettings, SamplingSettings
+from tpi.engine.slots import Slots
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
 from tpi.errors import Cancelled, TpiError
@@ -42,9 +43,16 @@ class Service:
     """The engine, for coroutines."""
 
     def __init__(
-        self, engine: Engine, identity: Identity, sampling: SamplingSettings, find_status: Callable[[], ClusterStatus]
+        self,
+        engine: Engine,
+        identity: Identity,
+        sampling: SamplingSettings,
+        find_status: Callable[[], ClusterStatus],
+        slots: Slots,
     ) -> None:
-        """``sampling`` holds where a request says nothing. ``find_status`` gives the cluster's state; it may block."""
+        """``sampling`` holds where a request says nothing. ``find_status`` gives the cluster's state; it may block.
+        ``slots`` is who saves and restores them."""
+        self.slots = slots
         self.identity, self.sampling, self._engine, self._find_status = identity, sampling, engine, find_status
 
         self.workers = Workers()

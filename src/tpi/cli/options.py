@@ -150,6 +150,21 @@ def refuse_mpi(allreduce: str | None) -> None:
         raise UsageError(f"--allreduce {Mpi.name}: it needs processes that MPI has started: mpiexec -n N tpi run ...")
 
 
+def own_folder(folder: Path, name: str) -> Path:
+    """A folder that can be written to, made if it is missing.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{name} {folder}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{name} {folder}: nothing can be written there")
+    return folder
+
+
 def device_name(given: str | None) -> str:
     """The name that was given, or one made from this device's host name."""
     if given is None:

@@ -76,6 +76,10 @@ def command(
     ollama_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="A second port, for tools that look for Ollama at 11434.")
     ] = None,
+    slot_folder: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where callers of the API may save what is kept of a slot's text."),
+    ] = None,
     any_model: Annotated[bool, typer.Option("--any-model", help="Take any model's name in requests.")] = False,
     parallel: Annotated[
         int, typer.Option(min=1, max=MAX_PARALLEL, help="So many answers at once, which share the context's cells.")
@@ -129,6 +133,7 @@ def command(
         bind=bind,
         port=port,
         name=options.device_name(name),
+        slot_folder=None if slot_folder is None else options.own_folder(slot_folder, "--slot-folder"),
     )
 
     def announce(master: Master) -> None:
@@ -157,6 +162,7 @@ def command(
         access_log=Path(log) if log is not None else None,
         certificate=tls_cert,
         certificate_key=tls_key,
+        slot_folder=settings.slot_folder,
     )
     with (
         contextlib.closing(service.Api(asked, sampling, display)) as opened,

@@ -22,6 +22,7 @@ from tpi.cluster.cluster import Cluster
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.engine import Engine
 from tpi.engine.settings import SamplingSettings
+from tpi.engine.slots import Slots
 
 STANDARD_ERROR = Path("-")
 """Where access is logged in place of a file."""
@@ -30,7 +31,8 @@ STANDARD_ERROR = Path("-")
 @dataclass(frozen=True)
 class ApiOptions:
     """Where to listen, who may ask, and under which name the model goes. ``access_log`` is a file, ``-`` for standard
-    error, None for neither; ``certificate`` and its key are files, too. A key that is made is kept in ``state``."""
+    error, None for neither; ``certificate`` and its key are files, too. A key that is made is kept in ``state``;
+    slots are saved in ``slot_folder``, if there is one."""
 
     host: str
     port: int
@@ -43,6 +45,7 @@ class ApiOptions:
     access_log: Path | None = None
     certificate: Path | None = None
     certificate_key: Path | None = None
+    slot_folder: Path | None = None
 
 
 def gather_keys(secrets: Sequence[str], file: Path | None) -> tuple[Key, ...]:
@@ -103,7 +106,8 @@ class Api:
     @contextlib.contextmanager
     def open(self, engine: Engine, cluster: Cluster) -> Iterator[SharedCluster]:
         identity = Identity(self._options.model, int(time.time()), self._options.takes_any_name)
-        service = Service(engine, identity, self._sampling, cluster.status)
+        slots = Slots(engine.scheduler, cluster, self._options.slot_folder, cluster.spec.digest, cluster.n_sequences)
+        service = Service(engine, identity, self._sampling, cluster.status, slots)
         engine.drive(self._failures.put)
         self._server.start(make_app(service, self._rules, self._log), self._tls)
         host = f"[{self._options.host}]" if ":" in self._options.host else self._options.host

@@ -13,14 +13,15 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from tpi.cluster.control.messages import EndEpoch, Plan, StatusRequest
+from tpi.cluster.control.messages import EndEpoch, Plan, PrefixDone, StatusRequest
 from tpi.cluster.epoch.epoch import Epoch, Resumed
 from tpi.cluster.epoch.host import RankHost, rank_settings
 from tpi.cluster.membership.membership import Membership
+from tpi.cluster.prefixes.orders import PrefixOrder
 from tpi.cluster.reports import ClusterStatus, RankStatus
 from tpi.cluster.tracing.tracing import Tracing
 from tpi.config import MasterSettings
-from tpi.errors import Cancelled, LinkError
+from tpi.errors import Cancelled, LinkError, UsageError
 from tpi.model.architectures import blocks_of
 from tpi.model.flow import flows_of, n_stages
 from tpi.runtime.logits import Row
@@ -144,6 +145,23 @@ class Cluster:
         """All logits of the rows that the last pass sampled; raises as ``run``."""
         assert self._epoch is not None, "after a pass that was stopped there is nothing left"
         return self._under_way(self._last_pass, self._epoch.rest)
+
+    def keep(self, order: PrefixOrder) -> tuple[PrefixDone, ...]:
+        """Every rank saves or restores its part of a prefix, between two passes; what came of it, in rank order.
+        Blocks.
+
+        Raises:
+            UsageError: there is no folder for that.
+            LinkError: a worker is gone or cannot go on; no further pass can run.
+        """
+        folder = self._settings.slot_folder
+        if folder is None:
+            raise UsageError("nothing is saved here: serve with a folder for slots")
+        epoch = self._current()
+        try:
+            return epoch.keep(order, self._membership.ranked, folder)
+        except (LinkError, Cancelled) as error:
+            raise self._explain(error) from None
 
     def cancel(self, pass_id: int | None = None) -> None:
         """Ends the pass that runs, on every rank, within one graph node; or the one of this number, which may not have

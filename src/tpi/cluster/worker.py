@@ -55,6 +55,8 @@ from tpi.cluster.pairing.connect import OpenedLink, enter_cluster
 from tpi.cluster.pairing.gate import WorkerGate
 from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
+from tpi.cluster.prefixes.keeping import follow
+from tpi.cluster.prefixes.orders import decode_order
 from tpi.cluster.reports import Event, Ready, Remark, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
@@ -208,7 +210,8 @@ class _Worker:
         span, speaks = spans[plan.rank], plan.rank == first_speaker(spans)
         with self._unless_ended():
             mesh = self._open_mesh(plan)
-            datapath = WorkerDatapath(mesh, limits_of(model, rank_settings(plan, 1)), is_first, span)
+            limits = limits_of(model, rank_settings(plan, 1))
+            datapath = WorkerDatapath(mesh, limits, is_first, span, lambda order: self._keep(order, plan, host))
             with Seat(plan, host, mesh, message.choice, self._arithmetic()) as seat:
                 self._report(Ready(plan.partition.n_ranks, message.choice))
                 work = logits = None
@@ -222,6 +225,12 @@ class _Worker:
                             datapath.send_stream(work, host.stream(len(logits)))
                     elif work is not None:
                         datapath.send_rest(work, logits)
+
+    def _keep(self, order: bytes, plan: Plan, host: RankHost) -> None:
+        """Saves a beginning of a text on this device's disk, or puts it back."""
+        decoded = decode_order(order, plan.n_cells, plan.n_sequences)
+        folder = self._settings.folders.state / "prefixes" / self._settings.name
+        self._control.send(follow(decoded, plan, host, folder))
 
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""

@@ -6,7 +6,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from typing import TypeAlias
 from tpi.engine.cells import count_alike
 from tpi.engine.chunks import ChunkSizes, next_chunk
 from tpi.engine.dry import BreakerFinder
+from tpi.engine.errands import Errands, Result
 from tpi.engine.generation import Generation, Request
 from tpi.engine.passes import Passes, Rows
 from tpi.engine.runner import PassRunner
@@ -71,6 +72,7 @@ class Scheduler:
         self._sizes = ChunkSizes()
         self._breakers = BreakerFinder(vocabulary)
         self._helper = ThreadPoolExecutor(1, "tpi-masks")
+        self._errands = Errands()
 
     def close(self) -> None:
         """No step will come; idempotent."""
@@ -84,7 +86,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """There is nothing to do."""
-        return not self._waiting and not self._running
+        return not self._waiting and not self._running and not self._errands
 
     @property
     def failure(self) -> TpiError | None:
@@ -124,6 +126,15 @@ class Scheduler:
         if (under_way := self._under_way) is not None and under_way.is_unwanted:
             self._runner.cancel(under_way.pass_id)
 
+    def between(self, work: Callable[[Sequences], Result]) -> "Future[Result]":
+        """Has ``work`` done between two steps, by the thread that runs them. Raises as ``Errands.add``."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            future = self._errands.add(work)
+            self._has_work.notify_all()
+        return future
+
     def step(self) -> None:
         """One pass: takes in who waits, computes the next tokens of some, draws, hands out.
 
@@ -133,6 +144,7 @@ class Scheduler:
         batch: Batch = []
         try:
             self._sequences.prepare()
+            self._errands.run(self._sequences)
             self._take_in()
             if batch := self._pick():
                 with self._wanted(batch):
@@ -153,6 +165,7 @@ class Scheduler:
             waiting, self._waiting = self._waiting, deque()
         for generation in (*self._running, *waiting):
             generation.end("error", error)
+        self._errands.fail(error)
         self.let_go()
 
     # The parts of a step, in their order.
@@ -164,7 +177,8 @@ class Scheduler:
         for generation in list(self._waiting):
             if self._is_being_read(generation):
                 continue
-            sequence = self._sequences.begin(generation.tokens, generation.request.marks)
+            request = generation.request
+            sequence = self._sequences.begin(generation.tokens, request.marks, request.settings.slot)
             if sequence is None:
                 return
             generation.begin(sequence)

@@ -57,13 +57,20 @@ class Seats:
         """There is none for another."""
         return all(seat.is_taken for seat in self._seats)
 
-    def take(self, source: Source | None = None) -> Seat:
-        """A free one: the source's, if nothing is lost by that; or else the one that was used longest ago, which gets
-        what is kept there."""
+    def find_number(self, number: int) -> Seat:
+        """The one of this number, which must be one."""
+        return self._seats[number]
+
+    def take(self, source: Source | None = None, number: int | None = None) -> Seat:
+        """A free one: that of the number, if it is free; the source's, if nothing is lost by that; or else the one that
+        was used longest ago. It gets what is kept at the source's."""
         free = [seat for seat in self._seats if not seat.is_taken]
-        seat, other = min(free, key=lambda seat: seat.used_at), source.seat if source is not None else None
+        asked = next((seat for seat in free if seat.number == number), None)
+        seat = asked or min(free, key=lambda seat: seat.used_at)
+        other = source.seat if source is not None else None
         if source is not None and other is not None:
-            if not other.is_taken and (len(other.tokens) == source.n_resumed or len(free) == 1):
+            is_spare = len(other.tokens) == source.n_resumed and asked is None
+            if not other.is_taken and (is_spare or len(free) == 1):
                 seat = other
             if seat is not other:
                 self.copies.append(SequenceCopy(other.number, seat.number, source.n_resumed))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.engine.cells import CellBlock, CellPool
+from tpi.engine.prefixes import Prefixes
 from tpi.engine.runner import PassRunner
 from tpi.engine.seats import Seat, Seats
 from tpi.errors import ContextError, UsageError
@@ -84,10 +85,11 @@ class Sequences:
         if self._n_forgotten != self._runner.n_forgotten:
             self._forget()
 
-    def begin(self, prompt: Tokens, marks: abc.Sequence[int] = ()) -> Sequence | None:
+    def begin(self, prompt: Tokens, marks: abc.Sequence[int] = (), seat_number: int | None = None) -> Sequence | None:
         """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
-        None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on.
-        ``prompt`` has one token at least, and none more than the context."""
+        None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on. It
+        gets the seat of ``seat_number``, if that is free. ``prompt`` has one token at least, and none more than the
+        context."""
         n_most = self._runner.n_context
         assert 1 <= len(prompt) <= n_most, "whoever asks has checked it"
         if self._seats.are_taken:
@@ -103,12 +105,12 @@ class Sequences:
         n_reserved = min(len(prompt) + 1, n_most)
         n_needed = n_reserved - len(path) * BLOCK_CELLS
         is_copied = n_tail > 0 and path[-1].n_users > 1
-        n_missing = sum(map(_n_missing, self._live))
+        n_missing = self.n_missing
         if n_needed + (BLOCK_CELLS if is_copied else 0) > self._pool.n_available - n_missing:
             for block in reversed(path):
                 self._pool.leave(block)
             return None
-        seat = self._seats.take(source)
+        seat = self._seats.take(source, seat_number)
         seat.tokens = list(prompt[:n_resumed])
         sequence = Sequence(seat, seat.tokens, path, n_resumed, n_reserved)
         found = (*marks, *([source.n_alike] if source.n_alike - n_resumed >= _WORTH_KEEPING else []))
@@ -149,6 +151,16 @@ class Sequences:
                 break
             sequence.blocks.append(block)
         return min(n_tokens, sequence.n_room)
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """What there is apart from those that live. To be asked for after ``prepare``, and used at once."""
+        return Prefixes(self._pool, self._seats, self._retention)
+
+    @property
+    def n_missing(self) -> int:
+        """Cells of the pool that those that live have still to get for what is reserved for them."""
+        return sum(map(_n_missing, self._live))
 
     @property
     def copies(self) -> Copies:

@@ -119,6 +119,8 @@ class GenerationSettings:
     n_logprobs: int | None = None
     """Of every token its logarithm of probability is told, and those of so many of the most probable, 0 to 20; None: of
     none."""
+    slot: int | None = None
+    """The answer is computed at this seat, if it is free."""
 
     def __post_init__(self) -> None:
         _check_integer("max tokens", self.max_tokens, 1, MAX_TOKENS)

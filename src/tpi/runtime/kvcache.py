@@ -117,6 +117,15 @@ class KvCache:
             start = target * row_bytes
             memory[start : start + n_cells * row_bytes] = memory[source * row_bytes : (source + n_cells) * row_bytes]
 
+    def views(self, block: int, first: int, n_cells: int) -> list[memoryview]:
+        """The memory itself of ``n_cells`` cells from ``first`` on: of keys and, if they are kept for themselves, of
+        values. Valid until ``close``."""
+        found = []
+        for memory, width in zip(self._maps[block], self._extents[block].widths, strict=True):
+            row_bytes = self._kind.row_bytes(width)
+            found.append(memoryview(memory)[first * row_bytes : (first + n_cells) * row_bytes])
+        return found
+
     def _all(self) -> Sequence[tuple[mmap.mmap, int, bool]]:
         """Every mapping, the bytes of a cell in it, and whether it has rings."""
         return [

@@ -52,6 +52,10 @@ class Ledger:
         n_made, self._n_copied = self._n_copied, len(copies.sequences)
         return copies.sequences[n_made:]
 
+    def copied(self) -> None:
+        """What was copied last holds without a pass."""
+        self._n_copied = 0
+
     def end(self, work: Pass) -> None:
         """The pass is through."""
         runs = starts_of(work.all_runs) if self._slots is not None else []

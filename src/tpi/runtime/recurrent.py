@@ -25,6 +25,14 @@ N_WORKING = 2
 """Slots that a sequence needs at least."""
 
 
+@dataclass(frozen=True)
+class StateMark:
+    """A state after ``n_tokens`` of a sequence is there; ``is_kept``: to go back to."""
+
+    n_tokens: int
+    is_kept: bool
+
+
 @dataclass
 class _Slot:
     sequence: int
@@ -62,6 +70,17 @@ class StateSlots:
         )
         return next(found, None)
 
+    def kept(self, sequence: int, n_tokens: int) -> int:
+        """As ``find``.
+
+        Raises:
+            ProtocolError: no state after so many tokens was kept.
+        """
+        found = self.find(sequence, n_tokens)
+        if found is None:
+            raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
+        return found
+
     def latest(self, sequence: int, n_tokens: int) -> int:
         """After how many tokens, at most ``n_tokens``, a state of the sequence is there to go on from."""
         return max(
@@ -69,12 +88,8 @@ class StateSlots:
         )
 
     def begin(self, sequence: int, n_tokens: int) -> tuple[int, int]:
-        """The slots that a pass of the sequence reads and writes when ``n_tokens`` came before.
-
-        Raises:
-            ProtocolError: no state after so many tokens was kept.
-        """
-        source = self._kept(sequence, n_tokens)
+        """The slots that a pass of the sequence reads and writes when ``n_tokens`` came before; raises as ``kept``."""
+        source = self.kept(sequence, n_tokens)
         self._passes.pop(sequence, None)
         target = self._take()
         self._passes[sequence] = _Begun(source, target, n_tokens)
@@ -94,15 +109,9 @@ class StateSlots:
 
     def copy(self, source: int, target: int, n_tokens: int) -> tuple[int, int]:
         """The slots from which, and to which, the state of ``source`` after ``n_tokens`` is copied, for ``target``, of
-        which everything else is forgotten.
-
-        Raises:
-            ProtocolError: no state after so many tokens was kept.
-        """
-        found = self._kept(source, n_tokens)
-        for number in [number for number, slot in self._slots.items() if slot.sequence == target]:
-            del self._slots[number]
-        self._passes.pop(target, None)
+        which everything else is forgotten; raises as ``kept``."""
+        found = self.kept(source, n_tokens)
+        self._forget(target)
         if found == _ZEROS:
             return _ZEROS, _ZEROS
         copied = self._take()
@@ -110,16 +119,36 @@ class StateSlots:
         self._slots[copied] = _Slot(target, n_tokens, True, self._clock)
         return found, copied
 
+    def marks(self, sequence: int, n_tokens: int) -> tuple[StateMark, ...]:
+        """The states of the sequence that are there, up to the one after ``n_tokens``, the shortest first."""
+        found = (slot for slot in self._slots.values() if slot.sequence == sequence and slot.n_tokens <= n_tokens)
+        return tuple(StateMark(slot.n_tokens, slot.is_kept) for slot in sorted(found, key=lambda slot: slot.n_tokens))
+
+    def place(self, sequence: int, marks: Sequence[StateMark]) -> list[int]:
+        """Slots for states of the sequence, of which everything else is forgotten.
+
+        Raises:
+            ProtocolError: they are more than it may have between passes.
+        """
+        if len(marks) >= self._n_per_sequence:
+            raise ProtocolError(f"{len(marks)} states of a sequence, at most {self._n_per_sequence - 1} are kept")
+        self._forget(sequence)
+        found = []
+        for mark in marks:
+            self._clock += 1
+            found.append(self._take())
+            self._slots[found[-1]] = _Slot(sequence, mark.n_tokens, mark.is_kept, self._clock)
+        return found
+
     def forget(self) -> None:
         """All of it."""
         self._slots.clear()
         self._passes.clear()
 
-    def _kept(self, sequence: int, n_tokens: int) -> int:
-        found = self.find(sequence, n_tokens)
-        if found is None:
-            raise ProtocolError(f"no state of sequence {sequence} after {n_tokens} tokens was kept: begin it anew")
-        return found
+    def _forget(self, sequence: int) -> None:
+        for number in [number for number, slot in self._slots.items() if slot.sequence == sequence]:
+            del self._slots[number]
+        self._passes.pop(sequence, None)
 
     def _make_room(self, sequence: int, latest: int) -> None:
         """Leaves a slot for the next pass: if the sequence has all that it may have, it gives up one that is not to be
@@ -186,6 +215,11 @@ class RecurrentStates:
             found.append(place)
             place += _aligned(size)
         return tuple(found)
+
+    def views(self, slot: int) -> list[memoryview]:
+        """The memory itself of all blocks' states in a slot; valid until ``close``."""
+        strides = ((block, _stride(parts)) for block, parts in self._sizes.items())
+        return [memoryview(self._maps[block])[slot * n_bytes : (slot + 1) * n_bytes] for block, n_bytes in strides]
 
     def copy(self, source: int, target: int) -> None:
         """Copies all blocks' states from slot to slot."""

@@ -2,11 +2,21 @@
 those of a window are overwritten, recurrent states are there where they were kept. Pure bookkeeping."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tpi.model.blocks import Block, has_recurrent_state
 from tpi.model.states import FULL, KvState
 from tpi.runtime.rankmodel import RankSettings
-from tpi.runtime.recurrent import StateSlots
+from tpi.runtime.recurrent import StateMark, StateSlots
+
+
+@dataclass(frozen=True)
+class KeptBeside:
+    """What ranks keep of a sequence beside cells: rings, of which ``n_written`` positions were written, and recurrent
+    states."""
+
+    n_written: int = 0
+    marks: tuple[StateMark, ...] = ()
 
 
 class Retention:
@@ -48,6 +58,17 @@ class Retention:
         """It is through: the sequence has ``n_tokens``."""
         if self._slots is not None:
             self._slots.end(sequence, n_tokens, keep)
+
+    def prefix(self, sequence: int, n_tokens: int) -> KeptBeside:
+        """What there is beside cells of its first ``n_tokens``, to which it can be cut back."""
+        marks = () if self._slots is None else self._slots.marks(sequence, n_tokens)
+        return KeptBeside(self._n_written[sequence], marks)
+
+    def place(self, sequence: int, kept: KeptBeside) -> None:
+        """Of the sequence there is that now, and nothing else."""
+        self._n_written[sequence] = kept.n_written
+        if self._slots is not None:
+            self._slots.place(sequence, kept.marks)
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """What is kept of ``source``, which can be cut back to ``n_tokens``, is copied to ``target``."""

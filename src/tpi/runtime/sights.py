@@ -89,6 +89,10 @@ class Sights:
         positions = self._positions[cells.source : cells.source + cells.n_cells]
         self._positions[cells.target : cells.target + cells.n_cells] = positions
 
+    def place(self, first: int, position: int, n_cells: int) -> None:
+        """Cells from ``first`` on hold the tokens from ``position`` on."""
+        self._positions[first : first + n_cells] = np.arange(position, position + n_cells)
+
     def load(self, work: Pass) -> Seen:
         """Says where rows are written and what they see; returns what attention looks at."""
         self.cells[FULL][: work.n_tokens] = work.cells

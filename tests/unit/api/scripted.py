@@ -27,6 +27,7 @@ from tpi.engine.generation import Answer, Delta, Finish, TokenLogprob
 from tpi.engine.reading import ChatDelta
 from tpi.engine.scheduler import Load
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.slots import SlotFigures, Slots
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, ToolCallDelta
 from tpi.errors import TpiError
@@ -113,6 +114,26 @@ class ScriptedScheduler:
 
 
 @dataclass
+class ScriptedSlots(Slots):
+    """``said`` are the calls."""
+
+    are_saved: bool = True
+    said: list[tuple[str, int, str]] = field(default_factory=list)
+
+    def save(self, slot: int, name: str) -> SlotFigures:
+        self.said.append(("save", slot, name))
+        return SlotFigures(7, 100, 0.5)
+
+    def restore(self, slot: int, name: str) -> SlotFigures:
+        self.said.append(("restore", slot, name))
+        return SlotFigures(7, 100, 0.5)
+
+    def erase(self, slot: int) -> int:
+        self.said.append(("erase", slot, ""))
+        return 7
+
+
+@dataclass
 class ScriptedEngine:
     """``asked`` are the prompts' origins, ``settings`` what they were asked with."""
 
@@ -129,6 +150,7 @@ class ScriptedEngine:
     thinks: bool = True
     embedder: Any = field(default_factory=lambda: SimpleNamespace(can_rank=False))
     n_cells: int = 64
+    slots: "ScriptedSlots" = field(default_factory=lambda: ScriptedSlots())
 
     def figures(self) -> AnswerFigures:
         return AnswerFigures(self.scheduler.load.n_running, self.scheduler.load.n_waiting, 0, 0, 0)
@@ -195,7 +217,7 @@ def played(
 ) -> Iterator[Played]:
     engine: Any = ScriptedEngine()
     server = ApiServer("127.0.0.1", 0)
-    service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state)
+    service = Service(engine, Identity("demo", 1_700_000_000), SamplingSettings(), cluster_state, engine.slots)
     try:
         server.start(make_app(service, rules or Rules("127.0.0.1"), log), tls, bounds)
         yield Played(engine, f"http{'s' if tls else ''}://127.0.0.1:{server.port}", service.about)

@@ -103,7 +103,8 @@ def test_gaps(server: Played) -> None:
         ("/detokenize", {"tokens": [-1]}, "-1 is no token"),
         ("/embedding", {}, "there is no content"),
         ("/rerank", {"query": "x", "documents": ["y"]}, "ranking by a model that is not made for it"),
-        ("/slots/0?action=save", {}, "save of slot 0"),
+        ("/slots/0?action=save", {}, "there is no filename: name what is saved"),
+        ("/slots/0?action=fill", {"filename": "x"}, "the action 'fill' is none: save, restore or erase a slot"),
     ],
 )
 def test_what_cannot_be_is_refused(server: Played, path: str, asked: Any, said: str) -> None:
@@ -116,3 +117,25 @@ def test_what_fails_is_told(server: Played) -> None:
     server.engine.line = dataclasses.replace(Line(("a",)), error=LinkError("w1 is gone"))
     status, body = server.post("/completion", {"prompt": "x"})
     assert (status, body["error"]["type"], body["error"]["message"]) == (503, "unavailable_error", "w1 is gone")
+
+
+def test_slots_are_saved_restored_and_erased(server: Played) -> None:
+    told = {"n_saved": 7, "n_written": 100, "timings": {"save_ms": 500.0}}
+    assert server.post("/slots/1?action=save", {"filename": "x"}) == (200, {"id_slot": 1, "filename": "x", **told})
+    told = {"n_restored": 7, "n_read": 100, "timings": {"restore_ms": 500.0}}
+    assert server.post("/slots/0?action=restore", {"filename": "x"}) == (200, {"id_slot": 0, "filename": "x", **told})
+    assert server.post("/slots/0?action=erase", {}) == (200, {"id_slot": 0, "n_erased": 7})
+    slots = server.engine.slots
+    assert slots.said[-3:] == [("save", 1, "x"), ("restore", 0, "x"), ("erase", 0, "")]
+    slots.are_saved = False
+    status, body = server.post("/slots/0?action=save", {"filename": "x"})
+    slots.are_saved = True
+    assert status == 501 and body["error"]["type"] == "not_supported_error"
+    assert body["error"]["message"].endswith("serve with a folder for them")
+
+
+def test_a_slot_that_is_asked_for(server: Played) -> None:
+    server.engine.line = Line(("a",))
+    for asked, wanted in ((2, 2), (-1, None), (None, None)):
+        assert server.post("/completion", {"prompt": "x", "id_slot": asked})[0] == 200
+        assert server.engine.settings[-1][1].slot == wanted

@@ -12,6 +12,8 @@ from tpi.api.values import only_one, refuse, schema_grammar
 from tpi.engine.settings import MAX_BIAS, MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import Grammar
 
+_ANY_SLOT = -1
+
 
 def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service) -> list[TextAsk]:
     """Texts or their tokens, or both in turns: one, or several.
@@ -72,7 +74,8 @@ def read_generation(asked: CompletionFields, n_context: int) -> GenerationSettin
     n = asked.n_predict
     n_most = n_context if n is None or n < 0 else max(n, 1)
     n_logprobs = asked.n_probs or (0 if asked.return_tokens else None)
-    return GenerationSettings(min(n_most, MAX_TOKENS), tuple(text for text in stop if text), True, n_logprobs)
+    stops, slot = tuple(text for text in stop if text), None if asked.id_slot == _ANY_SLOT else asked.id_slot
+    return GenerationSettings(min(n_most, MAX_TOKENS), stops, True, n_logprobs, slot)
 
 
 def _read_biases(asked: CompletionFields, service: Service) -> tuple[tuple[int, float], ...]:

@@ -72,7 +72,7 @@ class Bodies:
 
     def _of(self, index: int, content: str, logprobs: Sequence[TokenLogprob]) -> Body:
         tokens = [drawn.token for drawn in logprobs] if self._has_tokens else []
-        body: Body = {"index": index, "content": content, "tokens": tokens, "id_slot": 0}
+        body: Body = {"index": index, "content": content, "tokens": tokens}
         if self._has_probabilities:
             told = chat_logprobs(logprobs, self._text_of)["content"]
             for entry, drawn in zip(told, logprobs, strict=True):
@@ -87,6 +87,7 @@ class Bodies:
         kind = "word" if answer.stopped_by else "limit" if reply.finish == "length" else "eos"
         return {
             "stop": True,
+            "id_slot": answer.slot,
             "model": self._model,
             "tokens_predicted": 0 if is_empty else answer.n_tokens,
             "tokens_evaluated": answer.n_prompt_tokens,

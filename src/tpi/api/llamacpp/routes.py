@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from tpi.api.description import described
 from tpi.api.llamacpp.bodies import ToldCompletion, ToldError
 from tpi.api.llamacpp.completions import CompletionRoutes
+from tpi.api.llamacpp.slots import SlotRoutes
 from tpi.api.llamacpp.texts import (
     TextRoutes,
     ToldPrompt,
@@ -47,7 +48,7 @@ def make_router(service: Service) -> APIRouter:
         "/rerank": texts.rank,
         "/reranking": texts.rank,
         "/v1/reranking": texts.rank,
-        "/slots/{slot_id}": texts.change_slot,
+        "/slots/{slot_id}": SlotRoutes(service).change,
     }
     for path, route in others.items():
         add(path, route, methods=["POST"], include_in_schema=False)

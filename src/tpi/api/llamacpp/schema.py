@@ -38,6 +38,7 @@ class CompletionFields(DrawingFields):
     logit_bias: Biases | Annotated[dict[str, float | bool], few(MAX_BIASES)] | None = None
     n_probs: Annotated[int, Field(ge=0, le=20)] | None = None
     return_tokens: bool = False
+    id_slot: int | None = None
     grammar: Text | None = None
     json_schema: dict[str, Any] | bool | None = None
 
@@ -56,6 +57,10 @@ class InfillRequest(CompletionFields):
     input_suffix: Text = ""
     input_extra: Annotated[list[ExtraText], Field(max_length=256, fail_fast=True)] | None = None
     prompt: Text = ""
+
+
+class SlotRequest(Given):
+    filename: str | None = None
 
 
 class TokenizeRequest(Given):

@@ -142,10 +142,6 @@ class TextRoutes:
             for number in range(self._service.n_places)
         ]
 
-    async def change_slot(self, slot_id: int, action: str = "") -> Body:
-        """What answers begin with is kept in memory, and shared by all; no slot has any of its own."""
-        raise unsupported("action", f"{action[:20] or 'a change'} of slot {slot_id}")
-
     async def embed(self, asked: EmbeddingRequest, request: Request) -> Response:
         if asked.embd_normalize not in (None, _EUCLIDEAN):
             raise unsupported("embd_normalize", f"a normalisation of kind {asked.embd_normalize}")

@@ -284,6 +284,15 @@ class TraceReply(Message, frozen=True, tag="trace_reply"):
     n_dropped: int
 
 
+class PrefixDone(Message, frozen=True, tag="prefix_done"):
+    """Worker to master: the answer to the order of the same number, which came between two passes: bytes of its file,
+    or why it could not be done, in one line."""
+
+    number: int
+    n_bytes: Annotated[int, msgspec.Meta(ge=0, lt=1 << 60)]
+    refusal: Text = ""
+
+
 AnyMessage: TypeAlias = (
     Heartbeat
     | Goodbye
@@ -309,6 +318,7 @@ AnyMessage: TypeAlias = (
     | ClockReply
     | TraceRequest
     | TraceReply
+    | PrefixDone
 )
 """Every message that a control link carries."""
 

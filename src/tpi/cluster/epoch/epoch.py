@@ -4,23 +4,33 @@ One thread runs passes; ``interrupt`` is for any. What outlives epochs is the me
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
+import msgspec
+
 from tpi.cluster.allreduce.arithmetic import Arithmetic
-from tpi.cluster.control.messages import Plan
+from tpi.cluster.control.messages import Plan, PrefixDone
 from tpi.cluster.epoch.footprint import limits_of
 from tpi.cluster.epoch.host import RankHost, rank_model, rank_settings
 from tpi.cluster.epoch.opening import Opened
 from tpi.cluster.epoch.planning import with_rank
 from tpi.cluster.epoch.seat import Seat
+from tpi.cluster.membership.member import Member
 from tpi.cluster.mesh.datapath import MasterDatapath, with_streams
-from tpi.errors import LinkError
+from tpi.cluster.prefixes.keeping import follow
+from tpi.cluster.prefixes.orders import PrefixOrder, encode_order
+from tpi.errors import LinkError, LinkTimeoutError
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
 from tpi.trace import Kind
+
+_KEEP_LIMIT_S = 600.0
+"""A slow disk writes a long text in that time; who is gone is noticed before."""
 
 
 class Epoch:
@@ -39,6 +49,7 @@ class Epoch:
             self._datapath = MasterDatapath(opened.mesh, limits, self._first_members, spans)
         self._seat = Seat(plan, host, opened.mesh, opened.choice, arithmetic)
         self._last: tuple[Pass, Float32Array | None] | None = None
+        self._last_pass = 0
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +71,7 @@ class Epoch:
             Cancelled: the epoch was interrupted.
             NumericError, KernelError, ModelFileError, ProtocolError: see ``runtime.rank.Rank.run``.
         """
+        self._last_pass = work.pass_id
         if self._datapath is None:
             logits = self._seat.run(work)
             rows = () if logits is None else tuple(Row(row[: work.wanted.n_tokens or None].copy()) for row in logits)
@@ -83,6 +95,26 @@ class Epoch:
         """All logits of the last pass; raises as ``run``."""
         assert self._datapath is not None and self._last is not None, "who is alone gives all of every row"
         return self._datapath.gather_rest(*self._last)
+
+    def keep(self, order: PrefixOrder, members: Sequence[Member], folder: Path) -> tuple[PrefixDone, ...]:
+        """Every rank follows the order, this one in ``folder``, after the passes before; what came of it, in rank
+        order. Blocks.
+
+        Raises:
+            LinkError: a worker is gone.
+        """
+        numbers = [member.expect() for member in members]
+        for member, number in zip(members, numbers, strict=True):
+            assert self._datapath is not None
+            told = msgspec.structs.replace(order, number=number)
+            self._datapath.send_order(self._last_pass, encode_order(told), member.rank)
+        done = [follow(order, self.plan, self._seat.host, folder)]
+        for member, number in zip(members, numbers, strict=True):
+            answer = member.wait_answer(number, _KEEP_LIMIT_S)
+            if answer is None or not isinstance(answer.message, PrefixDone):
+                raise member.end or LinkTimeoutError(f"{member.title} did not save or restore within {_KEEP_LIMIT_S} s")
+            done.append(answer.message)
+        return tuple(done)
 
     def interrupt(self, error: LinkError) -> None:
         """Ends what runs, here, with ``error`` or ``Cancelled``; no pass can run afterwards."""

@@ -23,7 +23,7 @@ from tpi.native.allocator import give_back_freed
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.planner.memory import MemoryPlan, plan_memory
 from tpi.runtime.ggml.repack import Repacker
-from tpi.runtime.passes import Pass
+from tpi.runtime.passes import Copies, Pass
 from tpi.runtime.protocols import Allreduce, Float32Array
 from tpi.runtime.rank import Rank
 from tpi.runtime.rankmodel import RankModel, RankSettings
@@ -204,6 +204,19 @@ class RankHost:
         """See ``runtime.rank.Rank.stream``."""
         assert self._rank is not None
         return self._rank.stream(n_sampled)
+
+    def between_passes(self, copies: Copies, n_cells: int) -> Workspace:
+        """What is kept of sequences, as the last pass has left it, which holds, with ``copies`` made; the memory of the
+        first ``n_cells`` cells is the cache's from now on.
+
+        Raises:
+            ProtocolError: no recurrent state for where a sequence goes on was kept.
+        """
+        self._workspace.ledger.settle()
+        self._workspace.copy(copies)
+        self._workspace.ledger.copied()
+        self._share_memory(max(n_cells, self._n_free_cells))
+        return self._workspace
 
     def _share_memory(self, n_cells: int) -> None:
         """Takes back from the window what it was lent of the memory of the first ``n_cells`` cells, and lends it that

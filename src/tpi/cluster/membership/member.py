@@ -22,6 +22,7 @@ from tpi.cluster.control.messages import (
     Goodbye,
     Message,
     Offer,
+    PrefixDone,
     Prepared,
     StatusReply,
     StatusRequest,
@@ -51,7 +52,7 @@ Question: TypeAlias = StatusRequest | ClockRequest | TraceRequest
 class Answer:
     """What a worker answered, and when it came, seconds of the monotonic clock."""
 
-    message: StatusReply | ClockReply | TraceReply
+    message: StatusReply | ClockReply | TraceReply | PrefixDone
     at_s: float
 
 
@@ -124,15 +125,19 @@ class Member:
         Raises:
             LinkError: the worker is gone.
         """
-        with self._answered:
-            self._asked += 1
-            number = self._asked
-            self._answers[number] = None
+        number = self.expect()
         self.send(question(number))
         return number
 
+    def expect(self) -> int:
+        """The number of something that it will be asked, in whatever way, for ``wait_answer``, which is to follow."""
+        with self._answered:
+            self._asked += 1
+            self._answers[self._asked] = None
+            return self._asked
+
     def wait_answer(self, number: int, timeout_s: float) -> "Answer | None":
-        """The answer to the question, None if it does not come in time."""
+        """The answer to the question, None if it does not come in time, or the worker is of no more use."""
         with self._answered:
             self._answered.wait_for(lambda: self._answers.get(number) is not None or self.end is not None, timeout_s)
             return self._answers.pop(number, None)
@@ -155,7 +160,7 @@ class Member:
                 if self._server is not None:
                     self._server.leave()
                 self._deliver(self, message)
-            case StatusReply() | ClockReply() | TraceReply():
+            case StatusReply() | ClockReply() | TraceReply() | PrefixDone():
                 came_s = time.monotonic()
                 with self._answered:
                     if isinstance(message, StatusReply):

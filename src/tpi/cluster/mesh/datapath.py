@@ -10,7 +10,7 @@ little-endian.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,15 @@ import numpy as np
 from tpi.cluster.mesh.datalink import Exchange, Incoming
 from tpi.cluster.mesh.frames import NO_BLOCK, FrameBuffer, FrameTag, PayloadType, Phase
 from tpi.cluster.mesh.mesh import Mesh
-from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pack_rest, pass_capacity, unpack_pass
+from tpi.cluster.mesh.passframes import (
+    PassLimits,
+    pack_order,
+    pack_pass,
+    pack_rest,
+    pass_capacity,
+    unpack_order,
+    unpack_pass,
+)
 from tpi.errors import NumericError, ProtocolError
 from tpi.model.spans import Span
 from tpi.runtime.logits import Extract, Row, Wanted, extract, join
@@ -61,6 +69,17 @@ class MasterDatapath:
             if members:
                 n_bytes = pack_pass(work, self._pass, with_embeddings)
                 self._send(key, n_bytes, sorted(members))
+
+    def send_order(self, pass_id: int, content: bytes, rank: int) -> None:
+        """Sends a worker what it is to do with a prefix, after the pass of this number.
+
+        Raises:
+            LinkError: it is lost.
+            ProtocolError: the order is too long.
+        """
+        self._send(
+            FrameTag(pass_id, NO_BLOCK, Phase.PASS).key(self._mesh.epoch), pack_order(content, self._pass), [rank]
+        )
 
     def gather(self, work: Pass, own: Float32Array | None) -> tuple[Row, ...]:
         """What is wanted of all sampled rows; ``own`` is rank 0's part of them, f32 [n_sampled, rows].
@@ -187,8 +206,17 @@ class MasterDatapath:
 class WorkerDatapath:
     """A worker's end."""
 
-    def __init__(self, mesh: Mesh, limits: PassLimits, is_first: bool, span: Span) -> None:
-        """``is_first``: the residual stream begins here; ``span`` are this rank's vocabulary rows."""
+    def __init__(
+        self,
+        mesh: Mesh,
+        limits: PassLimits,
+        is_first: bool,
+        span: Span,
+        on_order: Callable[[bytes], None] = lambda order: None,
+    ) -> None:
+        """``is_first``: the residual stream begins here; ``span`` are this rank's vocabulary rows; ``on_order`` does,
+        between two passes, what is to be done with a prefix."""
+        self._on_order = on_order
         self._mesh, self._limits, self._span = mesh, limits, span
         capacity = pass_capacity(limits.max_tokens, limits.n_cells, limits.n_embd if is_first else 0)
         self._pass = FrameBuffer(capacity)
@@ -198,15 +226,20 @@ class WorkerDatapath:
 
     def receive(self) -> Pass | None:
         """Waits for the next pass, which stays valid until the next call; None: all logits of the last one are wanted.
+        What is to be done before is done.
 
         Raises:
             LinkError, ProtocolError: the link ended, or something else came.
         """
+        while (order := unpack_order(payload := self._receive())) is not None:
+            self._on_order(order)
+        return unpack_pass(self._pass.tag.pass_id, payload, self._limits)
+
+    def _receive(self) -> memoryview:
         exchange = Exchange()
         self._mesh.expect(self._source, FrameTag(0, NO_BLOCK, Phase.PASS).key(self._mesh.epoch), exchange)
         self._mesh.wait(exchange)
-        payload = self._pass.payload[: self._pass.n_payload_bytes]
-        return unpack_pass(self._pass.tag.pass_id, payload, self._limits)
+        return self._pass.payload[: self._pass.n_payload_bytes]
 
     def send_logits(self, work: Pass, logits: Float32Array | None) -> None:
         """Sends what is wanted of this rank's logits, if it has any.

@@ -5,7 +5,8 @@ All numbers are little-endian. The payload of a PASS frame:
 ====== ============ ==========================================================
 offset bytes        field
 ====== ============ ==========================================================
-0      4            n_tokens T; 0: no pass, but all logits of the last one are wanted, and nothing follows
+0      4            n_tokens T; 0: no pass, but all logits of the last one are wanted, and nothing follows, or with
+                    n_seen 1 an order for a prefix, which begins at byte 32 (``prefixes.orders``)
 4      4            n_seen C: cells that the mask covers, from cell 0
 8      4            n_sampled S
 12     4            n_best: of each sampled row, 0 for all
@@ -109,6 +110,26 @@ def pack_rest(buffer: FrameBuffer) -> int:
     """Writes the payload that asks for all logits of the last pass; returns its length."""
     _START.pack_into(buffer.payload, 0, *[0] * 12)
     return _START.size
+
+
+def pack_order(content: bytes, buffer: FrameBuffer) -> int:
+    """Writes the payload of an order for a prefix; returns its length.
+
+    Raises:
+        ProtocolError: there is no room for it.
+    """
+    n_bytes = _START.size + len(content)
+    if n_bytes > buffer.capacity_bytes:
+        raise ProtocolError(f"an order of {len(content)} bytes is longer than the passes of this plan")
+    _START.pack_into(buffer.payload, 0, 0, 1, *[0] * 10)
+    buffer.payload[_START.size : n_bytes] = content
+    return n_bytes
+
+
+def unpack_order(payload: memoryview) -> bytes | None:
+    """The content of an order for a prefix, if the payload is one."""
+    is_order = len(payload) > _START.size and _START.unpack_from(payload) == (0, 1, *[0] * 10)
+    return bytes(payload[_START.size :]) if is_order else None
 
 
 def unpack_pass(pass_id: int, payload: memoryview, limits: PassLimits) -> Pass | None:
