@@ -158,6 +158,41 @@ def test_going_on_from_one_that_is_kept(server: Played, is_streamed: bool) -> No
             asker.responses.create(model="demo", input="And?", previous_response_id=first.id)
 
 
+def test_what_a_response_was_made_of_is_listed(server: Played) -> None:
+    server.engine.line = CALLING
+    result: Any = {"type": "function_call_output", "call_id": "c1", "output": "warm"}
+    with client(server) as asker:
+        first = asker.responses.create(model="demo", input="Hi", instructions="A")
+        second = asker.responses.create(model="demo", input=[result], previous_response_id=first.id)
+        items: list[Any] = list(asker.responses.input_items.list(second.id, order="asc"))
+        kinds = ["message", "reasoning", "message", "function_call", "function_call", "function_call_output"]
+        assert [item.type for item in items] == kinds
+        assert (items[0].role, items[0].content[0].text) == ("user", "Hi")
+        assert items[1].content[0].text == "Hmm." and items[2].content[0].type == "output_text"
+        assert (items[3].call_id, items[3].arguments, items[5].output) == ("c1", '{"a":1}', "warm")
+        pages = asker.responses.input_items.list(second.id, limit=4)
+        assert [item.id for item in pages.data] == [item.id for item in reversed(items)][:4] and pages.has_more
+        assert [item.id for item in pages] == [item.id for item in reversed(items)], "page after page"
+        last = asker.responses.input_items.list(second.id, order="asc", after=items[3].id)
+        assert [item.id for item in last.data] == [item.id for item in items[4:]] and not last.has_more
+        assert asker.responses.input_items.list(second.id, order="asc", after=items[-1].id).data == []
+        with pytest.raises(openai.NotFoundError, match="has no item 'x'"):
+            asker.responses.input_items.list(second.id, after="x")
+        with pytest.raises(openai.NotFoundError, match="there is no response"):
+            asker.responses.input_items.list("x")
+        with pytest.raises(openai.BadRequestError, match="limit"):
+            asker.responses.input_items.list(second.id, limit=101)
+        assert read(input=[item.model_dump() for item in items]).messages == (
+            *read_response(ResponseRequest(input="Hi"), ()).messages,
+            Message("assistant", "Seeing.", "Hmm.", items_calls()),
+            Message("tool", "warm", tool_call_id="c1"),
+        )
+
+
+def items_calls() -> tuple[ToolCall, ...]:
+    return ToolCall("c1", "weather", '{"a":1}'), ToolCall("c2", "weather", "{}")
+
+
 def test_the_store_is_bounded() -> None:
     store = ResponseStore(max_kept=3, max_bytes=1000)
     for name in "abc":

@@ -9,7 +9,16 @@ from tpi.api.openai.chat import ChatRoutes
 from tpi.api.openai.completions import CompletionRoutes
 from tpi.api.openai.embeddings import EmbeddingRoutes, Embeddings
 from tpi.api.openai.responses.route import ResponseRoutes
-from tpi.api.openai.told import ChatCompletion, Completion, Deleted, ToldError, ToldModel, ToldModels, ToldResponse
+from tpi.api.openai.told import (
+    ChatCompletion,
+    Completion,
+    Deleted,
+    ToldError,
+    ToldItems,
+    ToldModel,
+    ToldModels,
+    ToldResponse,
+)
 from tpi.api.service import Service
 from tpi.api.streams import Body
 
@@ -35,6 +44,7 @@ def make_router(service: Service) -> APIRouter:
     path = "/v1/responses/{response_id}"
     add(path, response.find, methods=["GET"], responses=described(ToldResponse, ToldError))
     add(path, response.delete, methods=["DELETE"], responses=described(Deleted, ToldError))
+    add(f"{path}/input_items", response.input_items, methods=["GET"], responses=described(ToldItems, ToldError))
     return router
 
 

@@ -154,6 +154,40 @@ class OutputItem(BaseModel):
     arguments: str | None = None
 
 
+class InputText(BaseModel):
+    type: Literal["input_text"]
+    text: str
+
+
+class ListedText(BaseModel):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[dict[str, str]]
+
+
+class InputItem(BaseModel):
+    """What was said before a response."""
+
+    id: str
+    type: Literal["message", "reasoning", "function_call", "function_call_output"]
+    status: Literal["completed"]
+    content: list[InputText | ListedText | ReasoningText] | None = None
+    role: str | None = None
+    summary: list[dict[str, str]] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | None = None
+
+
+class ToldItems(BaseModel):
+    object: Literal["list"]
+    data: list[InputItem]
+    first_id: str
+    last_id: str
+    has_more: bool
+
+
 class IncompleteDetails(BaseModel):
     reason: Literal["max_output_tokens"]
 

@@ -3,13 +3,15 @@
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal, TypeAlias
 
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import JSONResponse, Response
 
 from tpi.api.asks import Ask
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem, problem_of
+from tpi.api.openai.responses.inputitems import page
 from tpi.api.openai.responses.items import read_input, read_response
 from tpi.api.openai.responses.schema import LOGPROBS, ResponseRequest
 from tpi.api.openai.responses.store import Kept, ResponseStore
@@ -21,6 +23,8 @@ from tpi.engine.reading import ChatDelta, Reply
 from tpi.engine.settings import SamplingSettings
 from tpi.engine.turns import Message, ToolCallDelta
 from tpi.errors import TpiError
+
+Limit: TypeAlias = Annotated[int, Query(ge=1, le=100)]
 
 
 class ResponseRoutes:
@@ -67,6 +71,11 @@ class ResponseRoutes:
         if stream:
             raise Problem(400, "a response that is kept is given as a whole: leave stream out", param="stream")
         return self._kept(response_id).body
+
+    async def input_items(
+        self, response_id: str, limit: Limit = 20, order: Literal["asc", "desc"] = "desc", after: str | None = None
+    ) -> Body:
+        return page(self._kept(response_id), limit, after, is_ascending=order == "asc")
 
     async def delete(self, response_id: str) -> Body:
         self._kept(response_id)
