@@ -1,15 +1,19 @@
-"""A chat on a real terminal: several turns, an answer ended by Ctrl-C, the end by Ctrl-D."""
+"""A chat on a real terminal: several turns, an answer ended by Ctrl-C, the end by Ctrl-D; a device that is lost."""
 
+import contextlib
 import fcntl
 import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
 import time
 from typing import Self
+
+import pytest
 
 from tests.cluster.commands import TPI, Home
 
@@ -42,6 +46,11 @@ class Terminal:
             self.process.kill()
         self.process.wait()
         os.close(self._own)
+
+    @property
+    def echoes(self) -> bool:
+        """Characters are shown by the system: nobody edits a line."""
+        return bool(termios.tcgetattr(self._own)[3] & termios.ECHO)
 
     def type(self, keys: str) -> None:
         os.write(self._own, keys.encode())
@@ -76,4 +85,32 @@ def test_a_chat(home: Home) -> None:
         terminal.wait_for(r"a new chat\n> ")
         terminal.type("\x04")
         assert terminal.process.wait(20) == 0
+    assert home.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "demo", "--local-devices", "2"),
+        ("serve", "demo", "--bind", "127.0.0.1", "--port", "0", "--no-api"),
+        ("serve", "demo", "--bind", "127.0.0.1", "--port", "0", "--api-port", "0"),
+    ],
+    ids=["run", "serve", "serve with an API"],
+)
+def test_a_device_that_is_lost_while_a_line_is_typed(home: Home, away: Home, arguments: tuple[str, ...]) -> None:
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(Terminal(home, *arguments))
+        if arguments[0] == "serve":
+            key = re.findall(r"tpi join (\S+)", terminal.wait_for(r"tpi join \S+\s"))[0]
+            stack.enter_context(away.start("join", key))
+        terminal.wait_for(r"/exit.*\n> ")
+        terminal.type("Tell me a st")
+        terminal.wait_for("a st")
+        assert not terminal.echoes
+        victim = next(pid for pid in (*home.pids(), *away.pids()) if pid != terminal.process.pid)
+        os.kill(victim, signal.SIGKILL)
+        said = terminal.wait_for(r"tpi: .*\n")
+        assert re.fullmatch(r"\s*\ntpi: .*(local-1 ended: killed by signal 9|rank 1\) is gone).*\n", said), said
+        assert terminal.process.wait(20) == 1
+        assert terminal.echoes
     assert home.left_behind() == []

@@ -78,6 +78,9 @@ class LocalRunner:
     def retention(self) -> Retention:
         return Retention(self.model.blocks, self.settings)
 
+    def check_alive(self) -> None:
+        pass
+
     def prepare(self) -> None:
         pass
 

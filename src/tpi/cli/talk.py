@@ -59,6 +59,8 @@ class Running(Protocol):
 class Speaker(Protocol):
     """What the engine offers."""
 
+    def check_alive(self) -> None: ...
+
     def chat_prompt(self, ask: ChatAsk) -> Asked: ...
 
     def raw_prompt(self, text: str, grammar: Grammar | None) -> Asked: ...
@@ -130,11 +132,11 @@ class Talk:
             if line.strip():
                 self.answer_once(line.rstrip("\r\n"))
 
-    def chat(self, read_line: Callable[[], str | None]) -> None:
-        """Chats until ``read_line`` gives None or ``/exit``."""
+    def chat(self, read_line: Callable[[Callable[[], None]], str | None]) -> None:
+        """Chats until ``read_line`` gives None or ``/exit``. It is handed what raises once there is nobody to ask."""
         self._display.note(_HELP)
         messages: list[Message] = []
-        while (line := read_line()) is not None:
+        while (line := read_line(self._speaker.check_alive)) is not None:
             word = line.strip()
             if word == "/exit":
                 return

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 
-from tpi.errors import UsageError
+from tpi.cli.signals import ended_by_check
+from tpi.errors import TpiError, UsageError
 
 MAX_PROMPT_BYTES = 64 << 20
 MAX_LINE_BYTES = 8192
@@ -17,21 +19,32 @@ class ChatInput:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401, PLC0415 - its import changes input(), so it waits for a chat
 
-    def read_line(self) -> str | None:
-        """The next line, None at the end (Ctrl-D); Ctrl-C begins the line anew."""
+    def read_line(self, check: Callable[[], None]) -> str | None:
+        """The next line, None at the end (Ctrl-D); Ctrl-C begins the line anew, and what ``check`` raises ends it.
+
+        Raises:
+            TpiError: ``check`` did, in the middle of the line too.
+        """
         while True:
             try:
-                if sys.stdout.isatty():
-                    return input("> ")
-                print("> ", end="", file=sys.stderr, flush=True)
-                return input()
+                return ended_by_check(_type_line, check)
             except EOFError:
                 print(file=sys.stderr)
                 return None
+            except TpiError:
+                print(file=sys.stderr)  # after what was typed
+                raise
             except KeyboardInterrupt:
                 print("^C (Ctrl-D or /exit ends)", file=sys.stderr)
             except UnicodeDecodeError:
                 print("tpi: that line is not in this terminal's encoding", file=sys.stderr)
+
+
+def _type_line() -> str:
+    if sys.stdout.isatty():
+        return input("> ")
+    print("> ", end="", file=sys.stderr, flush=True)
+    return input()
 
 
 def can_chat() -> bool:

@@ -124,6 +124,14 @@ class Cluster:
         """
         self._current()
 
+    def check_alive(self) -> None:
+        """Any thread, while no pass runs.
+
+        Raises:
+            LinkError: a worker is gone or cannot go on; no further pass can run.
+        """
+        self._membership.check_alive()
+
     def run(self, work: Pass) -> tuple[Row, ...]:
         """One pass over all ranks; what is wanted of the sampled rows' logits. Blocks.
 

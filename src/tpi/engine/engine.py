@@ -91,7 +91,18 @@ class Engine:
 
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
-        self._driver = self._stack.enter_context(Driver(self.scheduler, on_failure))
+        self._driver = self._stack.enter_context(Driver(self.scheduler, self._runner.check_alive, on_failure))
+
+    def check_alive(self) -> None:
+        """Tells whoever asks nothing at the moment, too. Any thread.
+
+        Raises:
+            TpiError: no answer can be given any more.
+        """
+        if self.scheduler.failure is not None:
+            raise self.scheduler.failure
+        if self._driver is None:
+            self._runner.check_alive()
 
     def chat_prompt(self, ask: ChatAsk, check: Callable[[], None] = lambda: None) -> Prompt:
         """A chat, ready for the assistant's turn; raises as ``ChatPrompts.chat``."""

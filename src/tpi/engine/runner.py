@@ -48,6 +48,9 @@ class PassRunner(Protocol):
     def retention(self) -> Retention:
         """A new one, of sequences of which nothing is kept yet."""
 
+    def check_alive(self) -> None:
+        """See ``cluster.cluster.Cluster.check_alive``."""
+
     def prepare(self) -> None:
         """Sees to it that passes can run again after one that was stopped: that one has left no trace, but for what
         ``Retention.begin`` says. Or everything is forgotten.

@@ -21,7 +21,7 @@ from tpi.engine.generation import Delta
 from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message
-from tpi.errors import Cancelled, UsageError
+from tpi.errors import Cancelled, LinkError, UsageError
 
 
 @dataclasses.dataclass
@@ -42,6 +42,9 @@ class Echo:
         self.asked: list[list[Message] | str] = []
         self._before_word = before_word
         self._prefix, self._finish = prefix, finish
+
+    def check_alive(self) -> None:
+        raise LinkError("attic (rank 1) is gone")
 
     def chat_prompt(self, ask: ChatAsk) -> Asked:
         if ask.messages[-1].content == "too long":
@@ -152,7 +155,7 @@ def test_lines_are_answered_each_for_itself() -> None:
 def test_a_chat_remembers() -> None:
     desk = make_desk()
     lines = iter(["first", "", "/help", "second", "/new", "third", "/exit", "never"])
-    desk.talk.chat(lambda: next(lines))
+    desk.talk.chat(lambda check: next(lines))
     first = [Message("user", "first"), Message("assistant", "first")]
     assert desk.echo.asked == [
         first[:1],
@@ -166,13 +169,24 @@ def test_a_chat_remembers() -> None:
 def test_a_chat_survives_what_cannot_be_asked() -> None:
     desk = make_desk()
     lines = iter(["first", "too long", "second", None])
-    desk.talk.chat(lambda: next(lines))
+    desk.talk.chat(lambda check: next(lines))
     assert "tpi: the prompt is too long" in desk.notes.getvalue()
     assert desk.echo.asked[-1] == [
         Message("user", "first"),
         Message("assistant", "first"),
         Message("user", "second"),
     ]
+
+
+def test_a_chat_ends_when_there_is_nobody_to_ask() -> None:
+    def read_line(check: Callable[[], None]) -> str:
+        check()
+        return "never asked"
+
+    desk = make_desk()
+    with pytest.raises(LinkError, match="attic"):
+        desk.talk.chat(read_line)
+    assert desk.echo.asked == []
 
 
 def interrupt(word: str) -> None:
@@ -208,7 +222,7 @@ def test_a_pass_that_does_not_end_soon_is_stopped(monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c_ends_an_answer_of_a_chat_and_not_the_chat() -> None:
     desk = make_desk(Echo(interrupt))
     lines = iter(["go stop here", "more", None])
-    desk.talk.chat(lambda: next(lines))
+    desk.talk.chat(lambda check: next(lines))
     assert desk.echo.asked[-1][1:] == [Message("assistant", "go"), Message("user", "more")]
 
 
@@ -256,6 +270,6 @@ def test_thinking_is_dimmed_and_kept_apart() -> None:
     for output, shown in ((terminal, "\x1b[2mhm\x1b[0m"), (io.StringIO(), "")):
         desk = make_desk(Thinker(), output=output)
         lines = iter(["<think>hm</think> hello", "<think>well</think>"])
-        desk.talk.chat(lambda lines=lines: next(lines, None))  # type: ignore[misc]
+        desk.talk.chat(lambda check, lines=lines: next(lines, None))  # type: ignore[misc]
         assert desk.output.getvalue().startswith(f"{shown}\n\nhello\n" if shown else "hello\n")
         assert desk.echo.asked[1][1] == Message("assistant", "hello", "hm")

@@ -67,6 +67,6 @@ def test_ctrl_c_begins_the_line_anew_and_ctrl_d_ends(
 
     monkeypatch.setattr("builtins.input", fake_input)
     chat = ChatInput()
-    assert chat.read_line() == "hello"
-    assert chat.read_line() is None
+    assert chat.read_line(lambda: None) == "hello"
+    assert chat.read_line(lambda: None) is None
     assert "> " in capsys.readouterr().err

@@ -92,6 +92,9 @@ class FakeRanks:
         self._states: dict[int, tuple[int, ...]] = {0: ()}
         self._last_pass = 0
 
+    def check_alive(self) -> None:
+        pass
+
     def prepare(self) -> None:
         pass
 

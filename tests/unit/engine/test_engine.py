@@ -59,6 +59,9 @@ class FakeRunner:
     def retention(self) -> Retention:
         return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, N_CELLS, 1))
 
+    def check_alive(self) -> None:
+        pass
+
     def prepare(self) -> None:
         pass
 
