@@ -23,9 +23,10 @@ def session(
     started: Started = lambda workers: None,
     model: Path = DEMO,
     n_parallel: int = 1,
+    program: str | None = None,
 ) -> Iterator[tuple[Cluster, list[Running]]]:
     """A cluster for ``model`` of a master, whose folders are in ``folder``, and a worker on each of ``homes``,
-    named w1, w2 ... and started with ``options``.
+    named w1, w2 ... and started with ``options``; ``program`` is run there in place of ``tpi``.
 
     ``started`` is told of the workers before the cluster is formed.
     """
@@ -47,7 +48,7 @@ def session(
         workers = []
         for number, home in enumerate(homes, start=1):
             arguments = ["join", "-", "--name", f"w{number}", "--threads", "1", *options]
-            worker = stack.enter_context(home.start(*arguments))
+            worker = stack.enter_context(home.start(*arguments, program=program))
             worker.say(master.join_key)
             workers.append(worker)
         started(workers)

@@ -20,6 +20,7 @@ from tpi.engine.engine import Engine
 from tpi.engine.generation import Generation
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.errors import NumericError
 from tpi.runtime.passes import Pass
 
 TRAINED = Path(__file__).parents[1] / "trained"
@@ -33,6 +34,33 @@ PLACES: dict[str, tuple[type, str]] = {
     "before logits come": (MasterDatapath, "gather"),
     "after it is through": (Epoch, "run"),
 }
+
+LAGS = """
+import os, sys, time
+from tpi.cluster.epoch.host import RankHost
+run, interrupt, allow = RankHost.run, RankHost.interrupt, RankHost.allow
+is_interrupted = False
+
+def run_when_it_may(host, work):
+    while os.path.exists(os.environ["TPI_HOME"] + "/lags") and not is_interrupted:
+        time.sleep(0.01)
+    return run(host, work)
+
+def note_interrupt(host):
+    global is_interrupted
+    interrupt(host)
+    is_interrupted = True
+
+def note_allow(host):
+    global is_interrupted
+    is_interrupted = False
+    allow(host)
+
+RankHost.run, RankHost.interrupt, RankHost.allow = run_when_it_may, note_interrupt, note_allow
+import tpi.cli.main
+sys.exit(tpi.cli.main.main())
+"""
+"""A worker that begins no pass while there is a file, but for those that it was told to end."""
 
 
 @contextmanager
@@ -81,10 +109,12 @@ class Asked:
 
 
 @contextmanager
-def three_ranks(folder: Path, cache: Path, model: Path) -> Iterator[tuple[Cluster, Asked]]:
+def three_ranks(folder: Path, cache: Path, model: Path, program: str | None = None) -> Iterator[tuple[Cluster, Asked]]:
+    """``program`` is run by workers in place of ``tpi``."""
     with ExitStack() as stack:
         homes = stack.enter_context(Home.several(2, folder, cache))
-        cluster, _ = stack.enter_context(session(folder / "master", homes, (2, 1, 1), model=model, n_parallel=3))
+        opened = session(folder / "master", homes, (2, 1, 1), model=model, n_parallel=3, program=program)
+        cluster, _ = stack.enter_context(opened)
         yield cluster, Asked(stack.enter_context(Engine(cluster, stack.enter_context(Language(model)))))
 
 
@@ -108,12 +138,40 @@ def test_a_pass_that_nobody_wants_leaves_no_trace(tmp_path: Path, cache: Path, k
 
 
 def test_where_a_rank_is_some_passes_behind_all_is_forgotten(tmp_path: Path, cache: Path) -> None:
-    """Layers lie on one device after the other: the first may have sent on passes that the others have not seen."""
-    with three_ranks(tmp_path, cache, DEMO) as (cluster, asked):
+    """Layers lie on one device after the other: the first sends on passes that the last has not begun."""
+    with three_ranks(tmp_path, cache, DEMO, LAGS) as (cluster, asked):
         cluster.change(shares=None, layout="0:0 1-2:1 3:2 head:*")
         found = []
-        for number, place in enumerate(PLACES):
+        for number, place in enumerate(["before it is sent", "while it is computed", "before logits come"]):
+            (lags := tmp_path / "other-1" / "lags").touch()
+            n_forgotten = cluster.n_forgotten
             tokens = asked.stop(number, place, 1)
-            found.append(asked.finish(asked.ask(tokens)))
+            lags.unlink()
+            again = asked.ask(tokens)
+            found.append(asked.finish(again))
+            assert cluster.n_forgotten == n_forgotten + 1, place
+            assert again.answer.n_cached_tokens == 0, place
+        n_forgotten = cluster.n_forgotten
+        tokens = asked.stop(len(found), "after it is through", 1)
+        found.append(asked.finish(asked.ask(tokens)))
+        assert cluster.n_forgotten == n_forgotten, "all had come as far"
         cluster.change()
         assert found == [asked.finish(asked.ask(tokens[:N_PROMPT])) for tokens in found]
+
+
+def test_a_pass_that_fails_while_it_is_stopped(tmp_path: Path, cache: Path) -> None:
+    """What is wrong is told, and the next pass runs on links of its own."""
+    with three_ranks(tmp_path, cache, DEMO) as (cluster, asked):
+        generation = asked.ask(asked.prompt(0))
+
+        def fail(part: Epoch, work: Pass) -> Any:
+            asked.engine.scheduler.cancel(generation)
+            raise NumericError("values that are not finite")
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(NumericError):
+            patch.setattr(Epoch, "run", fail)
+            asked.finish(generation)
+        epoch = cluster.epoch
+        again = asked.ask(asked.prompt(0))
+        assert len(asked.finish(again)) == N_PROMPT + N_ANSWER and again.answer.finish == "length"
+        assert cluster.epoch == epoch

@@ -21,7 +21,7 @@ from tpi.cluster.prefixes.orders import PrefixOrder
 from tpi.cluster.reports import ClusterStatus, RankStatus
 from tpi.cluster.tracing.tracing import Tracing
 from tpi.config import MasterSettings
-from tpi.errors import Cancelled, LinkError, UsageError
+from tpi.errors import Cancelled, LinkError, TpiError, UsageError
 from tpi.model.architectures import blocks_of
 from tpi.model.flow import flows_of, n_stages
 from tpi.runtime.logits import Row
@@ -252,6 +252,10 @@ class Cluster:
             rows = run()
         except (LinkError, Cancelled) as error:
             raise self._explain(error) from None
+        except TpiError:
+            if self._is_cancelled:  # its links are shut down
+                self._stop_epoch()
+            raise
         finally:
             with self._passing:
                 self._pass_under_way, self._pass_started_s = None, 0.0
