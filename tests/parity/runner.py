@@ -12,6 +12,7 @@ from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums
 from tpi.cluster.allreduce.payload import PayloadFormat
+from tpi.cluster.mesh.datapath import with_streams
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import model_of, read_spec
 from tpi.model.partition import divide
@@ -85,12 +86,13 @@ class LocalRunner:
         pass
 
     def cancel(self, pass_id: int) -> None:
-        raise NotImplementedError
+        """It goes on to its end."""
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         self.passes.append(work)
         parts = [part for part in self._threads.map(lambda rank: rank.run(work), self.ranks) if part is not None]
-        return tuple(Row(np.concatenate(rows)) for rows in zip(*parts, strict=True))
+        rows = tuple(Row(np.concatenate(rows)) for rows in zip(*parts, strict=True))
+        return with_streams(rows, self.ranks[0].stream(len(rows))) if work.wanted.is_streamed else rows
 
     def rest(self) -> tuple[Row, ...]:
         raise NotImplementedError

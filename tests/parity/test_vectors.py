@@ -1,14 +1,22 @@
 """Vectors of texts: what each architecture's head would multiply, held to its logits; random weights."""
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
+import llama_cpp
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
+from tests.architectures import N_VOCAB, VARIANTS, qwen3, write_made
 from tests.parity.runner import LocalRunner
 from tests.sequences import TokenSequence
-from tpi.engine.embedder import Embedder
+from tpi.api.vectors import Vectors
+from tpi.api.workers import Workers
+from tpi.engine.embedder import Embedder, Pooling
+from tpi.engine.engine import Engine
+from tpi.engine.language import Language
+from tpi.errors import UnsupportedModelError
 from tpi.gguf.reader import read_gguf
 from tpi.runtime.logits import Wanted
 from tpi.runtime.rankmodel import RankSettings
@@ -42,3 +50,37 @@ def test_a_vector_times_the_head_is_the_logits(tmp_path: Path, variant: str) -> 
     logits = head_rows(path) @ vector
     order, best = np.argsort(-logits), np.argsort(-row.values)
     assert np.corrcoef(logits, row.values)[0, 1] > 0.99 and order[0] == best[0]
+
+
+TEXTS = ["w1 w2 w3", "w9", "w1 w2 w3 w4 " * 20, "w1 w2 w4"]
+
+
+@pytest.mark.parametrize("kind", [Pooling.NONE, Pooling.MEAN, Pooling.CLS, Pooling.LAST])
+@pytest.mark.parametrize("shares", [(1,), (2, 1)])
+def test_vectors_are_llama_cpp_s(tmp_path: Path, kind: Pooling, shares: tuple[int, ...]) -> None:
+    """Read in several passes, with others at once, and where texts begin alike."""
+    made = qwen3(n_layers=2)
+    made.entries |= {"pooling_type": int(kind)}
+    path = write_made(tmp_path / "model.gguf", made)
+    model = llama_cpp.Llama(str(path), embedding=True, n_ctx=256, n_threads=1, verbose=False)
+    try:
+        reference: list[Any] = [model.embed(text, normalize=kind is not Pooling.NONE) for text in TEXTS]
+    finally:
+        model.close()
+    settings = RankSettings(64, 512, 1, n_sequences=3, max_sampled=8)
+    with LocalRunner(path, settings, shares=shares) as runner, Engine(runner, Language(path)) as engine:
+        engine.drive(lambda error: None)
+        workers = Workers()
+        vectors = Vectors(engine, workers)
+        texts = [vectors.tokens_of(text) for text in TEXTS]
+        for _ in range(2):
+            if kind is Pooling.NONE:
+                found = asyncio.run(vectors.embed_tokens(texts))
+                with pytest.raises(UnsupportedModelError, match="a vector of every token, and none of a text"):
+                    asyncio.run(vectors.embed(texts))
+            else:
+                found = asyncio.run(vectors.embed(texts))
+            for own, other in zip(found, reference, strict=True):
+                wanted = np.array(other, np.float32)
+                assert own.shape == wanted.shape and np.abs(own - wanted).max() < 2e-2 * np.abs(wanted).max()
+        workers.close()

@@ -4,19 +4,22 @@ A caller who hangs up is a coroutine that is cancelled, as in ``service``.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from tpi.api.accesslog import Counted, note_answers
 from tpi.api.errors import unsupported
 from tpi.api.waking import wake
-from tpi.api.workers import Going, Workers
+from tpi.api.workers import Going, Result, Workers
+from tpi.engine.embedder import Each, Mean, Pooling
 from tpi.engine.engine import Engine
+from tpi.engine.generation import Generation, OnStreams
 from tpi.errors import Cancelled
 from tpi.runtime.protocols import Float32Array
 
 _AT_ONCE = 8
 """Texts of one request."""
+_STOPPED = "reading the text was stopped by the server: ask again"
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,30 @@ class Vectors:
             return tokens[:n_most]
         return (*tokens[: n_most - 1], *end)
 
+    @property
+    def are_of_tokens(self) -> bool:
+        """The model makes a vector of every token, and none of a text."""
+        return self._engine.embedder.pooling is Pooling.NONE
+
     async def embed(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
         """The vectors of texts given by their tokens, each f32 [n_embd] of length 1.
 
         Raises:
             UsageError: a text is empty, or does not fit the context.
-            UnsupportedModelError: see ``Embedder.check``.
+            UnsupportedModelError: see ``Embedder.check_pooled``.
             BusyError, LinkError: as for answers.
         """
-        streams = await self._streams(inputs)
-        return await self._workers.run(lambda _: [self._engine.embedder.vector(stream) for stream in streams])
+        embedder = self._engine.embedder
+        embedder.check_pooled()
+        if embedder.pooling is Pooling.MEAN:
+            return [mean.vector for mean in await self._gather(inputs, self._mean)]
+        firsts = [tokens[:1] for tokens in inputs] if embedder.pooling is Pooling.CLS else inputs
+        streams = await self._gather(firsts, self._stream)
+        return await self._workers.run(lambda _: [embedder.vector(stream) for stream in streams])
+
+    async def embed_tokens(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
+        """The vectors of all tokens of every text, f32 [n_tokens, n_embd], of any length. Raises as ``embed``."""
+        return [each.rows for each in await self._gather(inputs, self._each)]
 
     async def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
         """Each document beside the query. Raises as ``embed``, and
@@ -72,27 +89,45 @@ class Vectors:
             return prompts
 
         prompts = await self._workers.run(make_prompts)
-        streams = await self._streams(prompts)
+        streams = await self._gather(prompts, self._stream)
         return [Ranked(embedder.score(stream), len(tokens)) for stream, tokens in zip(streams, prompts, strict=True)]
 
-    async def _streams(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
-        """Some at once, so that others find a place in the queue."""
+    async def _gather(
+        self, inputs: Sequence[Sequence[int]], compute: Callable[[Sequence[int]], Awaitable[Result]]
+    ) -> list[Result]:
+        """What ``compute`` gives of each. Some at once, so that others find a place in the queue."""
         places = asyncio.Semaphore(_AT_ONCE)
 
-        async def compute(tokens: Sequence[int]) -> Float32Array:
+        async def compute_one(tokens: Sequence[int]) -> Result:
             async with places:
-                return await self._stream(tokens)
+                return await compute(tokens)
 
-        tasks = [asyncio.create_task(compute(tokens)) for tokens in inputs]
+        tasks = [asyncio.create_task(compute_one(tokens)) for tokens in inputs]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
 
+    async def _mean(self, tokens: Sequence[int]) -> Mean:
+        mean = Mean(self._engine.embedder)
+        await self._read(tokens, mean.take)
+        return mean
+
+    async def _each(self, tokens: Sequence[int]) -> Each:
+        each = Each(self._engine.embedder)
+        await self._read(tokens, each.take)
+        return each
+
     async def _stream(self, tokens: Sequence[int]) -> Float32Array:
+        generation = await self._read(tokens)
+        if generation.stream is None:
+            raise Cancelled(_STOPPED)
+        return generation.stream
+
+    async def _read(self, tokens: Sequence[int], on_streams: OnStreams | None = None) -> Generation:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        generation = self._engine.embed(tokens, lambda: wake(loop, news))
+        generation = self._engine.embed(tokens, lambda: wake(loop, news), on_streams)
         try:
             while not generation.is_over:
                 await news.wait()
@@ -102,6 +137,6 @@ class Vectors:
             note_answers([Counted(generation.answer)])
         if generation.error is not None:
             raise generation.error
-        if generation.stream is None:
-            raise Cancelled("reading the text was stopped by the server: ask again")
-        return generation.stream
+        if generation.answer.finish != "stop":
+            raise Cancelled(_STOPPED)
+        return generation

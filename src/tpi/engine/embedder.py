@@ -1,9 +1,9 @@
-"""Texts as vectors: what the model makes of a text's last token, normed as its head does it; and how well two texts go
+"""Texts as vectors: what the model makes of a text's tokens, normed as its head does it; and how well two texts go
 together, where the model says that. Master only, any thread.
 
-The residual stream comes from a pass, and its normalisation from the model's own head, played with numpy. Models here
-look back only, so the last token alone has seen the whole text; that is also what files say that are made for this
-(``pooling_type`` 3), and what other servers take of models that are not.
+The residual stream comes from a pass, and its normalisation from the model's own head, played with numpy. The file says
+(``pooling_type``) whether the last token's vector is the text's, the first one's, their mean, or none. Models here look
+back only, so the last token alone has seen the whole text; that is what is taken where the file says nothing.
 """
 
 from enum import IntEnum
@@ -43,14 +43,12 @@ class Embedder:
         self.pooling = Pooling(int(value)) if value in tuple(Pooling) else Pooling.NONE
         self._vectors: dict[str, Float32Array] = {}
 
-    def check(self) -> None:
+    def check_pooled(self) -> None:
         """Raises:
-        UnsupportedModelError: the model is made for vectors that are not taken from the last token.
+        UnsupportedModelError: the model is made for vectors of tokens, and none of a text.
         """
-        if self.pooling in (Pooling.MEAN, Pooling.CLS):
-            raise UnsupportedModelError(
-                f"{self._name} makes vectors of {self.pooling.name.lower()} rows, only those of the last are taken here"
-            )
+        if self.pooling is Pooling.NONE:
+            raise UnsupportedModelError(f"{self._name} makes a vector of every token, and none of a text")
 
     @property
     def can_rank(self) -> bool:
@@ -63,9 +61,7 @@ class Embedder:
         Raises:
             ModelFileError: the file cannot be read any more.
         """
-        normed = self._normed(stream)
-        length = float(np.linalg.norm(normed))
-        return normed / np.float32(length or 1.0)
+        return _of_length_1(self.normed(stream))
 
     def score(self, stream: Float32Array) -> float:
         """How probable it is that two texts, of which the row is the end, go together: 0 to 1.
@@ -73,15 +69,20 @@ class Embedder:
         Raises:
             ModelFileError: the file cannot be read any more.
         """
-        scores = self._tensor(_CLASSES) @ self._normed(stream)
+        scores = self._tensor(_CLASSES) @ self.normed(stream)
         if scores.size == 1:
             return float(scores[0])
         likely = np.exp(scores - scores.max())
         return float(likely[0] / likely.sum())
 
-    def _normed(self, stream: Float32Array) -> Float32Array:
+    def normed(self, streams: Float32Array) -> Float32Array:
+        """Of rows of the residual stream, f32 [..., n_embd], as the head norms them.
+
+        Raises:
+            ModelFileError: the file cannot be read any more.
+        """
         slots = {slot.role: slot.tensor.name for slot in self._head.slots if slot.tensor.n_rows == 1}
-        steps: Any = _Norms(stream, {role: self._tensor(name)[0] for role, name in slots.items()})
+        steps: Any = _Norms(streams, {role: self._tensor(name)[0] for role, name in slots.items()})
         self._head.graph.build(steps)
         return np.asarray(steps.normed, np.float32)
 
@@ -103,6 +104,47 @@ class Embedder:
         return self._vectors[name]
 
 
+class Mean:
+    """The mean of the vectors of a text's tokens, as they come. One thread at a time."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder, self._sum, self._n = embedder, np.zeros(0), 0
+
+    def take(self, first: int, streams: Float32Array) -> None:
+        """See ``Request.on_streams``."""
+        if not first:
+            self._sum, self._n = np.zeros(streams.shape[1]), 0
+        self._sum += self._embedder.normed(streams).sum(axis=0, dtype=np.float64)
+        self._n += len(streams)
+
+    @property
+    def vector(self) -> Float32Array:
+        """f32 [n_embd], of length 1."""
+        return _of_length_1((self._sum / max(self._n, 1)).astype(np.float32))
+
+
+class Each:
+    """The vectors of all of a text's tokens, as they come. One thread at a time."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder, self._parts = embedder, list[Float32Array]()
+
+    def take(self, first: int, streams: Float32Array) -> None:
+        """See ``Request.on_streams``."""
+        if not first:
+            self._parts.clear()
+        self._parts.append(self._embedder.normed(streams))
+
+    @property
+    def rows(self) -> Float32Array:
+        """f32 [n_tokens, n_embd], of any length."""
+        return np.concatenate(self._parts)
+
+
+def _of_length_1(vector: Float32Array) -> Float32Array:
+    return vector / np.float32(float(np.linalg.norm(vector)) or 1.0)
+
+
 class _Norms:
     """The steps of a head (``model.steps.Steps``) up to its product: ``normed`` is what enters that."""
 
@@ -114,11 +156,11 @@ class _Norms:
         return self._stream
 
     def rms_norm(self, x: Any, role: str, eps: float) -> Any:
-        return x / np.sqrt(np.mean(x * x) + eps) * self._vectors[role]
+        return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * self._vectors[role]
 
     def layer_norm(self, x: Any, role: str, eps: float) -> Any:
-        centred = x - x.mean()
-        return centred / np.sqrt(np.mean(centred * centred) + eps) * self._vectors[role]
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt(np.mean(centred * centred, axis=-1, keepdims=True) + eps) * self._vectors[role]
 
     def matmul(self, _: str, x: Any) -> Any:
         self.normed = x

@@ -17,7 +17,7 @@ from tpi.engine.chatprompt import ChatPrompts, Prompt
 from tpi.engine.constraint import Constraint
 from tpi.engine.driver import Driver
 from tpi.engine.embedder import Embedder
-from tpi.engine.generation import Delta, Generation, Request
+from tpi.engine.generation import Delta, Generation, OnStreams, Request
 from tpi.engine.language import Language
 from tpi.engine.prompt import encode_segments
 from tpi.engine.runner import PassRunner
@@ -171,15 +171,13 @@ class Engine:
         # fmt: on
         return self._submit(request, notify)
 
-    def embed(self, tokens: Sequence[int], notify: Callable[[], None]) -> Generation:
-        """Takes a text in whose ``stream`` is wanted, and no answer; raises as ``ask``, and
-
-        Raises:
-            UnsupportedModelError: the model is not made for that.
-        """
-        self.embedder.check()
-        request = Request(tuple(tokens), SamplingSettings(), GenerationSettings(1), is_embedded=True)
-        return self._submit(request, notify)
+    def embed(
+        self, tokens: Sequence[int], notify: Callable[[], None], on_streams: OnStreams | None = None
+    ) -> Generation:
+        """Takes a text in whose ``stream`` after the last token is wanted, or the stream after each, which
+        ``Request.on_streams`` is told; and no answer. Raises as ``ask``."""
+        settings = SamplingSettings(), GenerationSettings(1)
+        return self._submit(Request(tuple(tokens), *settings, is_embedded=True, on_streams=on_streams), notify)
 
     def _submit(self, request: Request, notify: Callable[[], None]) -> Generation:
         """What is asked, counted."""

@@ -28,6 +28,8 @@ Finish: TypeAlias = Literal["", "stop", "length", "cancelled", "error"]
 """Why an answer ended: the model or a stop string said so, a limit was reached, whoever asked wanted no more, or it
 could not go on; empty: it has not."""
 
+OnStreams: TypeAlias = Callable[[int, Float32Array], None]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -43,6 +45,9 @@ class Request:
     marks: tuple[int, ...] = ()
     constraint: Constraint | None = None
     is_embedded: bool = False
+    on_streams: OnStreams | None = None
+    """Told, by the scheduler's thread, of the residual stream after every token of the prompt, as it is computed: the
+    first one's position, and f32 [n, n_embd]; from 0 on again if the prompt has to be read anew."""
     shown: frozenset[int] = frozenset()
     """Special tokens that are part of the text."""
     is_begun: bool = False
@@ -138,6 +143,11 @@ class Generation:
         return self.n_pending == 1
 
     @property
+    def is_each_wanted(self) -> bool:
+        """Of every row something is wanted, not of the last alone."""
+        return self.request.on_streams is not None
+
+    @property
     def wanted(self) -> Wanted:
         """What drawing the next token needs of its row."""
         if self.request.is_embedded:
@@ -209,6 +219,14 @@ class Generation:
         )
         if words or logprobs or finish:
             self._tell()
+
+    def take_streams(self, rows: Sequence[Row]) -> None:
+        """The residual streams of the prompt's next tokens, which are computed; with the last it is complete."""
+        assert self.sequence is not None and self.request.on_streams is not None
+        streams = [row.stream for row in rows if row.stream is not None]
+        self.request.on_streams(len(self.sequence.tokens) - len(rows), np.stack(streams))
+        if not self.n_pending:
+            self.end("stop")
 
     def _choose(self, row: Row, rest: Callable[[], Row]) -> tuple[int, Row]:
         """The next token, and the row that it was drawn from."""

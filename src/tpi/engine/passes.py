@@ -23,6 +23,13 @@ class Rows:
     tokens: Tokens
     wanted: Wanted | None = ALL
     keep: bool = False
+    is_each_wanted: bool = False
+    """It is wanted of all of them, not of the last one alone."""
+
+    @property
+    def n_wanted(self) -> int:
+        """Rows that are sampled."""
+        return 0 if self.wanted is None else len(self.tokens) if self.is_each_wanted else 1
 
 
 class Passes:
@@ -72,8 +79,7 @@ class Passes:
             cells[start:stop] = own[first:]
             visible[start:stop, own[:first]] = True
             visible[start:stop, own[first:]] = np.tri(n, dtype=np.bool_)
-            if rows.wanted is not None:
-                sampled.append(stop - 1)
+            sampled += range(stop - rows.n_wanted, stop)
             start = stop
         wanted = [rows.wanted for rows in batch if rows.wanted is not None]
         runs = tuple(Run(rows.sequence.number, len(rows.tokens), rows.keep) for rows in batch)

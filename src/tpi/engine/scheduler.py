@@ -175,10 +175,10 @@ class Scheduler:
         for it."""
         self.let_go()
         for generation in list(self._waiting):
-            if self._is_being_read(generation):
+            is_new, request = generation.is_each_wanted, generation.request
+            if not is_new and self._is_being_read(generation):
                 continue
-            request = generation.request
-            sequence = self._sequences.begin(generation.tokens, request.marks, request.settings.slot)
+            sequence = self._sequences.begin(generation.tokens, request.marks, request.settings.slot, is_new=is_new)
             if sequence is None:
                 return
             generation.begin(sequence)
@@ -208,8 +208,9 @@ class Scheduler:
             self._add(picked, generation, 1)
         n_left = self._sizes.budget(len(picked), self._runner.max_tokens)
         for generation in reading:
-            if n_left and len(picked) < self._runner.max_sampled:
-                n_left -= self._add(picked, generation, n_left)
+            n_rows = self._runner.max_sampled - sum(max(1, rows.n_wanted) for _, rows in picked)
+            if n_left and n_rows > 0:
+                n_left -= self._add(picked, generation, min(n_left, n_rows) if generation.is_each_wanted else n_left)
         return picked
 
     @contextmanager
@@ -241,11 +242,15 @@ class Scheduler:
             rest[:] = rest or self._runner.rest()
             return rest[number]
 
-        sampled = [generation for generation, rows in batch if rows.wanted is not None]
-        for number, (generation, row) in enumerate(zip(sampled, result, strict=True)):
+        number = 0
+        for generation, rows in batch:
+            own, number = result[number : number + rows.n_wanted], number + rows.n_wanted
             assert generation.sequence is not None
             n_room = self._runner.n_context - len(generation.sequence.tokens)
-            generation.draw(row, partial(find_rest, number), n_room)
+            if rows.is_each_wanted:
+                generation.take_streams(own)
+            elif own:
+                generation.draw(own[0], partial(find_rest, number - 1), n_room)
 
     def let_go(self) -> None:
         """Ends the answers of those who want no more, and frees what complete ones had. A part of every step."""
@@ -280,7 +285,9 @@ class Scheduler:
         stop = len(sequence.tokens) + n_tokens
         is_last = n_tokens == generation.n_pending
         is_kept = stop in (*sequence.marks, len(generation.request.prompt))
-        rows = Rows(sequence, generation.pending(n_tokens), generation.wanted if is_last else None, is_kept)
+        is_each = generation.is_each_wanted
+        wanted = generation.wanted if is_last or is_each else None
+        rows = Rows(sequence, generation.pending(n_tokens), wanted, is_kept, is_each)
         picked.append((generation, rows))
         return n_tokens
 

@@ -85,16 +85,18 @@ class Sequences:
         if self._n_forgotten != self._runner.n_forgotten:
             self._forget()
 
-    def begin(self, prompt: Tokens, marks: abc.Sequence[int] = (), seat_number: int | None = None) -> Sequence | None:
+    def begin(
+        self, prompt: Tokens, marks: abc.Sequence[int] = (), seat_number: int | None = None, *, is_new: bool = False
+    ) -> Sequence | None:
         """A sequence of the longest beginning of ``prompt``, its last token excluded, that needs not be computed again;
         None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on. It
-        gets the seat of ``seat_number``, if that is free. ``prompt`` has one token at least, and none more than the
-        context."""
+        gets the seat of ``seat_number``, if that is free; if it ``is_new``, all of it is computed. ``prompt`` has one
+        token at least, and none more than the context."""
         n_most = self._runner.n_context
         assert 1 <= len(prompt) <= n_most, "whoever asks has checked it"
         if self._seats.are_taken:
             return None
-        path, n_found = self._pool.find(prompt[:-1])
+        path, n_found = self._pool.find(() if is_new else prompt[:-1])
         source = self._seats.find(prompt[:n_found])
         n_resumed = source.n_resumed
         path, n_tail = _cut_path(path, n_resumed)

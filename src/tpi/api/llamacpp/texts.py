@@ -158,8 +158,12 @@ class TextRoutes:
             return inputs
 
         inputs = await while_connected(request, service.workers.run(read))
-        vectors = await while_connected(request, service.vectors.embed(inputs))
-        return await large(service, lambda: [raw(_told(index, vector)) for index, vector in enumerate(vectors)])
+        vectors = service.vectors
+        if vectors.are_of_tokens:
+            rows = await while_connected(request, vectors.embed_tokens(inputs))
+        else:
+            rows = [vector[None] for vector in await while_connected(request, vectors.embed(inputs))]
+        return await large(service, lambda: [raw(_told(index, found)) for index, found in enumerate(rows)])
 
     async def rank(self, asked: RankRequest, request: Request) -> Body:
         service = self._service
@@ -183,8 +187,8 @@ class TextRoutes:
         }
 
 
-def _told(index: int, vector: Float32Array) -> Body:
-    return {"index": index, "embedding": [vector.tolist()]}
+def _told(index: int, rows: Float32Array) -> Body:
+    return {"index": index, "embedding": rows.tolist()}
 
 
 def _piece(data: bytes) -> str | list[int]:
