@@ -50,9 +50,9 @@ def parse_shares(text: str) -> tuple[float, ...]:
     except ValueError:
         shares = ()
     if not shares or not all(0 <= share < float("inf") for share in shares) or sum(shares) <= 0:
-        raise UsageError(f"--shares {text!r}: write one number >= 0 per device, one above 0 at least, as in 3,2,2,1")
+        raise UsageError(f"the shares {text!r}: write one number >= 0 per device, one above 0 at least, as in 3,2,2,1")
     if len(shares) > MAX_RANKS:
-        raise UsageError(f"--shares has {len(shares)} numbers, the limit is {MAX_RANKS} devices")
+        raise UsageError(f"there are {len(shares)} shares, the limit is {MAX_RANKS} devices")
     return shares
 
 

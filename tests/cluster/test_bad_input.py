@@ -194,8 +194,8 @@ def test_a_shard_of_another_model(home: Home, away: Home, tmp_path: Path) -> Non
 
 
 def test_what_the_model_cannot_be_run_with_is_refused_before_anybody_joins(home: Home, tmp_path: Path) -> None:
-    check(home.run(*SERVE, "--port", "0", "--context", "1000000"), "--context 1000000", "1 to 1024 tokens")
-    check(home.run(*SERVE, "--port", "0", "--kv-type", "Q3_K"), "--kv-type: a KV cache of type Q3_K", "F16, Q8_0")
+    check(home.run(*SERVE, "--port", "0", "--context", "1000000"), "a context of 1000000", "1 to 1024 tokens")
+    check(home.run(*SERVE, "--port", "0", "--kv-type", "Q3_K"), "not possible: a KV cache of type Q3_K", "F16, Q8_0")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -4,6 +4,7 @@ The rules are functions over a source tree, so that they are tried on a tree tha
 """
 
 import ast
+import re
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -22,6 +23,7 @@ HEIGHTS["testing"] = HEIGHTS["cluster"]
 
 MASTER_ONLY = ("rich", "jinja2", "typer", "fastapi", "starlette", "pydantic", "uvicorn", "llama_cpp", "huggingface_hub")
 WORKER = "tpi.cluster.worker"
+_OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,19 @@ def find_settings_read_below(modules: dict[str, Module]) -> list[str]:
     return faults
 
 
+def find_options_named_below(modules: dict[str, Module]) -> list[str]:
+    """Sentences outside the command line that name one of its options: whoever reads them may have called an API."""
+    faults = []
+    for module in modules.values():
+        if module.layer in ("cli", "__main__"):
+            continue
+        prose = {id(node.value) for node in ast.walk(module.tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                faults += [f"{module.name}:{node.lineno} names {name}" for name in _OPTION.findall(node.value)]
+    return faults
+
+
 def find_loaded(modules: dict[str, Module], start: str) -> set[str]:
     """Names of all modules, ours and others, that loading ``start`` loads, through modules of ours."""
     loaded: set[str] = set()
@@ -162,6 +177,10 @@ def test_no_import_cycle(modules: dict[str, Module]) -> None:
 
 def test_settings_are_read_in_cli_only(modules: dict[str, Module]) -> None:
     assert find_settings_read_below(modules) == []
+
+
+def test_options_are_named_in_cli_only(modules: dict[str, Module]) -> None:
+    assert find_options_named_below(modules) == []
 
 
 def test_every_module_says_what_it_owns(modules: dict[str, Module]) -> None:
@@ -214,6 +233,15 @@ def test_settings_read_below_are_found(tmp_path: Path) -> None:
     }
     faults = find_settings_read_below(write_tree(tmp_path, sources))
     assert faults == ["tpi.model.a:2 reads os.environ", "tpi.model.b:1 reads sys.argv"]
+
+
+def test_options_named_below_are_found(tmp_path: Path) -> None:
+    sources = {
+        "cli/main.py": "print('start with --context')\n",
+        "model/a.py": '"""Of --layout."""\nx = 1\nprint(f"--layout {x}: wrong")\n',
+        "model/b.py": "print('a -- b', 'a--b', '---')\n",
+    }
+    assert find_options_named_below(write_tree(tmp_path, sources)) == ["tpi.model.a:3 names --layout"]
 
 
 def test_what_a_module_loads(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ class Guard:
             return Problem(403, f"the host {headers.get('host', '')!r} is not this server: it answers to {rules.host}")
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, headers.get("host", "")):
-            return Problem(403, f"pages of {origin!r} may not ask this server: start it with --cors {origin}")
+            return Problem(403, f"pages of {origin!r} may not ask this server: whoever runs it can let them")
         if rules.keys and scope["path"] not in _OPEN_PATHS:
             found = (find_key(rules.keys, shown) for shown in _shown_keys(headers))
             key = next(filter(None, found), None)

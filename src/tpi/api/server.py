@@ -38,12 +38,12 @@ class ApiServer:
         Raises:
             UsageError: the address cannot be listened at.
         """
-        self._sockets = [_listen(host, port, "choose another --api-port, or leave it out with --no-api")]
+        self._sockets = [_listen(host, port, "choose another, or go without")]
         self.port: int = self._sockets[0].getsockname()[1]
         self.ollama_port: int | None = None
         if ollama_port is not None:
             try:
-                self._sockets.append(_listen(host, ollama_port, "choose another --ollama-port, or end what is there"))
+                self._sockets.append(_listen(host, ollama_port, "choose another for it, or end what is there"))
             except UsageError:
                 self.close()
                 raise
@@ -160,7 +160,7 @@ def _listen(host: str, port: int, remedy: str) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise UsageError(f"--host {host}: {error.strerror or error}") from error
+        raise UsageError(f"the API cannot listen at {host!r}: {error.strerror or error}") from error
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)

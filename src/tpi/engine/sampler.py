@@ -261,7 +261,7 @@ def _checked(row: Row) -> Row:
         n_bad = int(values.size - np.isfinite(values).sum())
         raise NumericError(
             f"{n_bad} of {values.size} logits are not finite numbers; "
-            "the model file or a device's memory is damaged: try 'tpi inspect --verify'"
+            "the model file or a device's memory is damaged: verify the file on every device"
         )
     return row
 

@@ -57,12 +57,12 @@ def parse_layout(text: str, n_layers: int) -> Layout:
         if group.first != expected or group.last > n_layers:
             where = f"layer {expected}" if expected < n_layers else f"layer {group.first}"
             raise UsageError(
-                f"--layout {text!r}: {where} must stand in exactly one part; the model has layers 0 to {n_layers - 1}"
+                f"the layout {text!r}: {where} must stand in exactly one part; the model has layers 0 to {n_layers - 1}"
             )
         expected = group.last + 1
     if expected != n_layers + 1:
         raise UsageError(
-            f"--layout {text!r}: layer {expected} stands in no part; the model has layers 0 to {n_layers - 1}"
+            f"the layout {text!r}: layer {expected} stands in no part; the model has layers 0 to {n_layers - 1}"
         )
     return Layout(tuple(groups))
 
@@ -82,8 +82,8 @@ def divide_layers(
             source = blocks[block.reads_state_of].layer
             if layout.group_of(block.layer) != layout.group_of(source):
                 raise UsageError(
-                    f"--layout: layer {block.layer} of this model looks at the keys and values of layer {source}: put "
-                    "both into the same part"
+                    f"layer {block.layer} of this model looks at the keys and values of layer {source}: "
+                    "put both into the same part of the layout"
                 )
     partitions = {group: divide(blocks, _weights(group, names, by_memory)) for group in layout.groups}
     shares = tuple(partitions[layout.group_of(block.layer)].shares[block.index] for block in blocks)
@@ -93,21 +93,21 @@ def divide_layers(
 def _parse_part(text: str, n_layers: int) -> Group:
     match = _PART.match(text)
     if match is None:
-        raise UsageError(f"--layout: {text!r} is no part of a layout: {_EXAMPLE}")
+        raise UsageError(f"{text!r} is no part of a layout: {_EXAMPLE}")
     first = n_layers if match[3] else int(match[1])
     last = int(match[2]) if match[2] else first
     if last < first or (not match[3] and last >= n_layers):
-        raise UsageError(f"--layout: {text!r} names layers that are not there: the model has 0 to {n_layers - 1}")
+        raise UsageError(f"the layout's {text!r} names layers that are not there: the model has 0 to {n_layers - 1}")
     devices, shares = [], []
     for entry in match[4].split(","):
         device = _DEVICE.match(entry)
         if device is None:
-            raise UsageError(f"--layout: {entry!r} is no device: {_EXAMPLE}")
+            raise UsageError(f"the layout's {entry!r} is no device: {_EXAMPLE}")
         devices.append(device[1])
         shares.append(None if device[2] is None else float(device[2]))
     given = [share for share in shares if share is not None]
     if given and (len(given) < len(shares) or sum(given) <= 0):
-        raise UsageError(f"--layout: {text!r}: give all devices of a part shares, one above 0, or none")
+        raise UsageError(f"the layout's {text!r}: give all devices of a part shares, one above 0, or none")
     return Group(first, last, tuple(devices), tuple(given) if given else None)
 
 
@@ -115,7 +115,7 @@ def _weights(group: Group, names: Sequence[str], by_memory: Sequence[float]) -> 
     weights = [0.0] * len(names)
     chosen = range(len(names)) if group.devices == ("*",) else [_rank_of(device, names) for device in group.devices]
     if len(set(chosen)) < len(chosen):
-        raise UsageError(f"--layout: a device stands twice in {','.join(group.devices)}")
+        raise UsageError(f"in the layout a device stands twice in {','.join(group.devices)}")
     for number, rank in enumerate(chosen):
         weights[rank] = (
             group.shares[number] if group.shares is not None and group.devices != ("*",) else by_memory[rank]
@@ -128,4 +128,4 @@ def _rank_of(device: str, names: Sequence[str]) -> int:
         return list(names).index(device)
     if device.isdecimal() and int(device) < len(names):
         return int(device)
-    raise UsageError(f"--layout: there is no device {device!r}; there are {', '.join(names)}")
+    raise UsageError(f"there is no device {device!r}; there are {', '.join(names)}")

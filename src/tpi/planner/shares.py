@@ -26,6 +26,4 @@ def check_shares(shares: Sequence[float], n_ranks: int) -> None:
     UsageError: the shares are not one per rank.
     """
     if len(shares) != n_ranks:
-        raise UsageError(
-            f"--shares has {len(shares)} numbers for {n_ranks} devices: write one for each, the master's first"
-        )
+        raise UsageError(f"there are {len(shares)} shares for {n_ranks} devices: give one to each, the master's first")

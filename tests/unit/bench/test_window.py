@@ -50,7 +50,7 @@ def test_the_cache_has_the_type_that_is_asked_for(tmp_path: Path, monkeypatch: p
 def test_a_cache_that_does_not_fit_the_heads_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SHAPES, "small", Shape("small", 1, 320, 4, 2, 512, 2000, 512))
     options = ["--shape", "small", "--quant", "f16", "--rank", "0/2", "--kv-type", "Q8_0", "--work", str(tmp_path)]
-    with pytest.raises(UsageError, match=r"--kv-type: .* 80"):
+    with pytest.raises(UsageError, match=r"not possible: a KV cache .* 80"):
         next(window.main(options))
 
 

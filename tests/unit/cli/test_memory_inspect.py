@@ -87,7 +87,7 @@ def test_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--memory", "1GiB", "--ranks", "2", "--rank", "2"], "--rank 2: 2 ranks go from 0 to 1"),
         (["--memory", "1GiB", "--ranks", "2", "--shares", "1,1,1"], "3 numbers for 2 devices"),
         (["--memory", "1GiB", "--context", "5000"], "was trained for"),
-        (["--memory", "1GiB", "--kv-type", "Q2_K"], "--kv-type"),
+        (["--memory", "1GiB", "--kv-type", "Q2_K"], "a KV cache of type Q2_K"),
         (["--memory", "much"], "not a size"),
     ],
 )

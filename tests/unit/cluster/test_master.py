@@ -362,7 +362,7 @@ def test_a_check_that_raises_ends_the_wait_and_the_workers_are_told(forming: For
 
 def test_settings_that_do_not_fit_the_model_open_no_port(tmp_path: Path) -> None:
     before = threading.active_count()
-    with pytest.raises(UsageError, match=r"--context 513: .* was trained for 1 to 512 tokens"):
+    with pytest.raises(UsageError, match=r"a context of 513 cannot be: .* was trained for 1 to 512 tokens"):
         Master(make_settings(tmp_path, context=513))
     assert threading.active_count() == before and not (tmp_path / "state").exists()
 

@@ -28,5 +28,5 @@ def test_no_memory_is_no_share() -> None:
 
 def test_one_share_for_each_device() -> None:
     check_shares((3, 2), 2)
-    with pytest.raises(UsageError, match="--shares has 2 numbers for 3 devices"):
+    with pytest.raises(UsageError, match="there are 2 shares for 3 devices"):
         check_shares((3, 2), 3)

@@ -33,7 +33,9 @@ def n_cells_of(context: ContextSize, spec: ModelSpec, n_sequences: int = 1) -> i
     wanted = min(DEFAULT_CONTEXT, trained) if context is None else context
     if not 1 <= wanted <= limit:
         together = f", {n_sequences} sequences of it have {limit} together" if n_sequences > 1 else ""
-        raise UsageError(f"--context {wanted}: {spec.name} was trained for 1 to {min(trained, limit)} tokens{together}")
+        raise UsageError(
+            f"a context of {wanted} cannot be: {spec.name} was trained for 1 to {min(trained, limit)} tokens{together}"
+        )
     return _round_up(wanted)
 
 

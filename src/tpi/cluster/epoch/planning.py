@@ -62,22 +62,22 @@ def check_settings(settings: MasterSettings, spec: ModelSpec) -> None:
     """
     _base_plan(settings, spec)
     if settings.shares is not None and settings.layout is not None:
-        raise UsageError("--shares and --layout exclude each other: a layout says who holds what")
+        raise UsageError("shares and a layout exclude each other: a layout says who holds what")
     if settings.shares is not None:
         check_shares(settings.shares, settings.n_workers + 1)
     if settings.layout is not None:
         parse_layout(settings.layout, spec.n_layers)
     if settings.allreduce is not None and settings.allreduce not in ALL_ALGORITHMS:
-        raise UsageError(f"--allreduce {settings.allreduce}: there are {', '.join(ALL_ALGORITHMS)}")
+        raise UsageError(f"there is no allreduce {settings.allreduce!r}: there are {', '.join(ALL_ALGORITHMS)}")
     if settings.is_reproducible and settings.allreduce not in (None, *TRIED):
         raise UsageError(
-            f"--reproducible: {settings.allreduce} adds up in an order that depends on how much it is: take "
+            f"{settings.allreduce} cannot be reproducible: it adds up in an order that depends on how much it is: take "
             f"{', '.join(TRIED)}"
         )
     try:
         check_payload(settings.wire, spec)
     except ValueError as error:
-        raise UsageError(f"--wire: {error}") from error
+        raise UsageError(f"not possible: {error}") from error
 
 
 def make_plan(
@@ -111,7 +111,7 @@ def kv_type_of(name: str, spec: ModelSpec) -> str:
     try:
         check_kv_type(name, spec)
     except ValueError as error:
-        raise UsageError(f"--kv-type: {error}") from error
+        raise UsageError(f"not possible: {error}") from error
     return name
 
 
@@ -138,7 +138,7 @@ def check_offer(settings: MasterSettings, spec: ModelSpec, offer: Offer, others:
     if offer.locked.n_ranks != n_ranks or not is_whole(blocks, offer.locked) or offer.locked != wanted:
         raise UsageError(
             f"the shard that it brings was cut for other shares or another number of devices than {n_ranks}: cut it "
-            "again with `tpi shard`, or start without --shard"
+            "again with `tpi shard`, or start without it"
         )
 
 
@@ -183,7 +183,7 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
     try:
         check_capacity(pass_capacity(plan.max_tokens, n_cells, width))
     except ProtocolError as error:
-        raise UsageError(f"--context {n_cells} is too long: {error}") from error
+        raise UsageError(f"a context of {n_cells} is too long: {error}") from error
     return plan
 
 
@@ -195,7 +195,7 @@ def _settled_partition(settings: MasterSettings, spec: ModelSpec, n_ranks: int) 
 
 
 def _partition(settings: MasterSettings, spec: ModelSpec, devices: Sequence[Device]) -> Partition:
-    """From the layout, from the shards that workers insist on, from --shares, or by memory, in this order."""
+    """From the layout, from the shards that workers insist on, from shares, or by memory, in this order."""
     offers = [device.offer for device in devices if device.offer is not None]
     own = settings.resources.memory_bytes or available_memory_bytes() // 2
     by_memory = shares_by_memory([own, *(offer.memory_bytes for offer in offers)])
@@ -204,7 +204,7 @@ def _partition(settings: MasterSettings, spec: ModelSpec, devices: Sequence[Devi
         layout: Layout = parse_layout(settings.layout, spec.n_layers)
         partition = divide_layers(blocks_of(spec), layout, [device.name for device in devices], by_memory)
         if locked not in (None, partition):
-            raise UsageError("--layout: the workers' shards were cut otherwise: start them without --shard")
+            raise UsageError("the workers' shards were cut for another layout: start them without these")
         return partition
     return _settled_partition(settings, spec, len(devices)) or locked or divide(blocks_of(spec), by_memory)
 

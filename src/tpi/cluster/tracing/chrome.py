@@ -67,7 +67,7 @@ class TraceFile:
             self._file: BinaryIO | None = cast(BinaryIO, opened)
             self._file.write(b"[\n")
         except OSError as error:
-            raise UsageError(f"--trace {path}: cannot be written ({error.strerror})") from error
+            raise UsageError(f"the trace {path} cannot be written ({error.strerror})") from error
 
     def __enter__(self) -> "TraceFile":
         return self

@@ -91,7 +91,7 @@ class Tracing:
         except Exception as error:
             if self.failure is None:
                 reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-                self.failure = f"--trace {self._path}: ends here ({reason}), the rest of the session is not traced"
+                self.failure = f"the trace {self._path} ends here ({reason}), the rest of the session is not traced"
                 self.on_failure(self.failure)
 
     def _collect(self, plan: Plan, members: Sequence[Member]) -> None:

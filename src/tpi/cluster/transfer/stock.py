@@ -158,5 +158,5 @@ def goes_on_without(why: str) -> Remark:
     """What people are told when weights stay in the model's own order."""
     return Remark(
         f"no room for a rearranged copy of the weights ({why}): computing goes on without it, more slowly; "
-        "`tpi shards prune` may make room, --no-repack does not try"
+        "`tpi shards prune` may make room; without repacking it is not tried"
     )

@@ -97,7 +97,7 @@ def allocate(n_bytes: int, purpose: str) -> mmap.mmap:
         memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise MemoryBudgetError(
-            f"no room for {n_bytes:,} bytes {purpose} ({error.strerror}): use a smaller --memory, or end other programs"
+            f"no room for {n_bytes:,} bytes {purpose} ({error.strerror}): use less memory, or end other programs"
         ) from error
     if n_bytes >= _HUGE_FROM_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them

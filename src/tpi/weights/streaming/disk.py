@@ -163,7 +163,7 @@ class PieceReader:
             except RuntimeError as error:  # all that Python says of a refused stack
                 raise MemoryBudgetError(
                     f"no room for {self.way.n_readers} threads that read the disk ({error}): "
-                    "use a smaller --memory, or end other programs"
+                    "use less memory, or end other programs"
                 ) from error
             self._threads.append(thread)
 

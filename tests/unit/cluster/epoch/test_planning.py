@@ -77,33 +77,37 @@ def test_what_can_be_is_accepted(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "spec", "said"),
     [
-        ({"context": 513}, SPEC, "--context 513: made was trained for 1 to 512 tokens"),
+        ({"context": 513}, SPEC, "a context of 513 cannot be: made was trained for 1 to 512 tokens"),
         ({"context": 2049, "n_parallel": 4}, SPEC, "was trained for 1 to 512 tokens, 4 sequences of it have 2048"),
-        ({"context": 0}, SPEC, "--context 0: made was trained for 1 to 512 tokens"),
+        ({"context": 0}, SPEC, "a context of 0 cannot be: made was trained for 1 to 512 tokens"),
         (
             {"context": 1 << 24},
             make_spec(n_context_train=1 << 30),
-            "--context 16777216 is too long: a frame of .* bytes is larger than the 67108864",
+            "a context of 16777216 is too long: a frame of .* bytes is larger than the 67108864",
         ),
         ({"context": (1 << 24) + 1}, make_spec(n_context_train=1 << 30), "was trained for 1 to 16777216 tokens"),
-        ({"kv_type": "Q4_1"}, SPEC, "--kv-type: a KV cache of type Q4_1; there are F16, Q8_0, Q4_0"),
+        ({"kv_type": "Q4_1"}, SPEC, "not possible: a KV cache of type Q4_1; there are F16, Q8_0, Q4_0"),
         (
             {"kv_type": "Q4_0"},
             make_spec(head_dim=80),
-            "--kv-type: .* needs heads of whole blocks, this model's have 80",
+            "not possible: .* needs heads of whole blocks, this model's have 80",
         ),
-        ({"wire": "f64"}, SPEC, "--wire: a payload of f64; there are f32, f16, int8"),
+        ({"wire": "f64"}, SPEC, "not possible: a payload of f64; there are f32, f16, int8"),
         (
             {"wire": "int8"},
             make_spec(n_embd=272),
-            "--wire: int8 needs a width of whole blocks of 32, this model has 272",
+            "not possible: int8 needs a width of whole blocks of 32, this model has 272",
         ),
-        ({"shares": (1, 1)}, SPEC, "--shares has 2 numbers for 3 devices: write one for each, the master's first"),
-        ({"shares": (1, 1, 1), "layout": "0-1:*"}, SPEC, "--shares and --layout exclude each other"),
+        ({"shares": (1, 1)}, SPEC, "there are 2 shares for 3 devices: give one to each, the master's first"),
+        ({"shares": (1, 1, 1), "layout": "0-1:*"}, SPEC, "shares and a layout exclude each other"),
         ({"layout": "0-2:*"}, SPEC, "names layers that are not there: the model has 0 to 1"),
         ({"layout": "0:a"}, SPEC, "layer 1 stands in no part"),
-        ({"allreduce": "ring", "is_reproducible": True}, SPEC, "--reproducible: ring adds up in .*: take star"),
-        ({"allreduce": "telepathy"}, SPEC, "--allreduce telepathy: there are star, one-shot, two-shot, ring, tree"),
+        ({"allreduce": "ring", "is_reproducible": True}, SPEC, "ring cannot be reproducible: .*: take star"),
+        (
+            {"allreduce": "telepathy"},
+            SPEC,
+            "there is no allreduce .telepathy.: there are star, one-shot, two-shot, ring",
+        ),
     ],
 )
 def test_what_no_devices_could_make_possible_is_refused(changes: dict[str, Any], spec: ModelSpec, said: str) -> None:
@@ -213,9 +217,7 @@ def test_shares_come_from_where_they_are_given() -> None:
 
 
 def test_a_layout_and_a_shard_that_was_cut_otherwise() -> None:
-    with pytest.raises(
-        UsageError, match="--layout: the workers' shards were cut otherwise: start them without --shard"
-    ):
+    with pytest.raises(UsageError, match="the workers' shards were cut for another layout: start them without these"):
         plan_of([offer(), locked(2, 1, 1, 1)], layout="0-1:a,b")
     same = divide(BLOCKS, [1, 1, 1])
     plan = plan_of([offer(), locked(2, 1, 1, 1)], layout="0-1:0=1,1=1,2=1")
@@ -244,7 +246,7 @@ def test_no_longer_than_what_a_link_carries(monkeypatch: pytest.MonkeyPatch, n_c
     plan = make_plan(settings(n_workers=1, context=n_cells, resources=roomy), spec, 5, devices, 50_000_000)
     assert plan.max_tokens == expected
     check_plan(with_rank(plan, 1))
-    with pytest.raises(UsageError, match="--context 1048576 is too long: a frame of"):
+    with pytest.raises(UsageError, match="a context of 1048576 is too long: a frame of"):
         check_settings(settings(context=1 << 20, chunk_tokens=512), make_spec(n_context_train=1 << 20))
 
 

@@ -86,7 +86,7 @@ def test_a_file_that_was_not_closed_can_be_read(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written(tmp_path: Path) -> None:
     for path in (tmp_path / "none" / "trace.json", tmp_path / "none" / "trace.gz"):
-        with pytest.raises(UsageError, match=r"--trace .*none.*: cannot be written"):
+        with pytest.raises(UsageError, match=r"the trace .*none.* cannot be written"):
             TraceFile(path)
 
 

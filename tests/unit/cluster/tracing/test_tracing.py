@@ -96,7 +96,7 @@ def test_a_full_disk_ends_the_trace_and_nothing_else(tmp_path: Path, monkeypatch
     for _ in range(2):
         tracing.read_clocks([cast(Any, worker)])
         tracing.collect(cast(Any, None), [cast(Any, worker)])
-    said = f"--trace {path}: ends here (No space left on device), the rest of the session is not traced"
+    said = f"the trace {path} ends here (No space left on device), the rest of the session is not traced"
     assert told == [said] and tracing.failure == said
     tracing.close()
     tracing.close()
