@@ -61,12 +61,14 @@ class TokenLogprob:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    start: int = 0
+    """Whole characters of the answer that come before it."""
 
 
 @dataclass(frozen=True)
 class Delta:
     """The next words of an answer; ``n_tokens`` is how many tokens the answer has so far. ``logprobs``: of the tokens
-    since the last delta, if they were asked for."""
+    of which these are the words, if they were asked for; none of a token of a stop string."""
 
     text: str
     n_tokens: int
@@ -115,6 +117,8 @@ class Generation:
         strips_start = not (settings.raw or request.is_begun)
         self._text = AnswerText((*settings.stop, *request.stops), strips_start=strips_start)
         self._deltas: deque[Delta] = deque()
+        self._untold: deque[TokenLogprob] = deque()
+        """Of tokens that may turn out to be a stop string's, or whose characters are not whole yet."""
         self._notify, self._news = notify, threading.Event()
         self._started_s = time.perf_counter()
         self._first_s = 0.0
@@ -192,13 +196,12 @@ class Generation:
         now_s = time.perf_counter()
         self._first_s = self._first_s or now_s
         n_tokens, words = self.answer.n_tokens, ""
-        logprobs: tuple[TokenLogprob, ...] = ()
         finish: Finish
         if self._vocabulary.is_end_of_generation(token):
             finish = "stop"
         else:
             n_tokens += 1
-            logprobs = self._logprobs(token, row)
+            self._untold += self._logprobs(token, row)
             self.tokens.append(token)
             self._sampler.accept([token])
             words = self._text.push(self._vocabulary.token_bytes(token, special=token in self.request.shown))
@@ -206,6 +209,7 @@ class Generation:
             finish = "stop" if self._text.has_stopped or is_complete else "length" if is_full else ""
         if finish:
             words += self._text.end()
+        logprobs = self._told_logprobs(is_last=bool(finish))
         if words or logprobs:  # before the answer says that it is over: whoever reads that takes the rest
             self._deltas.append(Delta(words, n_tokens, logprobs))
         self.answer = replace(
@@ -247,7 +251,14 @@ class Generation:
         ids = best if row.ids is None else row.ids[best]
         top = tuple((int(other), float(row.values[place]) - total) for other, place in zip(ids, best, strict=True))
         place = token if row.ids is None else int(np.searchsorted(row.ids, token))
-        return (TokenLogprob(token, float(row.values[place]) - total, top),)
+        return (TokenLogprob(token, float(row.values[place]) - total, top, self._text.n_come),)
+
+    def _told_logprobs(self, *, is_last: bool) -> tuple[TokenLogprob, ...]:
+        """Of tokens that begin in what is shown; at the end of all, but of a stop string's."""
+        told, is_all = list[TokenLogprob](), is_last and not self._text.has_stopped
+        while self._untold and (is_all or self._untold[0].start < self._text.n_told):
+            told.append(self._untold.popleft())
+        return tuple(told)
 
     def end(self, finish: Finish, error: TpiError | None = None) -> None:
         """Nothing more comes."""

@@ -14,6 +14,10 @@ class AnswerText:
         self._stops, self._detokenizer = StopMatcher(stops), Detokenizer()
         self._strips = strips_start
         self._shown = ""
+        self.n_come = 0
+        """Whole characters of all tokens, those of a stop string included."""
+        self.n_told = 0
+        """Of these, those that are shown, or were left out at the beginning."""
 
     def __str__(self) -> str:
         return self._shown
@@ -30,7 +34,9 @@ class AnswerText:
 
     def push(self, token: bytes) -> str:
         """What can be shown after one more token."""
-        return self._show(self._stops.push(self._detokenizer.push(token)))
+        characters = self._detokenizer.push(token)
+        self.n_come += len(characters)
+        return self._show(self._stops.push(characters))
 
     def end(self) -> str:
         """What was held back, when no more comes."""
@@ -39,6 +45,7 @@ class AnswerText:
         return self._show(self._stops.push(self._detokenizer.flush()) + self._stops.flush())
 
     def _show(self, words: str) -> str:
+        self.n_told += len(words)
         if self._strips:
             words = words.lstrip()
             self._strips = not words

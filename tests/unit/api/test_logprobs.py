@@ -15,9 +15,9 @@ PIECES = [b"a", b"\xf0\x9f", b"\x98\x80", b"bc"]
 
 def test_offsets_and_names() -> None:
     """The drawn token is among the most probable; parts of characters have names of their own."""
-    drawn = [TokenLogprob(n, -1.0, ((1, -0.5), (2, -0.75))) for n in (3, 1, 0)]
+    drawn = [TokenLogprob(n, -1.0, ((1, -0.5), (2, -0.75)), start) for n, start in ((3, 0), (1, 2), (0, 2))]
     told = completion_logprobs(drawn, lambda token: PIECES[token], 10)
-    assert told["tokens"] == ["bc", "bytes:\\xf0\\x9f", "a"] and told["text_offset"] == [10, 12, 13]
+    assert told["tokens"] == ["bc", "bytes:\\xf0\\x9f", "a"] and told["text_offset"] == [10, 12, 12]
     best = {"bytes:\\xf0\\x9f": -0.5, "bytes:\\x98\\x80": -0.75}
     assert told["top_logprobs"] == [best | {"bc": -1.0}, best | {"bytes:\\xf0\\x9f": -1.0}, best | {"a": -1.0}]
     assert completion_logprobs([], lambda token: b"", 3)["text_offset"] == []

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 from tpi.api.openai.tools import calls_body, deltas_body
@@ -82,9 +81,7 @@ def chat_logprobs(tokens: Sequence[TokenLogprob], text_of: Any) -> Body:
 
 def completion_logprobs(tokens: Sequence[TokenLogprob], text_of: Any, first_offset: int) -> Body:
     """The older form: lists side by side, the drawn tokens among the most probable; offsets are counted in characters
-    from the beginning of the text."""
-    datas = [text_of(drawn.token) for drawn in tokens]
-    offsets = list(accumulate(map(length, datas), initial=first_offset))[:-1]
+    from the beginning of the text, where the answer begins at ``first_offset``."""
     tops = [
         {
             _name(text_of(token)): _finite(logprob)
@@ -93,12 +90,8 @@ def completion_logprobs(tokens: Sequence[TokenLogprob], text_of: Any, first_offs
         for drawn in tokens
     ]
     logprobs = [_finite(drawn.logprob) for drawn in tokens]
-    return {"tokens": list(map(_name, datas)), "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
-
-
-def length(data: bytes) -> int:
-    """Characters; bytes that are none by themselves count as they are shown."""
-    return len(data.decode("utf-8", "replace"))
+    names, offsets = [_name(text_of(drawn.token)) for drawn in tokens], [first_offset + drawn.start for drawn in tokens]
+    return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
 
 def _name(data: bytes) -> str:

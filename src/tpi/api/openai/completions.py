@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from tpi.api.asks import Ask, TextAsk
 from tpi.api.connection import while_connected
 from tpi.api.errors import Problem, unsupported
-from tpi.api.openai.bodies import Bodies, completion_logprobs, length
+from tpi.api.openai.bodies import Bodies, completion_logprobs
 from tpi.api.openai.chat import finish_reason, tell_error
 from tpi.api.openai.grammars import read_grammar
 from tpi.api.openai.schema import MAX_PROMPTS, CompletionRequest
@@ -44,14 +44,13 @@ class CompletionRoutes:
             choices = [self._choice(index, reply, echoed[index], asked) for index, reply in enumerate(replies)]
             return JSONResponse(bodies.whole(choices, replies))
         usage: Body = {"usage": None} if asked.tells_usage else {}
-        offsets = [len(text) for text in echoed]
 
         def tell(index: int, item: ChatDelta | Reply) -> Iterable[bytes]:
             if isinstance(item, Reply):
                 yield event(bodies.chunk([_choice(index, "", finish=finish_reason(item))], **usage))
                 return
-            logprobs = completion_logprobs(item.logprobs, service.text_of, offsets[index]) if item.logprobs else None
-            offsets[index] += sum(length(service.text_of(drawn.token)) for drawn in item.logprobs)
+            start = len(echoed[index])
+            logprobs = completion_logprobs(item.logprobs, service.text_of, start) if item.logprobs else None
             yield event(bodies.chunk([_choice(index, item.content, logprobs)], **usage))
 
         def close(replies: Sequence[Reply]) -> Iterable[bytes]:
