@@ -12,6 +12,7 @@ from tests.architectures import N_VOCAB, VARIANTS, qwen3, write_made
 from tests.parity.runner import LocalRunner
 from tests.sequences import TokenSequence
 from tpi.api.vectors import Vectors
+from tpi.api.waking import Waker
 from tpi.api.workers import Workers
 from tpi.engine.embedder import Embedder, Pooling
 from tpi.engine.engine import Engine
@@ -70,8 +71,8 @@ def test_vectors_are_llama_cpp_s(tmp_path: Path, kind: Pooling, shares: tuple[in
     settings = RankSettings(64, 512, 1, n_sequences=3, max_sampled=8)
     with LocalRunner(path, settings, shares=shares) as runner, Engine(runner, Language(path)) as engine:
         engine.drive(lambda error: None)
-        workers = Workers()
-        vectors = Vectors(engine, workers)
+        workers, waker = Workers(), Waker()
+        vectors = Vectors(engine, workers, waker)
         texts = [vectors.tokens_of(text) for text in TEXTS]
         for _ in range(2):
             if kind is Pooling.NONE:
@@ -84,3 +85,4 @@ def test_vectors_are_llama_cpp_s(tmp_path: Path, kind: Pooling, shares: tuple[in
                 wanted = np.array(other, np.float32)
                 assert own.shape == wanted.shape and np.abs(own - wanted).max() < 2e-2 * np.abs(wanted).max()
         workers.close()
+        waker.close()

@@ -15,7 +15,7 @@ from tpi.api.accesslog import note_answers
 from tpi.api.asks import AnyAsk, Ask
 from tpi.api.errors import Problem
 from tpi.api.vectors import Vectors
-from tpi.api.waking import wake
+from tpi.api.waking import Waker
 from tpi.api.workers import Going, Result, Workers
 from tpi.cluster.reports import ClusterStatus
 from tpi.engine.chatprompt import Prompt
@@ -55,12 +55,13 @@ class Service:
         self.slots = slots
         self.identity, self.sampling, self._engine, self._find_status = identity, sampling, engine, find_status
 
-        self.workers = Workers()
-        self.about, self.vectors = describe_model(engine.gguf), Vectors(engine, self.workers)
+        self.workers, self._waker = Workers(), Waker()
+        self.about, self.vectors = describe_model(engine.gguf), Vectors(engine, self.workers, self._waker)
 
     def close(self) -> None:
         """Waits for the threads that work for callers. The engine has to be there until then."""
         self.workers.close()
+        self._waker.close()
 
     @property
     def vocabulary_size(self) -> int:
@@ -205,7 +206,11 @@ class Service:
                 for number in range(ask.n):
                     seed = None if ask.sampling.seed is None else (ask.sampling.seed + number) % (MAX_SEED + 1)
                     sampling = replace(ask.sampling, seed=seed)
-                    begun.append(Answering(self._engine, prompt, sampling, ask.settings, loop))
+                    begun.append(
+                        Answering(
+                            self._engine, prompt, sampling, ask.settings, lambda news: self._waker.wake(loop, news)
+                        )
+                    )
                     going.check()
         except BaseException:
             _cancel_all(begun)
@@ -214,7 +219,7 @@ class Service:
 
 
 class Answering:
-    """One answer on its way to a coroutine of ``loop``. Begun by any thread."""
+    """One answer on its way to a coroutine. Begun by any thread."""
 
     def __init__(
         self,
@@ -222,9 +227,10 @@ class Answering:
         prompt: Prompt,
         sampling: SamplingSettings,
         settings: GenerationSettings,
-        loop: asyncio.AbstractEventLoop,
+        wake: Callable[[asyncio.Event], None],
     ) -> None:
-        self._engine, self._loop, self._news = engine, loop, asyncio.Event()
+        """``wake`` sets an event on the coroutine's loop; any thread may call it."""
+        self._engine, self._wake, self._news = engine, wake, asyncio.Event()
         self._generation: Generation = engine.ask(prompt, sampling, settings, self._tell)
         self._is_wanted = True
         self._builder = ReplyBuilder(prompt.make_reader())
@@ -266,7 +272,7 @@ class Answering:
             raise Cancelled("the answer was stopped by the server: ask again")
 
     def _tell(self) -> None:
-        wake(self._loop, self._news)
+        self._wake(self._news)
 
 
 def _cancel_all(answerings: "Sequence[Answering]") -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tpi.api.accesslog import Counted, note_answers
 from tpi.api.errors import unsupported
-from tpi.api.waking import wake
+from tpi.api.waking import Waker
 from tpi.api.workers import Going, Result, Workers
 from tpi.engine.embedder import Each, Mean, Pooling
 from tpi.engine.engine import Engine
@@ -31,8 +31,8 @@ class Ranked:
 
 
 class Vectors:
-    def __init__(self, engine: Engine, workers: Workers) -> None:
-        self._engine, self._workers = engine, workers
+    def __init__(self, engine: Engine, workers: Workers, waker: Waker) -> None:
+        self._engine, self._workers, self._waker = engine, workers, waker
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it. Not to be
@@ -127,7 +127,7 @@ class Vectors:
 
     async def _read(self, tokens: Sequence[int], on_streams: OnStreams | None = None) -> Generation:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
-        generation = self._engine.embed(tokens, lambda: wake(loop, news), on_streams)
+        generation = self._engine.embed(tokens, lambda: self._waker.wake(loop, news), on_streams)
         try:
             while not generation.is_over:
                 await news.wait()

@@ -2,6 +2,7 @@
 is wanted by all of them together. One thread."""
 
 from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,9 +41,9 @@ class Passes:
         self.next_pass = 1
         """The number that the next pass will have."""
 
-    def run(self, batch: abc.Sequence[Rows]) -> tuple[Row, ...]:
+    def run(self, batch: abc.Sequence[Rows], meanwhile: Callable[[], None] = lambda: None) -> tuple[Row, ...]:
         """Computes the tokens of ``batch``, for which there is room; gives the rows of logits that are wanted, in their
-        order.
+        order. ``meanwhile`` is called when nothing is left to do but to compute.
 
         Raises:
             TpiError: see ``PassRunner.run``; no sequence has advanced, and copies will be asked for again.
@@ -50,6 +51,7 @@ class Passes:
         work = self._build(batch)
         for rows in batch:
             self._sequences.start(rows.sequence, len(rows.tokens))
+        meanwhile()
         result = self._runner.run(work)
         for rows in batch:
             self._sequences.done(rows.sequence, rows.tokens, keep=rows.keep)

@@ -69,6 +69,9 @@ class Scheduler:
         self._running: list[Generation] = []
         """In the order in which they were taken in."""
         self._under_way: _UnderWay | None = None
+        self._unheard: list[Callable[[], None]] = []
+        """Tell whoever asked that there is news: not before the next pass is being computed, since they would want the
+        interpreter as well."""
         self._sizes = ChunkSizes()
         self._breakers = BreakerFinder(vocabulary)
         self._helper = ThreadPoolExecutor(1, "tpi-masks")
@@ -109,7 +112,8 @@ class Scheduler:
         self._sequences.check_length(request.prompt)
         texts = request.sampling.dry_breakers if request.sampling.dry_multiplier > 0 else ()
         breakers = self._breakers.find(texts)
-        generation = Generation(request, self._vocabulary, self._n_tokens, notify, self._helper, breakers)
+        tell = partial(self._unheard.append, notify)
+        generation = Generation(request, self._vocabulary, self._n_tokens, tell, self._helper, breakers)
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -157,6 +161,8 @@ class Scheduler:
             self.fail(error)
             raise
         self.let_go()
+        if self.is_idle or not batch:
+            self._tell()
 
     def fail(self, error: TpiError, *, is_final: bool = False) -> None:
         """Ends all answers; if it ``is_final``, nobody can ask any more."""
@@ -167,6 +173,7 @@ class Scheduler:
             generation.end("error", error)
         self._errands.fail(error)
         self.let_go()
+        self._tell()
 
     # The parts of a step, in their order.
 
@@ -206,7 +213,11 @@ class Scheduler:
         reading = [generation for generation in self._running if not generation.is_decoding]
         for generation in decoding[: min(self._runner.max_sampled, self._runner.max_tokens)]:
             self._add(picked, generation, 1)
-        n_left = self._sizes.budget(len(picked), self._runner.max_tokens)
+        # Answers that have just begun wait once for those that came with them: else all would begin one by one.
+        if all(generation.answer.n_tokens < 2 for generation, _ in picked):
+            n_left = self._runner.max_tokens - len(picked)
+        else:
+            n_left = self._sizes.budget(len(picked), self._runner.max_tokens)
         for generation in reading:
             n_rows = self._runner.max_sampled - sum(max(1, rows.n_wanted) for _, rows in picked)
             if n_left and n_rows > 0:
@@ -233,7 +244,7 @@ class Scheduler:
         n_answers = sum(generation.is_decoding for generation, _ in batch)
         n_read = sum(len(rows.tokens) for generation, rows in batch if not generation.is_decoding)
         with self._sizes.timed(n_answers, n_read):
-            return self._passes.run([rows for _, rows in batch])
+            return self._passes.run([rows for _, rows in batch], self._tell)
 
     def _hand_out(self, batch: Batch, result: Sequence[Row]) -> None:
         rest: list[Row] = []
@@ -267,6 +278,11 @@ class Scheduler:
             self._running.remove(generation)
 
     # Helpers.
+
+    def _tell(self) -> None:
+        told, self._unheard[:] = list(self._unheard), []
+        for notify in told:
+            notify()
 
     def _add(self, picked: Batch, generation: Generation, n_most: int) -> int:
         """Adds the next tokens of ``generation``; gives their number. If there is no room for any, whoever came last

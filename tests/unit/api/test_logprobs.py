@@ -7,6 +7,7 @@ import pytest
 from tests.unit.api.scripted import Line, Played
 from tpi.api.openai.bodies import completion_logprobs
 from tpi.api.vectors import Vectors
+from tpi.api.waking import Waker
 from tpi.api.workers import Workers
 from tpi.engine.generation import TokenLogprob
 
@@ -52,6 +53,6 @@ def test_a_text_that_is_cut_keeps_its_end(end: int | None, cut: tuple[int, ...])
     class Engine:
         vocabulary = Vocabulary()
 
-    vectors = Vectors(Engine(), Workers(1))  # type: ignore[arg-type]
+    vectors = Vectors(Engine(), Workers(1), Waker())  # type: ignore[arg-type]
     assert vectors.cut(vectors.tokens_of("2345"), 3) == cut
     assert vectors.cut(vectors.tokens_of("2"), 3) == vectors.tokens_of("2")

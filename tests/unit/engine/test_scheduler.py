@@ -328,3 +328,38 @@ def test_copies_of_a_pass_that_was_stopped_take_no_room_from_others(language: La
     answered = scheduler.submit(asked)
     finish(scheduler)
     assert answered.tokens == alone(asked)
+
+
+def test_answers_that_have_just_begun_wait_once_for_those_that_came_with_them(
+    language: Language, spec: ModelSpec
+) -> None:
+    ranks = FakeRanks(spec, n_cells=640, max_tokens=256, n_sequences=8)
+    scheduler = scheduler_of(ranks, language)
+    scheduler.submit(request(text(0, 20)))
+    scheduler.step()
+    for number in range(1, 8):
+        scheduler.submit(request(text(number, 20)))
+    scheduler.step()
+    assert ranks.passes[-1].n_tokens == 1 + 7 * 20
+    scheduler.step()  # all go on, and the first has two tokens: those that come now have to share
+    scheduler.cancel(next(iter(scheduler._running)))
+    scheduler.submit(request(text(9, 300)))
+    scheduler.step()
+    assert ranks.passes[-1].n_tokens < 100
+
+
+def test_news_is_told_while_the_next_pass_is_computed(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, max_tokens=32)
+    scheduler, told = scheduler_of(ranks, language), list[int]()
+    generation = scheduler.submit(request(text(0, 20), 3), lambda: told.append(len(ranks.passes)))
+    seen: list[int] = []
+
+    def look(work: Pass) -> Stop:
+        seen.append(len(told))
+        return None
+
+    ranks.before_pass = look
+    scheduler.step()
+    assert generation.answer.n_tokens == 1 and not told
+    finish(scheduler)
+    assert seen == [0, 1, 2] and len(told) == 3  # the last at once: there is no other pass
