@@ -2,18 +2,17 @@
 
 A state machine over the master's messages: a plan is prepared, links are opened, measured, passes run until the epoch
 ends, and the next plan may come. What a plan leaves unchanged stays: the shard, the window, the memory that was
-measured once. The calling thread does all that; the control link's thread hands it messages, answers questions about
-status, and ends what runs when the master says so or is gone. The acceptor's threads take calls of other workers.
+measured once. The calling thread does all that; the control link's thread answers questions about status, and ends what
+runs when the master says so or is gone (``masterlink``). The acceptor's threads take calls of other workers.
 """
 
 import queue
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Self
 
 from tpi.cluster.allreduce.arithmetic import Arithmetic, make_arithmetic
-from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import (
     AnyMessage,
     Begin,
@@ -21,8 +20,6 @@ from tpi.cluster.control.messages import (
     ClockRequest,
     EndEpoch,
     EpochEnded,
-    Failed,
-    Goodbye,
     LinksOpened,
     Measure,
     OpenLinks,
@@ -46,6 +43,7 @@ from tpi.cluster.epoch.plancheck import check_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.holdings import Holdings
+from tpi.cluster.masterlink import MasterLink
 from tpi.cluster.mesh.datapath import WorkerDatapath, first_speaker
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.mesh.nativemesh import open_mesh
@@ -60,18 +58,14 @@ from tpi.cluster.prefixes.orders import decode_order
 from tpi.cluster.reports import Event, Ready, Remark, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
-from tpi.errors import Cancelled, Dismissed, LinkError, ProtocolError, TpiError
+from tpi.errors import Cancelled, LinkError, ProtocolError, TpiError
 from tpi.trace import Trace
 from tpi.weights.shards.shard import ByteProgress
 
-MAX_INBOX = 64
 MAX_ARRIVED = 1024
 TRACE_EVENTS = 6000
 """In one message."""
 _PROGRESS_STEPS = 50
-_REASON_TIMEOUT_S = 3.0
-"""The master itself waits for a moment until it knows."""
-_REASON_POLL_S = 0.01
 
 
 Prepare = Callable[[Plan, HostDevice, Provision, RankHost | None], RankHost]
@@ -108,13 +102,7 @@ class _Worker:
     ) -> None:
         self._settings, self._holdings, self._opened, self._identity = settings, holdings, opened, identity
         self._report, self._make_host = report, prepare
-        self._inbox: queue.Queue[AnyMessage] = queue.Queue(MAX_INBOX)
         self._arrived: queue.Queue[AcceptedLink] = queue.Queue(MAX_ARRIVED)
-        self._end: LinkError | None = None
-        """Why the session is over: the master is gone, or said goodbye."""
-        self._is_goodbye = False
-        self._ended_epoch = -1
-        """The epoch that the master has ended last."""
         self._device: HostDevice | None = None
         self._plan: Plan | None = None
         self._host: RankHost | None = None
@@ -129,9 +117,7 @@ class _Worker:
         self._hosts = (host,) if not host.startswith("fe80") else ()
         acceptor = Acceptor(listen(host, settings.port), self._gate, self._take_link)
         self._acceptor = self._stack.enter_context(acceptor)
-        self._control = self._stack.enter_context(
-            ControlLink(opened.socket, f"the master {opened.host}", None, self._on_message, self._on_lost)
-        )
+        self._master = self._stack.enter_context(MasterLink(opened, self))
 
     def __enter__(self) -> Self:
         return self
@@ -148,21 +134,20 @@ class _Worker:
         try:
             self._work()
         except BaseException as error:
-            if self._end is not None and isinstance(error, TpiError):
-                if self._is_goodbye and not str(self._end):
+            if self._master.end is not None and isinstance(error, TpiError):
+                if self._master.is_farewell:
                     return
-                raise self._end from None
-            with suppress(LinkError):
-                self._control.send(Failed(one_line(_reason_of(error))))
+                raise self._master.end from None
+            self._master.tell_failure(error)
             raise
 
     # The states.
 
     def _work(self) -> None:
         resources, cache = self._settings.resources, self._settings.folders.cache
-        self._control.send(self._holdings.offer(resources, cache, self._hosts, self._acceptor.port))
+        self._master.send(self._holdings.offer(resources, cache, self._hosts, self._acceptor.port))
         while True:
-            message = self._next()
+            message = self._master.next()
             match message:
                 case Plan():
                     self._prepare(message)
@@ -185,22 +170,22 @@ class _Worker:
         self._host = self._make_host(plan, self._device, self._provision(plan), before)
         self._trace = (self._trace or Trace()) if plan.is_traced else None
         self._host.trace_to(self._trace)
-        self._control.send(Prepared(plan.epoch))
+        self._master.send(Prepared(plan.epoch))
 
     def _open_links(self, message: OpenLinks) -> None:
         plan, _ = self._prepared(message.epoch)
         if self._links is None:
             self._links = WorkerLinks(plan.epoch, self._identity, self._opened.address, self._gate)
         try:
-            failures = self._links.open(message, self._arrived, self._check_epoch)
+            failures = self._links.open(message, self._arrived, lambda: self._master.check_epoch(plan.epoch))
         except Cancelled:
             return
-        self._control.send(LinksOpened(message.epoch, failures))
+        self._master.send(LinksOpened(message.epoch, failures))
 
     def _measure(self, message: Measure) -> None:
         plan, _ = self._prepared(message.epoch)
-        with self._unless_ended():
-            self._control.send(measure(self._open_mesh(plan), plan, message, self._arithmetic()))
+        with self._master.unless_ended(plan.epoch):
+            self._master.send(measure(self._open_mesh(plan), plan, message, self._arithmetic()))
 
     def _run_passes(self, message: Begin) -> None:
         plan, host = self._prepared(message.epoch)
@@ -208,7 +193,7 @@ class _Worker:
         is_first = plan.rank in model.embedding_ranks
         spans = [share.first for share in plan.partition.shares[-1]]
         span, speaks = spans[plan.rank], plan.rank == first_speaker(spans)
-        with self._unless_ended():
+        with self._master.unless_ended(plan.epoch):
             mesh = self._open_mesh(plan)
             limits = limits_of(model, rank_settings(plan, 1))
             datapath = WorkerDatapath(mesh, limits, is_first, span, lambda order: self._keep(order, plan, host))
@@ -230,7 +215,7 @@ class _Worker:
         """Saves a beginning of a text on this device's disk, or puts it back."""
         decoded = decode_order(order, plan.n_cells, plan.n_sequences)
         folder = self._settings.folders.state / "prefixes" / self._settings.name
-        self._control.send(follow(decoded, plan, host, folder))
+        self._master.send(follow(decoded, plan, host, folder))
 
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""
@@ -240,18 +225,9 @@ class _Worker:
         if self._host is not None:
             self._host.allow()
             last_pass = self._host.last_pass
-        self._control.send(EpochEnded(message.epoch, last_pass))
+        self._master.send(EpochEnded(message.epoch, last_pass))
 
     # What the states use.
-
-    def _next(self) -> AnyMessage:
-        """The master's next message; raises why there will be none."""
-        while True:
-            if self._end is not None:
-                raise self._end
-            message = self._inbox.get()
-            if message is not _WAKE:
-                return message
 
     def _prepared(self, epoch: int) -> tuple[Plan, RankHost]:
         if self._plan is None or self._host is None or self._plan.epoch != epoch:
@@ -263,7 +239,7 @@ class _Worker:
             links = self._links.links if self._links is not None else {}
             cache = self._settings.folders.cache
             self._mesh, self._links = open_mesh(plan.rank, links, plan.epoch, cache), None
-            self._check_epoch()  # who ended it before that did not shut the mesh down
+            self._master.check_epoch(plan.epoch)  # who ended it before that did not shut the mesh down
         return self._mesh
 
     def _close_links(self) -> None:
@@ -273,35 +249,8 @@ class _Worker:
             if opened is not None:
                 opened.close()
 
-    def _check_epoch(self) -> None:
-        """Raises why what is being done for this epoch is over."""
-        if self._end is not None:
-            raise self._end
-        if self._plan is not None and self._ended_epoch >= self._plan.epoch:
-            raise Cancelled("the epoch is over")
-
     def _arithmetic(self) -> Arithmetic:
         return make_arithmetic(self._settings.folders.cache)
-
-    @contextmanager
-    def _unless_ended(self) -> Iterator[None]:
-        """Swallows the errors with which an epoch's work ends because the master has ended it."""
-        try:
-            yield
-        except (LinkError, Cancelled):
-            try:
-                self._wait_end()
-            except Cancelled:
-                return
-            raise
-
-    def _wait_end(self) -> None:
-        """Raises as ``_check_epoch``, once the master has said something: others may have heard before that an epoch is
-        over, and closed their links."""
-        deadline_s = time.monotonic() + _REASON_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            self._check_epoch()
-            time.sleep(_REASON_POLL_S)
 
     def _provision(self, plan: Plan) -> Provision:
         def progress(how: str) -> ByteProgress:
@@ -316,9 +265,8 @@ class _Worker:
 
     def _open_source(self) -> LinkSource:
         """Slices from the master."""
-        self._source = LinkSource(self._control)
-        if self._end is not None:
-            raise self._end
+        self._source = LinkSource(self._master.control)
+        self._master.check()
         return self._source
 
     def _tell(self, rank: int, n_done: int, n_bytes: int, how: str) -> None:
@@ -327,65 +275,47 @@ class _Worker:
         if step != self._told:
             self._told = step
             self._report(Transfer(rank, self._identity.name, n_done, n_bytes, how))
-            self._control.send(Progress(n_done, n_bytes, how))
+            self._master.send(Progress(n_done, n_bytes, how))
 
     def _show(self, event: Event) -> None:
         """Here, and what is to be remarked to the master as well: nobody may look at this device."""
         self._report(event)
         if isinstance(event, Remark):
-            self._control.send(Remarked(one_line(event.text)))
+            self._master.send(Remarked(one_line(event.text)))
 
     # The control link's thread.
 
-    def _on_message(self, message: AnyMessage) -> None:
+    def answer(self, message: AnyMessage) -> bool:
+        """See ``masterlink.Session``."""
         match message:
             case RunChunk():
                 if self._source is not None:
                     self._source.deliver(message)
             case StatusRequest():
                 if self._host is not None:
-                    self._control.send(StatusReply(message.number, self._host.status()))
+                    self._master.send(StatusReply(message.number, self._host.status()))
             case ClockRequest():
-                self._control.send(ClockReply(message.number, time.monotonic()))
+                self._master.send(ClockReply(message.number, time.monotonic()))
             case TraceRequest():
                 events, n_dropped = self._trace.take(TRACE_EVENTS) if self._trace is not None else (b"", 0)
-                self._control.send(TraceReply(message.number, events, n_dropped))
+                self._master.send(TraceReply(message.number, events, n_dropped))
             case Revoked():
                 self._gate.revoke(int(message.serial, 16))
-            case Goodbye():
-                self._is_goodbye = True
-                self._stop(Dismissed(one_line(message.reason)))
-            case EndEpoch():
-                self._ended_epoch = message.epoch
-                self._interrupt(LinkError("the epoch is over"))
-                self._put(message)
             case _:
-                self._put(message)
+                return False
+        return True
 
-    def _on_lost(self, error: LinkError) -> None:
-        self._stop(error)
-
-    def _put(self, message: AnyMessage) -> None:
-        try:
-            self._inbox.put_nowait(message)
-        except queue.Full:
-            raise ProtocolError("the master sends more than can be taken") from None
-
-    def _stop(self, error: LinkError) -> None:
-        """Ends whatever the other thread waits for."""
-        self._end = self._end or error
-        if not self._inbox.full():
-            self._inbox.put_nowait(_WAKE)
-        self._interrupt(error)
-        if self._source is not None:
-            self._source.fail(error)
-
-    def _interrupt(self, error: LinkError) -> None:
-        """Ends the pass that runs, or what is being measured."""
+    def interrupt(self, error: LinkError) -> None:
+        """See ``masterlink.Session``."""
         if (mesh := self._mesh) is not None:
             mesh.shut_down(error)
         if (host := self._host) is not None:
             host.interrupt()
+
+    def give_up(self, error: LinkError) -> None:
+        """See ``masterlink.Session``."""
+        if self._source is not None:
+            self._source.fail(error)
 
     # The acceptor's threads.
 
@@ -394,20 +324,3 @@ class _Worker:
             self._arrived.put_nowait(link)
         except queue.Full:
             link.socket.close()
-
-
-_WAKE = Goodbye("")
-"""Lets the inbox's reader look up."""
-
-
-def _reason_of(error: BaseException) -> str:
-    """What the master is told when this device cannot go on."""
-    if isinstance(error, TpiError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "it has no memory left: give it less to do, or close other programs on it"
-    if isinstance(error, OSError):
-        return f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}"
-    if isinstance(error, Exception):
-        return f"a defect of tpi ({type(error).__name__}: {error})"
-    return "it was stopped there"

@@ -16,8 +16,9 @@ from tpi.cluster.control.link import ControlLink
 from tpi.cluster.control.messages import AnyMessage, Failed, Measure, Offer, Plan, Remarked
 from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.preparing import Provision
+from tpi.cluster.masterlink import MAX_INBOX
 from tpi.cluster.reports import Remark
-from tpi.cluster.worker import MAX_INBOX, run_worker
+from tpi.cluster.worker import run_worker
 from tpi.config import Folders, WorkerSettings
 from tpi.errors import DiskSpaceError, LinkError
 
