@@ -21,8 +21,9 @@ import numpy as np
 
 from bench.computing import Recording, read_recording
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.preparing import Provision
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.reports import RankStatus
 from tpi.cluster.worker import run_worker
 from tpi.config import Folders, Resources, WorkerSettings

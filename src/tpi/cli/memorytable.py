@@ -15,8 +15,9 @@ from tpi.cli.figures import size
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.cells import most_cells, n_cells_of
 from tpi.cluster.epoch.footprint import Claim, chunk_tokens, needs_of, piece_sizes
-from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
+from tpi.cluster.epoch.host import piece_bytes_of
 from tpi.cluster.epoch.planning import FIRST_EPOCH, MAX_SAMPLED, kv_type_of
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.transfer.stock import find_repacker
 from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, ContextSize, Resources
 from tpi.errors import MemoryBudgetError

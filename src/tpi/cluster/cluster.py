@@ -15,7 +15,8 @@ import msgspec
 
 from tpi.cluster.control.messages import EndEpoch, Plan, PrefixDone, StatusRequest
 from tpi.cluster.epoch.epoch import Epoch, Resumed
-from tpi.cluster.epoch.host import RankHost, rank_settings
+from tpi.cluster.epoch.host import RankHost
+from tpi.cluster.epoch.rankplan import rank_settings
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.prefixes.orders import PrefixOrder
 from tpi.cluster.reports import ClusterStatus, RankStatus

@@ -15,10 +15,11 @@ from tpi.cluster.allreduce.arithmetic import make_arithmetic
 from tpi.cluster.cluster import Cluster, reason_of
 from tpi.cluster.control.messages import EpochEnded, Offer
 from tpi.cluster.epoch.epoch import Epoch, Resumed
-from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
+from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.opening import Opening
 from tpi.cluster.epoch.planning import FIRST_EPOCH, Device, assign_ranks, check_offer, check_settings, make_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
+from tpi.cluster.epoch.rankplan import rank_model
 from tpi.cluster.membership.member import Member, News
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.reports import Ready, Remark, Report, Transfer, Waiting

@@ -36,11 +36,12 @@ from tpi.cluster.control.messages import (
     one_line,
 )
 from tpi.cluster.epoch.footprint import limits_of
-from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.links import WorkerLinks
 from tpi.cluster.epoch.measuring import measure
 from tpi.cluster.epoch.plancheck import check_plan
 from tpi.cluster.epoch.preparing import Provision, prepare_host
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.holdings import Holdings
 from tpi.cluster.masterlink import MasterLink

@@ -15,9 +15,10 @@ import msgspec
 from tpi.cluster.allreduce.arithmetic import Arithmetic
 from tpi.cluster.control.messages import Plan, PrefixDone
 from tpi.cluster.epoch.footprint import limits_of
-from tpi.cluster.epoch.host import RankHost, rank_model, rank_settings
+from tpi.cluster.epoch.host import RankHost
 from tpi.cluster.epoch.opening import Opened
 from tpi.cluster.epoch.planning import with_rank
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.epoch.seat import Seat
 from tpi.cluster.membership.member import Member
 from tpi.cluster.mesh.datapath import MasterDatapath, with_streams

@@ -10,15 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
-from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import needs_of, piece_sizes
+from tpi.cluster.epoch.rankplan import rank_settings
 from tpi.cluster.reports import RankStatus
 from tpi.cluster.transfer.stock import Stock
 from tpi.config import Resources
 from tpi.errors import TpiError
-from tpi.gguf.types import TYPES_BY_NAME
-from tpi.model.architectures import model_of
 from tpi.native.allocator import give_back_freed
 from tpi.observe import peak_resident_bytes, resident_bytes
 from tpi.planner.memory import MemoryPlan, plan_memory
@@ -31,7 +29,6 @@ from tpi.runtime.times import RankTimes
 from tpi.runtime.workspace import Workspace
 from tpi.trace import Trace
 from tpi.weights.files import round_up
-from tpi.weights.layout import lay_out
 from tpi.weights.shards.patrol import Patrol
 from tpi.weights.stored import StoredWeights
 from tpi.weights.streaming.disk import PieceReader
@@ -41,8 +38,6 @@ from tpi.weights.streaming.window import Window
 
 _LOAN_STEP_CELLS = 32
 """By so many cells the KV cache takes back memory that was lent to the window."""
-
-_WIRE_BYTES = {PayloadFormat.F32: 4.0, PayloadFormat.F16: 2.0, PayloadFormat.INT8: 34 / 32}
 
 _QUIET_S = 2.0
 """How long after a pass the disk is left alone."""
@@ -296,34 +291,6 @@ class HostDevice:
         """Measured now: once in the life of a process, before it holds anything."""
         give_back_freed()
         return HostDevice(name, resources, resident_bytes())
-
-
-def rank_model(plan: Plan) -> RankModel:
-    """What the plan's rank holds."""
-    model = model_of(plan.spec)
-    pieces = lay_out(model.blocks, plan.partition, plan.rank)
-    return RankModel(plan.spec, model.blocks, plan.partition, plan.rank, pieces, model.inputs)
-
-
-def widest_sum(plan: Plan) -> int:
-    """Values of a row of the widest sum."""
-    return rank_model(plan).max_sum_width
-
-
-def rank_settings(plan: Plan, n_threads: int) -> RankSettings:
-    """What the plan says about every rank's workspace."""
-    return RankSettings(
-        plan.max_tokens,
-        plan.n_cells,
-        n_threads,
-        TYPES_BY_NAME[plan.kv_type],
-        plan.max_sampled,
-        plan.n_parts,
-        _WIRE_BYTES[PayloadFormat(plan.payload)],
-        n_sequences=plan.n_sequences,
-        n_kept_states=plan.n_kept_states,
-        is_reproducible=plan.is_reproducible,
-    )
 
 
 def piece_bytes_of(model: RankModel, whole: StoredWeights | None) -> list[int]:

@@ -12,10 +12,10 @@ from tpi.cluster.control.messages import Begin, Measure, Measured, Plan, Prepare
 from tpi.cluster.epoch.answers import ANSWER_LIMIT_S, Answers, Check, check_links, check_trials
 from tpi.cluster.epoch.choosing import choose, network_of, trials_of, ways
 from tpi.cluster.epoch.footprint import few_tokens
-from tpi.cluster.epoch.host import rank_settings
 from tpi.cluster.epoch.linking import Linking
 from tpi.cluster.epoch.measuring import measure, trials_limit_s, trials_limited, tried_flow
 from tpi.cluster.epoch.planning import with_rank
+from tpi.cluster.epoch.rankplan import rank_settings
 from tpi.cluster.membership.membership import Membership
 from tpi.cluster.mesh.datalink import DataLink
 from tpi.cluster.mesh.mesh import Mesh

@@ -21,8 +21,9 @@ from tpi.cluster.epoch.footprint import (
     chunk_tokens,
     pass_load,
 )
-from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
+from tpi.cluster.epoch.host import piece_bytes_of
 from tpi.cluster.epoch.plancheck import check_kv_type, check_payload
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.epoch.speeds import measure_speeds
 from tpi.cluster.mesh.frames import check_capacity
 from tpi.cluster.mesh.passframes import pass_capacity

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model, rank_settings
+from tpi.cluster.epoch.host import HostDevice, RankHost, host_of
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.reports import Loading, Report
 from tpi.cluster.transfer.stock import Stock, check_kernels, goes_on_without, open_repacker
 from tpi.errors import DiskSpaceError, ProtocolError

@@ -14,7 +14,8 @@ from tpi.cluster.allreduce.oneshot import OneShot
 from tpi.cluster.allreduce.payload import PayloadFormat
 from tpi.cluster.control.messages import Plan
 from tpi.cluster.epoch.footprint import few_tokens
-from tpi.cluster.epoch.host import RankHost, rank_settings, widest_sum
+from tpi.cluster.epoch.host import RankHost
+from tpi.cluster.epoch.rankplan import rank_settings, widest_sum
 from tpi.cluster.mesh.mesh import Mesh
 from tpi.cluster.reports import Choice
 from tpi.errors import LinkError, ProtocolError

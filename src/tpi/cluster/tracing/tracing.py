@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.cluster.control.messages import ClockReply, ClockRequest, Plan, TraceReply, TraceRequest
-from tpi.cluster.epoch.host import rank_model
 from tpi.cluster.epoch.planning import with_rank
+from tpi.cluster.epoch.rankplan import rank_model
 from tpi.cluster.membership.member import Member
 from tpi.cluster.mesh.frames import Phase
 from tpi.cluster.tracing.chrome import TraceFile

@@ -10,9 +10,10 @@ from tests.unit.model.specs import make_spec
 from tpi.cluster.control.messages import Offer, Plan
 from tpi.cluster.epoch.cells import most_possible, n_cells_of
 from tpi.cluster.epoch.footprint import Claim, needs_of
-from tpi.cluster.epoch.host import piece_bytes_of, rank_model, rank_settings
+from tpi.cluster.epoch.host import piece_bytes_of
 from tpi.cluster.epoch.plancheck import check_plan
 from tpi.cluster.epoch.planning import Device, make_plan, with_rank
+from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.errors import MemoryBudgetError
 from tpi.model.spec import ModelSpec

@@ -7,7 +7,8 @@ import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import HostDevice, RankHost, host_of, rank_model
+from tpi.cluster.epoch.host import HostDevice, RankHost, host_of
+from tpi.cluster.epoch.rankplan import rank_model
 from tpi.cluster.transfer.stock import make_shard, stock_of
 from tpi.config import Resources
 from tpi.errors import MemoryBudgetError

@@ -13,8 +13,9 @@ import pytest
 from tests.models import write_random_model
 from tests.unit.runtime.rigs import Nobody, make_pass
 from tpi.cluster.control.messages import Plan
-from tpi.cluster.epoch.host import HostDevice, RankHost, rank_model
+from tpi.cluster.epoch.host import HostDevice, RankHost
 from tpi.cluster.epoch.preparing import Provision, prepare_host
+from tpi.cluster.epoch.rankplan import rank_model
 from tpi.cluster.reports import Event, Remark
 from tpi.cluster.transfer.stock import Stock, find_stock
 from tpi.config import Resources
