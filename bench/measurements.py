@@ -36,6 +36,7 @@ NAMES = {
     "cluster": Measurement("bench.cluster", "a model on 1, 2, 4, … emulated devices with slow processors"),
     "crowds": Measurement("bench.crowds", "several callers at once on 1, 4, … emulated devices"),
     "api": Measurement("bench.overhead", "what the API costs a master beside the scheduler: processor time and memory"),
+    "growth": Measurement("bench.growth", "what processes grow by while they work: constants of the memory plan"),
     "rank": Measurement("bench.rank", "a real master and one real worker of a large model: memory and loading"),
     "paper": Measurement("bench.paper", "the table of the TPI-LLM paper, row by row"),
     "reach": Measurement("bench.reach", "all that is to be reached on one machine, each figure with its limit"),

@@ -81,12 +81,13 @@ class MasterSettings:
     """What the master needs. ``shares`` None means in proportion to memory; ``port`` 0 means any free one;
     ``context`` None means ``DEFAULT_CONTEXT``, or what the model was trained for if that is less, ``AUTO`` what
     memory allows; ``n_parallel`` answers at most are under way at once, and share its cells, while none has more tokens
-    than the model was trained for; ``chunk_tokens`` None means
-    ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel; ``layout``
-    says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be fastest. With
-    ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32 bits. A worker
-    that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what every rank
-    did when. ``slot_folder``: where beginnings of texts are saved when a caller asks for that; None: nowhere."""
+    than the model was trained for; ``pins``: what chats begin with is kept beside them, for good; ``chunk_tokens`` None
+    means ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel;
+    ``layout`` says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be
+    fastest. With ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32
+    bits. A worker that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for
+    what every rank did when. ``slot_folder``: where beginnings of texts are saved when a caller asks for that; None:
+    nowhere."""
 
     model: Path
     folders: Folders
@@ -96,6 +97,7 @@ class MasterSettings:
     shares: tuple[float, ...] | None = None
     context: ContextSize = None
     n_parallel: int = 1
+    pins: bool = False
     chunk_tokens: int | None = None
     wire: str = "f16"
     layout: str | None = None

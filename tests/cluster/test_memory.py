@@ -9,6 +9,7 @@ import pytest
 from tests.cluster.commands import Ended, Home, find_key
 from tests.cluster.peaks import PeakWatch, peak_of
 from tests.cluster.ranks import DEMO
+from tests.cluster.serving import serve
 from tests.models import write_random_model
 from tpi.planner.memory import JITTER_BYTES
 
@@ -128,6 +129,26 @@ def test_cells_that_are_not_written_lend_their_memory(home: Home, middle: Path) 
     assert ended.code == 0 and read, ended.err
     print(f"{read[1]} MB per token, {planned['streamed_bytes'] / 1e6:.0f} MB when the cache is full")
     assert int(read[1]) * 1e6 < 0.75 * planned["streamed_bytes"]
+
+
+def test_a_context_of_what_memory_allows(tmp_path: Path, cache: Path) -> None:
+    """Two callers fill it, to the last cell, and the peak is what was allowed."""
+    path = write_random_model(
+        tmp_path / "long.gguf", n_layers=8, n_heads=32, n_kv_heads=32, types="Q4_0", context=1 << 15, ends=False
+    )
+    limit, options = 165_000_000, ("--context", "auto", "--parallel", "3", "--shares", "1,1")
+    with serve(str(path), tmp_path, cache, 2, "--memory", str(limit), *options, name="long") as served:
+        with served.client() as client:
+            found = re.search(r"ready: 2 devices work, context (\d+);", served.master.err())
+            assert found, served.master.err()
+            n_cells = int(found[1])
+            lengths = n_cells // 3, n_cells - n_cells // 3
+            prompts = [[300 + (7 * i + n) % 20 for i in range(n // 32 * 32 - 8)] for n in lengths]
+            answer = client.completions.create(model="long", prompt=prompts, max_tokens=9, temperature=0)
+        assert [choice.finish_reason for choice in answer.choices] == ["length", "length"]
+        peak = peak_of(served.master.process.pid)
+    print(f"{n_cells} cells, limit {limit / 1e6:.1f} MB: peak {peak / 1e6:.1f} MB")
+    assert 128 < n_cells < 1 << 15 and 0.8 * limit < peak <= limit
 
 
 def test_a_workers_own_minimum(home: Home, away: Home, big: Path) -> None:

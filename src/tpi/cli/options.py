@@ -15,6 +15,7 @@ from tpi.errors import UsageError
 from tpi.observe import available_memory_bytes
 
 MIN_CONTEXT, MAX_CONTEXT = 16, 1 << 20
+MAX_PINNED_BYTES = 1 << 22
 _MAX_DEFAULT_THREADS = 8
 _MAX_NAME = 63
 
@@ -89,6 +90,14 @@ Reproducible = Annotated[
         "--reproducible", help="An answer does not depend, bit for bit, on who else is answered; slower. Sums in f32."
     ),
 ]
+Pin = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A system prompt for the terminal's chats, which is read once and never dropped, for all chats with it.",
+        dir_okay=False,
+    ),
+]
 Name = Annotated[str | None, typer.Option(help="What this device is called. [default: its host name]")]
 
 
@@ -128,6 +137,29 @@ def read_context(text: str | None) -> ContextSize:
     if not text.isascii() or not text.isdigit() or not MIN_CONTEXT <= int(text[:20]) <= MAX_CONTEXT:
         raise UsageError(f"--context {text[:40]!r}: write a number from {MIN_CONTEXT} to {MAX_CONTEXT}, or auto")
     return int(text)
+
+
+def read_pinned(file: Path | None, *, raw: bool = False) -> str:
+    """The text of ``--pin`` without the end of its last line; empty if there is none.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    if file is None:
+        return ""
+    if raw:
+        raise UsageError("--pin is the beginning of chats: leave out --raw")
+    try:
+        if (n_bytes := file.stat().st_size) > MAX_PINNED_BYTES:
+            raise UsageError(f"--pin {file}: it has {n_bytes:,} bytes, the limit is {MAX_PINNED_BYTES:,}")
+        text = file.read_text("utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise UsageError(f"--pin {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--pin {file}: it is not UTF-8") from error
+    if not text.strip():
+        raise UsageError(f"--pin {file}: it is empty")
+    return text
 
 
 def read_shares(text: str | None, n_ranks: int) -> tuple[float, ...] | None:

@@ -51,6 +51,7 @@ def command(
     allreduce: options.Allreduce = None,
     kv_type: options.KvType = "F16",
     reproducible: options.Reproducible = False,
+    pin: options.Pin = None,
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
     stats: answers.Stats = True,
@@ -70,7 +71,7 @@ def command(
         if mpi is not None and not mpi.is_master:
             mpi.work(find_folders(), resources)
             return
-        display, file = open_display(), find_model(model)
+        display, file, system = open_display(), find_model(model), options.read_pinned(pin, raw=raw)
         sampling = answers.read_sampling(
             file,
             display,
@@ -85,6 +86,7 @@ def command(
             answers.read_manner(sampling, max_tokens, stop, raw, stats),
             grammar=answers.read_grammar(json_schema, grammar),
             thinking=Thinking(think, budget_tokens=thinking_budget),
+            system=system,
         )
         settings = MasterSettings(
             model=file,
@@ -98,6 +100,7 @@ def command(
             allreduce=allreduce,
             kv_type=kv_type.upper(),
             is_reproducible=reproducible,
+            pins=bool(system),
             trace=trace,
             name="local-0",
         )

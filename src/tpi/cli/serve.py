@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def command(
     allreduce: options.Allreduce = None,
     kv_type: options.KvType = "F16",
     reproducible: options.Reproducible = False,
+    pin: options.Pin = None,
     no_repack: options.NoRepack = False,
     trace: options.Trace = None,
     api: Annotated[
@@ -102,7 +104,7 @@ def command(
     --no-api and without a terminal it answers every line of standard input for itself, until that ends. Keys are shown
     on a terminal only: a log names the file, of yours alone, that holds them.
     """
-    display, file = open_display(), find_model(model)
+    display, file, system = open_display(), find_model(model), options.read_pinned(pin, raw=raw and not api)
     sampling = answers.read_sampling(
         file,
         display,
@@ -113,7 +115,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    manner = answers.read_manner(sampling, max_tokens, stop, raw, stats)
+    manner = replace(answers.read_manner(sampling, max_tokens, stop, raw, stats), system=system)
     options.refuse_mpi(allreduce)
     settings = MasterSettings(
         model=file,
@@ -129,6 +131,7 @@ def command(
         allreduce=allreduce,
         kv_type=kv_type.upper(),
         is_reproducible=reproducible,
+        pins=bool(system),
         trace=trace,
         bind=bind,
         port=port,

@@ -106,7 +106,7 @@ class Api:
     @contextlib.contextmanager
     def open(self, engine: Engine, cluster: Cluster) -> Iterator[SharedCluster]:
         identity = Identity(self._options.model, int(time.time()), self._options.takes_any_name)
-        slots = Slots(engine.scheduler, cluster, self._options.slot_folder, cluster.spec.digest, cluster.n_sequences)
+        slots = Slots(engine.scheduler, cluster, self._options.slot_folder, cluster.spec.digest, engine.n_sequences)
         service = Service(engine, identity, self._sampling, cluster.status, slots)
         engine.drive(self._failures.put)
         self._server.start(make_app(service, self._rules, self._log), self._tls)

@@ -23,10 +23,13 @@ from tpi.cluster.master import Master
 from tpi.cluster.reports import ClusterStatus, Event, Report, Waiting
 from tpi.config import Folders, MasterSettings
 from tpi.engine.engine import Engine
+from tpi.engine.grammar import memory_bytes
 from tpi.engine.language import Language
-from tpi.errors import LinkError, TpiError
+from tpi.errors import LinkError, TpiError, UsageError
 
 _LOCAL_WAIT_S = 120.0
+_API_BYTES = 20_000_000
+"""What a process grows by while it answers an API, with 16 callers at once (``python -m bench growth``)."""
 
 OpenApi: TypeAlias = Callable[[Engine, Cluster], AbstractContextManager[Running]]
 """Gives what the terminal sees of the cluster, which it shares with other callers then."""
@@ -119,15 +122,31 @@ def _form(
             display.note(f"tpi: {error}; going on without")
         language = stack.enter_context(Language(settings.model))
         try:
-            cluster = stack.enter_context(master.form(report, check))
+            cluster = stack.enter_context(master.form(report, check, _beside_bytes(language, manner, open_api)))
         finally:
             display.settle()
-        speaker = stack.enter_context(Engine(cluster, language))
+        speaker = stack.enter_context(Engine(cluster, language, pins=settings.pins))
+        if settings.pins:
+            _pin(speaker, manner.system)
         source.status = lambda: msgspec.structs.replace(cluster.status(), answers=speaker.figures())
         running: Running = cluster
         if open_api is not None:
             running = stack.enter_context(open_api(speaker, cluster))
         yield Talk(speaker, running, manner, display, notes=lambda: _tell_notes(master, display))
+
+
+def _pin(speaker: Engine, system: str) -> None:
+    try:
+        speaker.pin(system)
+    except UsageError as error:
+        raise UsageError(f"--pin: {error}") from error
+
+
+def _beside_bytes(language: Language, manner: Manner, open_api: OpenApi | None) -> int:
+    """What this process will need beside its rank: for an API, and for grammars where somebody can ask for them."""
+    has_grammars = open_api is not None or manner.grammar is not None or manner.thinking.budget_tokens is not None
+    n_bytes = memory_bytes(language.vocabulary.n_tokens) if has_grammars else 0
+    return n_bytes + (_API_BYTES if open_api is not None else 0)
 
 
 class _Source:

@@ -74,6 +74,7 @@ def _answers(answers: AnswerFigures) -> str:
         f"{answers.n_running} answers under way, {answers.n_waiting} wait; so far prompts of "
         f"{answers.n_prompt_tokens:,} tokens, {answers.n_cached_tokens:,} of them not computed again, and answers of "
         f"{answers.n_tokens:,}"
+        + (f"; {answers.n_pinned_cells:,} cells of the context are pinned" if answers.n_pinned_cells else "")
     )
 
 

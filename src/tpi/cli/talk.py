@@ -80,6 +80,8 @@ class Manner:
     grammar: Grammar | None = None
     """Of every answer."""
     thinking: Thinking = field(default_factory=Thinking)
+    system: str = ""
+    """What every chat begins with, and what is pinned."""
 
 
 class Talk:
@@ -183,6 +185,8 @@ class Talk:
         manner = self._manner
         if manner.generation.raw:
             return self._speaker.raw_prompt("".join(message.content for message in messages), manner.grammar)
+        if manner.system:
+            messages = (Message("system", manner.system), *messages)
         return self._speaker.chat_prompt(ChatAsk(tuple(messages), grammar=manner.grammar, thinking=manner.thinking))
 
     def _generate(self, prompt: Asked, cancel: threading.Event) -> Answered:

@@ -63,6 +63,7 @@ class Master:
         self.tracing = Tracing(settings.trace, settings.name) if settings.trace is not None else None
         self._report: Report = lambda event: None
         self._check: Callable[[], None] = lambda: None
+        self._beside_bytes = 0
         try:
             folder = settings.folders.state / "authority"
             self.membership = Membership(folder, settings.name, settings.bind, settings.port)
@@ -85,17 +86,18 @@ class Master:
         self._store.close()
         self._close_trace()
 
-    def form(self, report: Report, check: Callable[[], None] = lambda: None) -> Cluster:
+    def form(self, report: Report, check: Callable[[], None] = lambda: None, beside_bytes: int = 0) -> Cluster:
         """Waits for the workers, plans, lets every rank prepare, opens the first epoch; blocks. Meanwhile reads the
         whole model for its digest, unless an earlier session has done that.
 
-        ``check`` is called about every 0.2 s and may raise.
+        ``check`` is called about every 0.2 s and may raise. ``beside_bytes`` of memory are kept for what this process
+        does beside that.
 
         Raises:
             LinkError: not enough workers came in time, or one went away or cannot go on.
             MemoryBudgetError, DiskSpaceError, ModelFileError: this device cannot hold its share.
         """
-        self._report, self._check = report, check
+        self._report, self._check, self._beside_bytes = report, check, beside_bytes
         membership = self.membership
         for remark in model_of(self.spec).remarks:
             report(Remark(remark))
@@ -125,7 +127,7 @@ class Master:
         check_settings(settings, self.spec)
         members = self.membership.ranked
         if self._device is None:
-            self._device = HostDevice.measured(settings.name, settings.resources)
+            self._device = HostDevice.measured(settings.name, settings.resources, self._beside_bytes)
         if resumed is None:
             devices = [Device(settings.name), *(Device(member.name, _offer_of(member)) for member in members)]
             plan = make_plan(settings, self.spec, number, devices, self._device.process_bytes)

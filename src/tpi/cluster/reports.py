@@ -72,13 +72,14 @@ class RankStatus(msgspec.Struct, frozen=True):
 
 class AnswerFigures(msgspec.Struct, frozen=True):
     """What a master was asked since its start, and what there is to do now. Of the prompts' tokens
-    ``n_cached_tokens`` were not computed again."""
+    ``n_cached_tokens`` were not computed again. So many cells are pinned: what they hold is never dropped."""
 
     n_running: int
     n_waiting: int
     n_prompt_tokens: int
     n_cached_tokens: int
     n_tokens: int
+    n_pinned_cells: int = 0
 
 
 class ClusterStatus(msgspec.Struct, frozen=True):

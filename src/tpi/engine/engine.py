@@ -24,11 +24,13 @@ from tpi.engine.runner import PassRunner
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
-from tpi.engine.turns import ChatAsk, Grammar
-from tpi.errors import TpiError
+from tpi.engine.turns import ChatAsk, Grammar, Message
+from tpi.errors import TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
 
 _PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
+_DIFFERENT = "Hello!", "Why is the sky blue?"
+"""What users may say, with nothing in common."""
 _LOOK_S = 0.1
 """How long at most until a cancellation is noticed while nothing comes."""
 
@@ -36,8 +38,9 @@ _LOOK_S = 0.1
 class Engine:
     """Generates text with a cluster. A context manager; ``close`` is idempotent."""
 
-    def __init__(self, runner: PassRunner, language: Language) -> None:
-        """``runner`` computes with the model of ``language``.
+    def __init__(self, runner: PassRunner, language: Language, *, pins: bool = False) -> None:
+        """``runner`` computes with the model of ``language``. ``pins``: ``pin`` will be called, and there is a sequence
+        more for it where not all of one lies in cells.
 
         Raises:
             ModelFileError, UnsupportedModelError: the embedding table cannot be read.
@@ -49,8 +52,11 @@ class Engine:
         self.tally = Tally()
         self.embedder = Embedder(language.gguf, runner.spec)
         self._driver: Driver | None = None
-        self._runner, self._keeps_states = runner, runner.retention.keeps_states
-        self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=runner.n_sequences > 1)
+        retention = runner.retention
+        self._runner, self._keeps_states = runner, retention.keeps_states
+        self.n_sequences = runner.n_sequences - (pins and retention.is_bound)
+        """How many answers can be under way at once."""
+        self.scheduler = Scheduler(runner, table, self.vocabulary, keeps_ended=self.n_sequences > 1)
         self._stack.callback(self.scheduler.close)
 
     def __enter__(self) -> Self:
@@ -64,8 +70,8 @@ class Engine:
 
     @property
     def n_context(self) -> int:
-        """Tokens that a prompt and its answer can have together."""
-        return self._runner.n_context
+        """Tokens that a prompt and its answer can have together, whatever they begin with."""
+        return min(self._runner.n_context, self._runner.n_cells - self.scheduler.n_pinned)
 
     @property
     def n_cells(self) -> int:
@@ -76,18 +82,37 @@ class Engine:
         """What it was asked, and what it does. Any thread."""
         load, tally = self.scheduler.load, self.tally
         return AnswerFigures(
-            load.n_running, load.n_waiting, tally.n_prompt_tokens, tally.n_cached_tokens, tally.n_tokens
+            load.n_running,
+            load.n_waiting,
+            tally.n_prompt_tokens,
+            tally.n_cached_tokens,
+            tally.n_tokens,
+            self.scheduler.n_pinned,
         )
-
-    @property
-    def n_sequences(self) -> int:
-        """How many answers can be under way at once."""
-        return self._runner.n_sequences
 
     @property
     def thinks(self) -> bool:
         """The model can think aloud before it answers."""
         return self._prompts.dialect.thinking is not None
+
+    def pin(self, system: str) -> None:
+        """Computes what chats with this system message begin with, and keeps that for good. Before anybody asks;
+        blocks.
+
+        Raises:
+            UsageError: the template has no place for it, or it does not fit the context.
+            TpiError: see ``follow``.
+        """
+        if not self.template.traits.knows_system:
+            raise UsageError("the model's chat template has no place for it")
+        first, other = (
+            self._prompts.chat(ChatAsk((Message("system", system), Message("user", words)))).tokens
+            for words in _DIFFERENT
+        )
+        self.scheduler.pin(first[: count_alike(first, other)])
+        request = Request(first, SamplingSettings(temperature=0), GenerationSettings(max_tokens=1))
+        for _ in self.follow(self.scheduler.submit(request)):
+            pass
 
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""

@@ -20,6 +20,9 @@ from tpi.engine.turns import Grammar
 from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import ConstraintError, UsageError
 
+GROWTH_BYTES, TOKEN_GROWTH_BYTES = 8_000_000, 420
+"""What a process grows by with the first grammars, beside what each token of the vocabulary adds; measured with 2048,
+32,000 and 128,256 tokens: 7 to 8, 15 to 17 and 49 to 52 MB (``python -m bench growth``)."""
 MAX_CHARS = 1 << 18
 MAX_DEPTH = 64
 MAX_JOINED = 8
@@ -28,6 +31,11 @@ _KEPT = 4
 """An agent asks with the same tools again and again."""
 _SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 """As models have learned it: a model that may put any white space somewhere may never end."""
+
+
+def memory_bytes(n_tokens: int) -> int:
+    """What grammars take over a vocabulary of so many tokens, once there is one."""
+    return GROWTH_BYTES + n_tokens * TOKEN_GROWTH_BYTES
 
 
 class GrammarTokens:

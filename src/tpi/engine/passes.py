@@ -53,9 +53,9 @@ class Passes:
             self._sequences.start(rows.sequence, len(rows.tokens))
         meanwhile()
         result = self._runner.run(work)
+        self._sequences.copied()
         for rows in batch:
             self._sequences.done(rows.sequence, rows.tokens, keep=rows.keep)
-        self._sequences.copied()
         return result
 
     def _together(self, wanted: abc.Sequence[Wanted]) -> Wanted:

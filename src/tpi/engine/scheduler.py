@@ -102,6 +102,15 @@ class Scheduler:
         running = list(self._running)
         return Load(len(running), len(self._waiting), sum(len(generation.tokens) for generation in running))
 
+    def pin(self, tokens: Sequence[int]) -> None:
+        """See ``Sequences.pin``. Before anybody asks."""
+        self._sequences.pin(tokens)
+
+    @property
+    def n_pinned(self) -> int:
+        """See ``Sequences.n_pinned``. Any thread."""
+        return self._sequences.n_pinned
+
     def submit(self, request: Request, notify: Callable[[], None] = lambda: None) -> Generation:
         """Takes a request in; ``notify`` is called when there is news of it.
 
@@ -257,11 +266,10 @@ class Scheduler:
         for generation, rows in batch:
             own, number = result[number : number + rows.n_wanted], number + rows.n_wanted
             assert generation.sequence is not None
-            n_room = self._runner.n_context - len(generation.sequence.tokens)
             if rows.is_each_wanted:
                 generation.take_streams(own)
             elif own:
-                generation.draw(own[0], partial(find_rest, number - 1), n_room)
+                generation.draw(own[0], partial(find_rest, number - 1), generation.sequence.n_left)
 
     def let_go(self) -> None:
         """Ends the answers of those who want no more, and frees what complete ones had. A part of every step."""

@@ -57,6 +57,13 @@ class Seats:
         """There is none for another."""
         return all(seat.is_taken for seat in self._seats)
 
+    def reserve(self) -> Seat:
+        """The last one, which is for no sequence from now on; to be filled by ``copy``."""
+        seat = self._seats[-1]
+        assert not seat.is_taken, "it is reserved before others come"
+        seat.is_taken = True
+        return seat
+
     def find_number(self, number: int) -> Seat:
         """The one of this number, which must be one."""
         return self._seats[number]
@@ -73,10 +80,14 @@ class Seats:
             if not other.is_taken and (is_spare or len(free) == 1):
                 seat = other
             if seat is not other:
-                self.copies.append(SequenceCopy(other.number, seat.number, source.n_resumed))
-                self._retention.copy(other.number, seat.number, source.n_resumed)
+                self.copy(other, seat, source.n_resumed)
         seat.is_taken = True
         return seat
+
+    def copy(self, source: Seat, target: Seat, n_tokens: int) -> None:
+        """What is kept of the first tokens at a seat is to be copied to another."""
+        self.copies.append(SequenceCopy(source.number, target.number, n_tokens))
+        self._retention.copy(source.number, target.number, n_tokens)
 
     def leave(self, seat: Seat) -> None:
         """Its tokens stay until another takes it."""

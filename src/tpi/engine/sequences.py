@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.engine.cells import CellBlock, CellPool
+from tpi.engine.pinned import Pinned
 from tpi.engine.prefixes import Prefixes
 from tpi.engine.runner import PassRunner
 from tpi.engine.seats import Seat, Seats
@@ -25,8 +26,8 @@ _WORTH_KEEPING = 32
 
 @dataclass(eq=False)
 class Sequence:
-    """One caller's tokens. ``n_reserved``: room for so many is kept; ``marks``: after so many the recurrent states are
-    to be kept."""
+    """One caller's tokens, at most ``n_most``. ``n_reserved``: room for so many is kept; ``marks``: after so many the
+    recurrent states are to be kept."""
 
     seat: Seat
     tokens: list[int]
@@ -34,6 +35,7 @@ class Sequence:
     blocks: list[CellBlock]
     n_cached: int
     """So many were computed before it began."""
+    n_most: int
     n_reserved: int
     marks: tuple[int, ...] = ()
 
@@ -53,6 +55,11 @@ class Sequence:
         return next((mark - len(self.tokens) for mark in self.marks if mark > len(self.tokens)), 0)
 
     @property
+    def n_left(self) -> int:
+        """How many more tokens it can have."""
+        return self.n_most - len(self.tokens)
+
+    @property
     def n_room(self) -> int:
         """How many more tokens its blocks have room for."""
         return len(self.blocks) * BLOCK_CELLS - len(self.tokens)
@@ -66,6 +73,7 @@ class Sequences:
         when the next one begins, but for what that one begins with."""
         self._runner, self._keeps_ended = runner, keeps_ended
         self._live: list[Sequence] = []
+        self._pinned = Pinned()
         self._forget()
 
     @property
@@ -85,6 +93,21 @@ class Sequences:
         if self._n_forgotten != self._runner.n_forgotten:
             self._forget()
 
+    def pin(self, tokens: Tokens) -> None:
+        """The whole blocks of a text's beginning: once a sequence has computed them, they stay, whoever needs room. So
+        does what ranks keep beside cells after them, at a seat more than there are callers.
+
+        Raises:
+            UsageError: that is no block, or leaves none for others.
+        """
+        self._pinned = Pinned.of(tokens, self._runner.n_cells)
+        self._reserve_seat()
+
+    @property
+    def n_pinned(self) -> int:
+        """Cells that are pinned, or will be."""
+        return len(self._pinned.tokens)
+
     def begin(
         self, prompt: Tokens, marks: abc.Sequence[int] = (), seat_number: int | None = None, *, is_new: bool = False
     ) -> Sequence | None:
@@ -92,7 +115,7 @@ class Sequences:
         None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on. It
         gets the seat of ``seat_number``, if that is free; if it ``is_new``, all of it is computed. ``prompt`` has one
         token at least, and none more than the context."""
-        n_most = self._runner.n_context
+        n_most = self._most_of(prompt)
         assert 1 <= len(prompt) <= n_most, "whoever asks has checked it"
         if self._seats.are_taken:
             return None
@@ -114,8 +137,9 @@ class Sequences:
             return None
         seat = self._seats.take(source, seat_number)
         seat.tokens = list(prompt[:n_resumed])
-        sequence = Sequence(seat, seat.tokens, path, n_resumed, n_reserved)
+        sequence = Sequence(seat, seat.tokens, path, n_resumed, n_most, n_reserved)
         found = (*marks, *([source.n_alike] if source.n_alike - n_resumed >= _WORTH_KEEPING else []))
+        found += (self.n_pinned,) if self._pinned.is_awaited and self._pinned.begins(prompt) else ()
         sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)}))
         if n_tail:
             self._own_tail(sequence, n_tail, n_needed + n_missing)
@@ -129,7 +153,7 @@ class Sequences:
             UsageError: the prompt is empty.
             ContextError: it leaves no room for a token more.
         """
-        most = self._runner.n_context - 1
+        most = self._most_of(prompt) - 1
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to answer")
         if len(prompt) > most:
@@ -197,6 +221,7 @@ class Sequences:
         """They are."""
         self._append(sequence, tokens)
         self._retention.end(sequence.number, len(sequence.tokens), keep)
+        self._try_pin(sequence)
 
     def cut_back(self, sequence: Sequence, n_tokens: int) -> int:
         """Forgets all but the first ``n_tokens``, and of these what cannot be gone back to; returns how many are
@@ -230,9 +255,35 @@ class Sequences:
         self._n_forgotten, self._retention = runner.n_forgotten, runner.retention
         self._pool, self._copies = CellPool(runner.n_cells), list[_Copy]()
         self._seats = Seats(runner.n_sequences, self._retention)
+        self._reserve_seat()
         for sequence in self._live:
             sequence.seat, sequence.tokens, sequence.blocks = self._seats.take(), [], []
             sequence.n_cached, sequence.seat.tokens = 0, sequence.tokens
+
+    def _most_of(self, prompt: Tokens) -> int:
+        """How many tokens a sequence can have that begins so. Who does not begin with what is pinned has less room."""
+        n_context, n_others = self._runner.n_context, self._runner.n_cells - self.n_pinned
+        return n_context if n_context <= n_others or self._pinned.begins(prompt) else n_others
+
+    def _reserve_seat(self) -> None:
+        """Nobody has computed what is pinned."""
+        self._pinned.blocks, self._pinned.seat = (), None
+        if self._pinned.tokens and self._retention.is_bound:
+            self._pinned.seat = self._seats.reserve()
+
+    def _try_pin(self, sequence: Sequence) -> None:
+        """What is pinned is there if a sequence has got just so far, or farther where no seat has to be copied."""
+        pinned, n_pinned, n_tokens = self._pinned, self.n_pinned, len(sequence.tokens)
+        if not pinned.is_awaited or n_tokens < n_pinned or tuple(sequence.tokens[:n_pinned]) != pinned.tokens:
+            return
+        if pinned.seat is not None:
+            if n_tokens > n_pinned:
+                return
+            pinned.seat.tokens = list(pinned.tokens)
+            self._seats.copy(sequence.seat, pinned.seat, n_pinned)
+        pinned.blocks = tuple(sequence.blocks[: n_pinned // BLOCK_CELLS])
+        for block in pinned.blocks:
+            self._pool.use(block)
 
     def _own_tail(self, sequence: Sequence, n_tokens: int, n_needed: int) -> None:
         """Makes the last block of a sequence its own, with the first tokens only: that block itself if nobody else uses

@@ -23,7 +23,7 @@ class Needs:
     """The process before the rest: interpreter, libraries, the model's description."""
     kv_bytes: int
     graphs_bytes: int
-    """Intermediates of the kernels and their work buffer."""
+    """Intermediates of the kernels and their work buffer, and the graphs that are kept."""
     activations_bytes: int
     """Residual stream, sums, mask; on the master the embeddings of a pass, too."""
     links_bytes: int

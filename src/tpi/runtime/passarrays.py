@@ -22,6 +22,10 @@ from tpi.runtime.sights import Sights
 
 _AGE_BYTES = 7
 """Of a cell and a row while a window's mask is made: how long ago it was, and three conditions."""
+_SEEN_BYTES = 2
+"""Of a cell and a row while the mask of all cells is made: as it came, and turned round;"""
+_OWN_SEEN_BYTES = 3
+"""where every sequence looks at its own cells, these once more (``python -m bench growth``)."""
 
 
 class PassArrays:
@@ -85,7 +89,7 @@ class PassArrays:
             self._outputs, self.expert_rows,
         ]  # fmt: skip
         copied = self._settings.max_tokens * max(
-            2 * self._settings.n_cells,
+            (_OWN_SEEN_BYTES if self._settings.is_reproducible else _SEEN_BYTES) * self._settings.n_cells,
             *(_AGE_BYTES * self._settings.ring_cells(window) for window in self._model.windows if window != FULL),
             0,
         )

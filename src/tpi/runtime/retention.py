@@ -19,6 +19,12 @@ class KeptBeside:
     marks: tuple[StateMark, ...] = ()
 
 
+def lies_in_cells(blocks: Sequence[Block]) -> bool:
+    """Whether all that is kept of a sequence lies in cells, which any other can look at."""
+    windows = (block.state.window for block in blocks if isinstance(block.state, KvState))
+    return not has_recurrent_state(blocks) and all(window == FULL for window in windows)
+
+
 class Retention:
     """What ranks keep of all sequences."""
 

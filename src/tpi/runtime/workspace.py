@@ -30,6 +30,8 @@ _GRAPHS_KEPT = 32
 _SHAPES_KEPT = 2
 """At least graphs of so many shapes of every structure: with fewer, each pass would make them all anew."""
 _PASS_GRAPHS_KEPT = 4
+_GRAPH_BYTES, _NODE_BYTES = 8_000, 1_200
+"""Of a graph, and of each of its nodes: tensors, plans, and what Python knows of them (``python -m bench growth``)."""
 _ROOM_FOR_PASS_GRAPH = 16
 """Where the longest pass has so many tokens, the blocks' intermediates leave room for a whole pass of one."""
 _EXPERT_STEPS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
@@ -88,6 +90,8 @@ class Workspace:
         self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker, settings.is_reproducible)
         self.ledger = Ledger(slots if self.states else None)
         self._pass_graphs: OrderedDict[tuple[int, Seen], Graph] = OrderedDict()
+        self._n_nodes: dict[int, int] = {}
+        """Of the largest graph of a structure."""
         n_lanes = settings.n_parts + bool(self._experts)
         self.compute = Compute(settings.n_threads, n_lanes, is_reproducible=settings.is_reproducible)
         try:
@@ -125,6 +129,16 @@ class Workspace:
     def kept_bytes(self) -> int:
         """What is kept of sequences when everything was written: KV cache and recurrent states."""
         return self.cache.n_bytes + self.states.n_bytes
+
+    @property
+    def kept_graphs_bytes(self) -> int:
+        """What the graphs that are kept take at most: as many as may be, all as large as the largest."""
+        n_graphs = self._n_kept * (2 if self._experts else 1)
+        n_nodes = n_graphs * max(self._n_nodes.values(), default=0)
+        if self.most_whole_tokens:
+            n_graphs += _PASS_GRAPHS_KEPT
+            n_nodes += _PASS_GRAPHS_KEPT * sum(self._n_nodes[structure] for structure in self._structures.values())
+        return n_graphs * _GRAPH_BYTES + n_nodes * _NODE_BYTES
 
     @property
     def most_whole_tokens(self) -> int:
@@ -212,8 +226,12 @@ class Workspace:
             graph.place(self.compute, lane)
             return graph
 
-        n_kept = max(_GRAPHS_KEPT, _SHAPES_KEPT * len(self._numbers) * self.settings.n_parts)
-        return _recall(graphs, (structure, shape, lane), n_kept, make)
+        return _recall(graphs, (structure, shape, lane), self._n_kept, make)
+
+    @property
+    def _n_kept(self) -> int:
+        """Graphs of blocks, and as many of experts."""
+        return max(_GRAPHS_KEPT, _SHAPES_KEPT * len(self._numbers) * self.settings.n_parts)
 
     def states_of(self, blocks: Iterable[Block], runs: Sequence[tuple[int, int, int]] = ()) -> list[StateAddresses]:
         """Where the state of those of the blocks lies that have some, for graphs whose rows are these runs."""
@@ -288,16 +306,18 @@ class Workspace:
                 self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self.pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
-            self._try([held], self._largest(held, n_rows), 0)
+            self._n_nodes[self._structures[block.index]] = self._try([held], self._largest(held, n_rows), 0)
             if settings.n_parts > 1 and not block.is_head and len(self.pieces[block.index]) > 1:
                 self._try([held], self._largest(held, -(-settings.max_tokens // 2)), 1)
-        for held in {structure: held for held, structure in self._experts.values()}.values():
-            self._try([held], BatchShape(settings.max_tokens), settings.n_parts)
+        for structure, held in {structure: held for held, structure in self._experts.values()}.items():
+            self._n_nodes[structure] = self._try([held], BatchShape(settings.max_tokens), settings.n_parts)
 
-    def _try(self, held: Sequence[Held], shape: BatchShape, lane: int) -> None:
+    def _try(self, held: Sequence[Held], shape: BatchShape, lane: int) -> int:
+        """Returns how many nodes the graph has."""
         with self._build(held, shape) as graph:
             self.compute.reserve(graph.graph, lane)
             graph.place(self.compute, lane)
+            return graph.n_nodes
 
     def _largest(self, held: Held, n_rows: int) -> BatchShape:
         return _shape_for(held, BatchShape(n_rows, self._all_cells, _even(n_rows, self.settings.n_sequences)))

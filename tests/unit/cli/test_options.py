@@ -1,5 +1,7 @@
 """Texts of options to settings."""
 
+from pathlib import Path
+
 import pytest
 
 from tpi.cli import options
@@ -44,6 +46,30 @@ def test_a_context_is_a_number_or_what_memory_allows() -> None:
 def test_contexts_that_cannot_be(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--context '.{0,40}': write a number from 16 to 1048576, or auto$"):
         options.read_context(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "raw", "said"),
+    [
+        (None, False, "system.txt: No such file or directory"),
+        (b" \n", False, "system.txt: it is empty"),
+        (b"\xff\xfe", False, "system.txt: it is not UTF-8"),
+        (b"x" * ((1 << 22) + 1), False, "system.txt: it has 4,194,305 bytes, the limit is 4,194,304"),
+        (b"Be brief.", True, "is the beginning of chats: leave out --raw"),
+    ],
+)
+def test_what_cannot_be_pinned(tmp_path: Path, content: bytes | None, raw: bool, said: str) -> None:
+    file = tmp_path / "system.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UsageError, match=f"^--pin .*{said}$"):
+        options.read_pinned(file, raw=raw)
+
+
+def test_what_is_pinned(tmp_path: Path) -> None:
+    assert options.read_pinned(None, raw=True) == ""
+    (tmp_path / "system.txt").write_bytes(b"  Be brief.\n And kind. \r\n")
+    assert options.read_pinned(tmp_path / "system.txt") == "  Be brief.\n And kind. "
 
 
 def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

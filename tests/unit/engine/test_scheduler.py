@@ -15,7 +15,7 @@ from tpi.engine.sampler import Sampler
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.sequences import Sequence as Computed
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.errors import BusyError, LinkError, UsageError
+from tpi.errors import BusyError, ContextError, LinkError, UsageError
 from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.logits import Row
@@ -86,13 +86,18 @@ def test_many_at_once_get_what_each_gets_alone(
 @pytest.mark.parametrize("kind", kinds())
 def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, seed: int) -> None:
     """With few cells: some have to make room, and begin anew. Some are stopped, wherever the ranks are in a pass, and
-    others go on; or all have to begin anew."""
+    others go on; or all have to begin anew. Half of the time what many begin with is pinned."""
     dice = Random(seed)
     n_cells = dice.randint(2, 7) * 32
-    ranks = FakeRanks(spec, n_cells=n_cells, n_sequences=dice.randint(1, 4), **kinds()[kind])
+    pinned = text(0, 32 if n_cells < 128 else 64) if seed % 2 else []
+    n_free = n_cells - len(pinned)
+    n_more = bool(pinned) and kind != "cells"
+    ranks = FakeRanks(spec, n_cells=n_cells, n_sequences=dice.randint(1, 4) + n_more, **kinds()[kind])
     ranks.n_context = n_cells - dice.choice([0, 7])
     scheduler = scheduler_of(ranks, language, keeps_ended=dice.random() < 0.7)
     asked: list[tuple[Request, Generation]] = []
+    if pinned:
+        scheduler.pin(pinned)
 
     def stop_some(work: Pass) -> Stop:
         places: list[Stop] = ["before", "in the middle", "after"]
@@ -108,11 +113,13 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
     for _ in range(60):
         match dice.choice(["submit", "submit", "go on", "cancel", *["step"] * 8] + ["stop"] * (seed % 4 == 0)):
             case "submit":
-                prompt = text(dice.randint(0, 3), dice.randint(1, min(100, n_cells - 8)), dice.choice([0, 31, 32, 50]))
+                prompt = text(dice.randint(0, 3), dice.randint(1, min(100, n_free - 8)), dice.choice([0, 31, 32, 50]))
+                if prompt[: len(pinned)] == pinned and n_free < 64:
+                    prompt += pinned[:20]
                 new = request(prompt, dice.randint(1, 40), len(asked))
                 asked.append((new, scheduler.submit(new)))
             case "go on" if asked:
-                prompt = [*dice.choice(asked)[1].tokens, 5][: n_cells - 8]
+                prompt = [*dice.choice(asked)[1].tokens, 5][: n_free - 8]
                 new = request(prompt, dice.randint(1, 9), len(asked))
                 asked.append((new, scheduler.submit(new)))
             case "cancel" if asked:
@@ -126,7 +133,7 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
         expected = alone(sent)
         assert generation.tokens == expected[: len(generation.tokens)]
         if generation.answer.finish == "length":
-            assert generation.tokens == expected or len(generation.tokens) > n_cells - 7
+            assert generation.tokens == expected or len(generation.tokens) > n_free - 7
         else:
             assert generation.answer.finish == "cancelled" and generation.is_cancelled
     ranks.before_pass = lambda work: None
@@ -134,7 +141,11 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
     finish(scheduler)
     assert last.tokens == alone(last.request)
     sequences = scheduler._sequences
-    assert not sequences._live and not any(block.n_users for block in sequences._pool._blocks.values())
+    used = [block for block in sequences._pool._blocks.values() if block.n_users]
+    assert not sequences._live and sorted(block.first for block in used) == sorted(
+        block.first for block in sequences._pinned.blocks
+    )
+    assert sum(not seat.is_taken for seat in sequences._seats._seats) == ranks.n_sequences - n_more
 
 
 def test_who_makes_room_with_a_full_context_goes_on_later(language: Language, spec: ModelSpec) -> None:
@@ -162,6 +173,65 @@ def test_as_many_tokens_as_there_are_cells_can_begin_anew(language: Language, sp
     scheduler._send_back(generation)
     finish(scheduler)
     assert generation.tokens == alone(generation.request)[:65]
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_is_pinned_outlives_a_flood_of_others(language: Language, spec: ModelSpec, kind: str) -> None:
+    """And ranks that forget everything; what is not pinned goes, what was used longest ago first."""
+    ranks = FakeRanks(spec, n_cells=256, n_sequences=3, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language)
+    pinned, others = text(0, 100), [text(number, 90) for number in range(1, 12)]
+    scheduler.pin(pinned)
+    assert scheduler.n_pinned == 96
+
+    def ask(prompt: Sequence[int]) -> int:
+        generation = scheduler.submit(request(prompt, 3))
+        finish(scheduler)
+        assert generation.tokens == alone(generation.request)
+        return generation.answer.n_cached_tokens
+
+    for _ in range(2):
+        assert ask([*pinned, 7]) == 0
+        for other in others:
+            assert ask(other) == 0, "it was dropped, or never there"
+        assert ask(others[-1]) >= (89 if kind in ("cells", "windows") else 0)
+        assert ask([*pinned, 8, 9]) == 96
+        ranks.forget()
+    together = [scheduler.submit(request([*pinned, number], 20, number)) for number in range(7)]
+    finish(scheduler)
+    assert [generation.tokens for generation in together] == [alone(generation.request) for generation in together]
+    assert max(len(work.sampled) for work in ranks.passes) == (3 if kind == "cells" else 2), (
+        "a seat is for what is pinned"
+    )
+
+
+def test_what_is_pinned_is_not_there_for_others(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, n_cells=256)
+    ranks.n_context = 256
+    scheduler = scheduler_of(ranks, language)
+    scheduler.pin(pinned := text(0, 160))
+    finish(scheduler)
+    longer, other = scheduler.submit(request([*pinned, 5], 200)), scheduler.submit(request(text(1, 50), 200))
+    finish(scheduler)
+    assert longer.tokens == alone(longer.request)[:257] and other.tokens == alone(other.request)[:97]
+    scheduler.submit(request([*pinned, *text(1, 95)], 1))
+    with pytest.raises(ContextError, match="has 96 tokens, 1 more than the 95 that fit the context"):
+        scheduler.submit(request(text(1, 96), 1))
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "said"),
+    [
+        (31, "the chats with it have 31 tokens in common, and blocks of 32 are kept: make it longer"),
+        (
+            256,
+            "its 256 cells leave no room for a sequence in a context of 256: shorten it by 32 tokens or allow",
+        ),
+    ],
+)
+def test_what_cannot_be_pinned(language: Language, spec: ModelSpec, n_tokens: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        scheduler_of(FakeRanks(spec), language).pin(text(0, n_tokens))
 
 
 @pytest.mark.parametrize("kind", kinds())

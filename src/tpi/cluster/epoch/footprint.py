@@ -25,7 +25,7 @@ DESCRIPTION_BYTES = 5_000_000
 _CHEAP = 0.05
 """The part of a window that longer passes may cost: every token of an answer pays for it, with more that is read."""
 
-_F32_BYTES = 4
+_F16_BYTES, _F32_BYTES = 2, 4
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def needs_of(workspace: Workspace, process_bytes: int, tokenizer_bytes: int = 0)
         process_bytes=process_bytes,
         kv_bytes=workspace.cache.n_bytes,
         states_bytes=workspace.states.n_bytes,
-        graphs_bytes=workspace.compute.scratch_bytes,
+        graphs_bytes=workspace.compute.scratch_bytes + workspace.kept_graphs_bytes,
         activations_bytes=activations,
         links_bytes=_link_bytes(model, settings),
         logits_bytes=_logits_bytes(model, settings),
@@ -175,7 +175,9 @@ def _link_bytes(model: RankModel, settings: RankSettings) -> int:
 
 
 def _logits_bytes(model: RankModel, settings: RankSettings) -> int:
-    """In frames and, on the master, put together: where all of a row is wanted, which comes in 16 bits."""
+    """In frames and, on the master, put together: where all of a row is wanted, which comes in 16 bits, or in 32 where
+    rows may depend on nothing else."""
     rows = [share.first.size for share in model.partition.shares[-1]]
-    n_bytes = model.spec.n_vocab * _F32_BYTES + sum(rows[1:]) * 2 if model.rank == 0 else rows[model.rank] * 2
-    return settings.n_sampled * n_bytes
+    sent_bytes = _F32_BYTES if settings.is_reproducible else _F16_BYTES
+    held = model.spec.n_vocab * _F32_BYTES + sum(rows[1:]) * sent_bytes if model.rank == 0 else 0
+    return settings.n_sampled * (held or rows[model.rank] * sent_bytes)

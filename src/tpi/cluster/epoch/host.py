@@ -280,17 +280,19 @@ class RankHost:
 
 @dataclass(frozen=True)
 class HostDevice:
-    """The device that a host runs on: its name, what it may use, and what its process had before it held anything."""
+    """The device that a host runs on: its name, what it may use, and what its process had before it held anything, with
+    what it will need for other things than its rank."""
 
     name: str
     resources: Resources
     process_bytes: int
 
     @staticmethod
-    def measured(name: str, resources: Resources) -> "HostDevice":
-        """Measured now: once in the life of a process, before it holds anything."""
+    def measured(name: str, resources: Resources, beside_bytes: int = 0) -> "HostDevice":
+        """Measured now: once in the life of a process, before it holds anything. ``beside_bytes`` are kept for what
+        does not belong to the rank."""
         give_back_freed()
-        return HostDevice(name, resources, resident_bytes())
+        return HostDevice(name, resources, resident_bytes() + beside_bytes)
 
 
 def piece_bytes_of(model: RankModel, whole: StoredWeights | None) -> list[int]:

@@ -27,7 +27,7 @@ from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.cluster.epoch.speeds import measure_speeds
 from tpi.cluster.mesh.frames import check_capacity
 from tpi.cluster.mesh.passframes import pass_capacity
-from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, MasterSettings
+from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, MAX_PARALLEL, MasterSettings
 from tpi.errors import KernelError, MemoryBudgetError, ProtocolError, UsageError
 from tpi.model.architectures import blocks_of, inputs_of
 from tpi.model.blocks import has_recurrent_state
@@ -37,6 +37,7 @@ from tpi.model.spec import ModelSpec
 from tpi.observe import available_memory_bytes
 from tpi.planner.chunks import Speeds, covering_tokens, possible_tokens
 from tpi.planner.shares import check_shares, shares_by_memory
+from tpi.runtime.retention import lies_in_cells
 
 FIRST_EPOCH = 1
 MAX_SAMPLED = 8
@@ -173,7 +174,7 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
         n_cells=n_cells,
         max_tokens=min(max_tokens, n_cells),
         max_sampled=max(MAX_SAMPLED, settings.n_parallel),
-        n_sequences=settings.n_parallel,
+        n_sequences=_n_sequences(settings, spec),
         is_traced=settings.trace is not None,
         kv_type=kv_type_of(settings.kv_type, spec),
         payload=PayloadFormat.F32.value if settings.is_reproducible else settings.wire,
@@ -186,6 +187,14 @@ def _base_plan(settings: MasterSettings, spec: ModelSpec) -> Plan:
     except ProtocolError as error:
         raise UsageError(f"a context of {n_cells} is too long: {error}") from error
     return plan
+
+
+def _n_sequences(settings: MasterSettings, spec: ModelSpec) -> int:
+    """Those that are answered, and what is pinned, where that is more than cells."""
+    n_sequences = settings.n_parallel + (settings.pins and not lies_in_cells(blocks_of(spec)))
+    if n_sequences > MAX_PARALLEL:
+        raise UsageError(f"{settings.n_parallel} sequences and what is pinned are too many: at most {MAX_PARALLEL - 1}")
+    return n_sequences
 
 
 def _settled_partition(settings: MasterSettings, spec: ModelSpec, n_ranks: int) -> Partition | None:

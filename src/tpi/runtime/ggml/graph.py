@@ -138,6 +138,10 @@ class Graph:
             place.pointer.value = part_addresses[part] + place.offset
 
     @property
+    def n_nodes(self) -> int:
+        return int(self._base.ggml_graph_n_nodes(self.graph))
+
+    @property
     def chooses(self) -> bool:
         """Experts are chosen in it: it is run in halves."""
         return self._choice is not None

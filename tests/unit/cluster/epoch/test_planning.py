@@ -22,7 +22,8 @@ from tpi.cluster.epoch.planning import (
 )
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.errors import UsageError
-from tpi.model.architectures import blocks_of
+from tpi.gguf.reader import read_gguf
+from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import Partition, divide
 from tpi.model.spec import ModelSpec
 from tpi.planner.chunks import Speeds
@@ -248,6 +249,17 @@ def test_no_longer_than_what_a_link_carries(monkeypatch: pytest.MonkeyPatch, n_c
     check_plan(with_rank(plan, 1))
     with pytest.raises(UsageError, match="a context of 1048576 is too long: a frame of"):
         check_settings(settings(context=1 << 20, chunk_tokens=512), make_spec(n_context_train=1 << 20))
+
+
+@pytest.mark.parametrize(("name", "n_more"), [("deltas", 1), ("windowed", 1), ("", 0)])
+def test_what_is_pinned_has_a_place_of_its_own_where_cells_are_not_all(name: str, n_more: int) -> None:
+    folder = Path(__file__).parents[3] / "trained"
+    spec = read_spec(read_gguf(folder / f"{name}.gguf"), "") if name else SPEC
+    plan = make_plan(settings(n_workers=0, n_parallel=3, pins=True), spec, 1, [Device("master")], 50_000_000)
+    assert plan.n_sequences == 3 + n_more
+    if n_more:
+        with pytest.raises(UsageError, match="255 sequences and what is pinned are too many: at most 254"):
+            check_settings(settings(n_parallel=255, pins=True), spec)
 
 
 def test_passes_are_shorter_where_memory_is_tight() -> None:
