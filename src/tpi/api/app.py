@@ -44,7 +44,7 @@ def make_app(service: Service, rules: Rules, log: AccessLog | None = None) -> AS
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
     app.add_exception_handler(RecursionError, _tell_too_deep)
     app.add_exception_handler(Exception, _tell_defect)
-    served: ASGIApp = Guard(_answer_heads(app), rules)
+    served: ASGIApp = Guard(_answer_heads(app), rules, service.workers)
     if rules.cors_origins:
         served = CORSMiddleware(
             served, allow_origins=list(rules.cors_origins), allow_methods=["*"], allow_headers=["*"]

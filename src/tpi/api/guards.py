@@ -7,9 +7,9 @@ pretend that this server is its own (Host, against DNS rebinding).
 
 import asyncio
 import contextlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,9 +19,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tpi.api.accesslog import KEY_NAME
-from tpi.api.errors import RETRY_AFTER_S, Problem
+from tpi.api.errors import RETRY_AFTER_S, Problem, problem_of
 from tpi.api.keys import Key, find_key
-from tpi.api.workers import Holders
+from tpi.api.parsed import PARSED
+from tpi.api.workers import Holders, Workers
+from tpi.errors import BusyError
 from tpi.native.allocator import give_back_freed
 
 MAX_BODY_BYTES = 8 << 20
@@ -31,8 +33,8 @@ _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _TOO_SLOW = 408
 _LARGE_BYTES = 1 << 20
 _OPEN_PATHS = ("/health",)
-_MAYBE_INFINITE = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
-"""In a body that has none of these there is no number that is too large for all parsers."""
+_SLOW_BYTES = 1 << 17
+"""To parse more takes longer than a thread costs."""
 LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 """By these only this device reaches a server."""
 
@@ -59,8 +61,8 @@ class _Refused(Exception):
 class Guard:
     """Lets requests through that keep the rules."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
-        self._app, self._rules = app, rules
+    def __init__(self, app: ASGIApp, rules: Rules, workers: Workers) -> None:
+        self._app, self._rules, self._workers = app, rules, workers
         self._held_bytes = 0
         """Of the bodies of all requests that are here, or that a thread works for."""
         self._freed_bytes = 0
@@ -84,7 +86,7 @@ class Guard:
             await self._read(receive, parts)
             body = b"".join(parts)
             parts[:] = [body]
-            _check_json(body)
+            scope[PARSED] = await self._parse(body)
             await self._app(scope, _after(body, receive), send)
         except _Refused as refused:
             if refused.problem.status != _TOO_SLOW:
@@ -96,6 +98,17 @@ class Guard:
             n_bytes, body = sum(map(len, parts)), b""
             parts.clear()
             holders.leave()
+
+    async def _parse(self, body: bytes) -> Any:
+        """Once, for all who read it; large ones by a thread. Raises as ``_parse``."""
+        if not body:
+            return None
+        if len(body) < _SLOW_BYTES:
+            return _parse(body)
+        try:
+            return await self._workers.run(lambda _: _parse(body))
+        except BusyError as error:
+            raise _Refused(problem_of(error)) from error
 
     def _let_go(self, n_bytes: int) -> None:
         """A body is not held any more; after large ones, and when there is no other, memory is given back."""
@@ -177,16 +190,15 @@ def _shown_keys(headers: Headers) -> Iterator[str]:
     yield shown.strip() if scheme.lower() == "bearer" else ""
 
 
-def _check_json(body: bytes) -> None:
-    """What parsers differ about (infinities, numbers that become one, halves of characters) is refused here for all
-    of them, as is what no text can hold."""
-    if not body:
-        return
+def _parse(body: bytes) -> Any:
+    """What a body says; no number is infinite, no character half.
+
+    Raises:
+        _Refused: it is no JSON.
+    """
     try:
         body.decode()
-        msgspec.json.decode(body, type=msgspec.Raw)
-        if _MAYBE_INFINITE.search(body):
-            msgspec.json.decode(body)
+        return msgspec.json.decode(body)
     except UnicodeDecodeError as error:
         raise _Refused(Problem(400, f"the request is not UTF-8 at byte {error.start:,}")) from error
     except RecursionError as error:

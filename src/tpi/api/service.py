@@ -27,7 +27,7 @@ from tpi.engine.settings import MAX_SEED, GenerationSettings, SamplingSettings
 from tpi.engine.slots import Slots
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk
-from tpi.errors import Cancelled, TpiError
+from tpi.errors import BusyError, Cancelled, TpiError
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,16 @@ class Service:
         """What may take long, in a thread that has no other work. Raises as ``Workers.run``."""
         return await self.workers.run(lambda _: work())
 
-    def prompt(self, ask: AnyAsk, going: Going) -> Prompt:
-        """Templates are strangers' programs, which may take a while: not to be called on the loop.
+    def prompt(self, ask: AnyAsk, going: Going, *, is_asked: bool = True) -> Prompt:
+        """Templates are strangers' programs, which may take a while: not to be called on the loop. ``is_asked``: an
+        answer is wanted.
 
         Raises:
             TpiError: see ``Engine.chat_prompt``.
             Problem: there is no such token.
         """
         if isinstance(ask, ChatAsk):
-            return self._engine.chat_prompt(ask, going.check)
+            return self._engine.chat_prompt(ask, going.check, is_asked=is_asked)
         if not ask.tokens:
             return self._engine.raw_prompt(ask.text, ask.grammar)
         self.check_tokens(ask.tokens)
@@ -187,9 +188,13 @@ class Service:
         """Begins all answers, those to one prompt after each other; none, if one cannot be. Raises as ``prompt``, as
         ``Engine.ask``, and as ``Workers.run``."""
         n_answers = len(ask.prompts) * ask.n
-        if n_answers > MAX_WAITING:
-            what = f"{len(ask.prompts)} prompts with {ask.n} answers to each are {n_answers} answers"
-            raise Problem(400, f"{what}, at most {MAX_WAITING} may be asked for at once: ask several times", param="n")
+        what = f"{len(ask.prompts)} prompts with {ask.n} answers to each are {n_answers} answers"
+        if n_answers > MAX_WAITING // 2:
+            most = MAX_WAITING // 2
+            raise Problem(400, f"{what}, at most {most} may be asked for at once: ask several times", param="n")
+        n_free = MAX_WAITING - self.load().n_waiting
+        if n_answers > max(1, n_free // 2):
+            raise BusyError(f"{what}, half of the {n_free} places that are free now may be taken: try again later")
         loop = asyncio.get_running_loop()
         begun = await self.workers.run(lambda going: self._begin(ask, loop, going), _cancel_all)
         note_answers(begun)

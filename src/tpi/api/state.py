@@ -10,6 +10,7 @@ from tpi.api.description import described
 from tpi.api.events import Events
 from tpi.api.metrics import CONTENT_TYPE, metrics
 from tpi.api.openai.told import ErrorDetail, ToldError
+from tpi.api.parsed import new_router
 from tpi.api.service import Service
 
 _STATE = {"type": "object", "required": ["model", "ranks", "answers"]}
@@ -44,7 +45,7 @@ def make_state_router(service: Service) -> APIRouter:
     async def follow() -> Response:
         return _Events(events.listen(), headers={"Cache-Control": "no-cache"})
 
-    router = APIRouter()
+    router = new_router()
     router.add_api_route("/v1/cluster", tell, methods=["GET"], responses=_JSON)
     router.add_api_route(EVENTS_PATH, follow, methods=["GET"], response_class=_Events, responses=_ERRORS)
     router.add_api_route("/metrics", measure, methods=["GET"], response_class=PlainTextResponse, responses=_ERRORS)

@@ -39,6 +39,15 @@ class Vectors:
         called on the loop."""
         return tuple(self._engine.vocabulary.tokenize(text, add_special=True, parse_special=False))
 
+    def read(self, text: str) -> tuple[int, ...]:
+        """As ``tokens_of``, of what is to fit.
+
+        Raises:
+            ContextError: it is far too long.
+        """
+        self._engine.check_bytes(text)
+        return self.tokens_of(text)
+
     def cut(self, tokens: tuple[int, ...], n_most: int) -> tuple[int, ...]:
         """What ``tokens_of`` gave, in so many tokens; the one that ends a text stays."""
         end = self.tokens_of("")[-1:]

@@ -54,8 +54,14 @@ class ChatPrompts:
         self._grammars = GrammarTokens(vocabulary)
         self.dialect: Dialect = find_dialect(template.source, self._is_token)
 
-    def chat(self, ask: ChatAsk, check: Callable[[], None] = lambda: None) -> Prompt:
-        """``check`` is called between steps that may be long; what it raises ends the work.
+    def chat(
+        self,
+        ask: ChatAsk,
+        check: Callable[[], None] = lambda: None,
+        check_text: Callable[[str], None] = lambda text: None,
+    ) -> Prompt:
+        """``check`` is called between steps that may be long, ``check_text`` with the text before it is read; what they
+        raise ends the work.
 
         Raises:
             UsageError: the template refuses the chat or fails with it, a text is too long, a tool or a grammar cannot
@@ -69,6 +75,7 @@ class ChatPrompts:
         thinks = self._has_opened(segments)
         make_constraint = self._constraint(ask, chosen, thinks=thinks)
         check()
+        check_text("".join(segment.text for segment in segments))
         tokens = tuple(encode_segments(self._vocabulary, segments))
         is_begun = ask.continues_last and bool(ask.messages[-1].content)
         make_reader = partial(DialectReader, self.dialect, chosen, starts_thinking=thinks, is_begun=is_begun)

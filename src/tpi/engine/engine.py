@@ -25,12 +25,14 @@ from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, Grammar, Message
-from tpi.errors import TpiError, UsageError
+from tpi.errors import ContextError, TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
 
 _PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 _DIFFERENT = "Hello!", "Why is the sky blue?"
 """What users may say, with nothing in common."""
+_FEW_BYTES = 16
+"""Of texts that have so many for every token that fits, it is looked up how many the longest token has."""
 _LOOK_S = 0.1
 """How long at most until a cancellation is noticed while nothing comes."""
 
@@ -129,19 +131,43 @@ class Engine:
         if self._driver is None:
             self._runner.check_alive()
 
-    def chat_prompt(self, ask: ChatAsk, check: Callable[[], None] = lambda: None) -> Prompt:
-        """A chat, ready for the assistant's turn; raises as ``ChatPrompts.chat``."""
-        prompt = self._prompts.chat(ask, check)
+    def chat_prompt(self, ask: ChatAsk, check: Callable[[], None] = lambda: None, *, is_asked: bool = True) -> Prompt:
+        """A chat, ready for the assistant's turn; if it ``is_asked`` then, one that is far too long is not read first.
+        Raises as ``ChatPrompts.chat``, and
+
+        Raises:
+            ContextError: it is that long.
+        """
+        prompt = self._prompts.chat(ask, check, self.check_bytes if is_asked else lambda text: None)
         check()
         return replace(prompt, marks=self._marks(ask, prompt.tokens))
 
     def raw_prompt(self, text: str, grammar: Grammar | None = None) -> Prompt:
         """A text that is taken as it is. Raises as ``chat_prompt``."""
+        self.check_bytes(text)
         return self._prompts.raw(text, grammar)
 
     def token_prompt(self, tokens: tuple[int, ...], grammar: Grammar | None = None) -> Prompt:
         """The same, of its tokens."""
         return self._prompts.text(tokens, grammar)
+
+    def check_bytes(self, text: str) -> None:
+        """Refuses what cannot fit, however well its bytes go into tokens, so that nobody reads it for nothing.
+
+        Raises:
+            ContextError: it is that long.
+        """
+        n_most = self.n_context - 1
+        if len(text) <= _FEW_BYTES * n_most:
+            return
+        n_bytes = len(text.encode("utf-8", "replace"))
+        n_tokens = -(-n_bytes // self.vocabulary.longest_bytes)
+        if n_tokens > n_most:
+            raise ContextError(
+                f"the prompt has {n_bytes:,} bytes, which are {n_tokens} tokens at least, {n_tokens - n_most} more "
+                f"than the {n_most} that fit the context: shorten it",
+                n_tokens - n_most,
+            )
 
     def pair_prompt(self, query: str, document: str) -> tuple[int, ...]:
         """A query and a document whose going together is to be told, in the form that the model's file has for it.

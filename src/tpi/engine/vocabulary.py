@@ -172,6 +172,11 @@ class Vocabulary:
                 return buffer.raw[:n]
             capacity = -n
 
+    @functools.cached_property
+    def longest_bytes(self) -> int:
+        """Bytes of the token that adds most to a text. Looks at all of them, once."""
+        return max(1, *(len(self.token_bytes(token_id, special=True)) for token_id in range(self.n_tokens)))
+
     def token_text(self, token_id: int) -> str:
         """A token as the model file writes it (``<|eot_id|>``, ``Ġthe``)."""
         self._check_id(token_id)

@@ -155,7 +155,10 @@ class ScriptedEngine:
     def figures(self) -> AnswerFigures:
         return AnswerFigures(self.scheduler.load.n_running, self.scheduler.load.n_waiting, 0, 0, 0)
 
-    def chat_prompt(self, ask: ChatAsk, *_: Any) -> Prompt:
+    def check_bytes(self, text: str) -> None:
+        pass
+
+    def chat_prompt(self, ask: ChatAsk, *_: Any, is_asked: bool = True) -> Prompt:
         self.asked.append(ask)
         return Prompt((1, 2, 3, 4, 5, 6, 7), make_reader=lambda: Reader(self.line))
 

@@ -1,13 +1,19 @@
 """Who gets through to the application behind the guard, without a server."""
 
 import asyncio
+import json
+import threading
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.unit.api.scripted import Played
 from tpi.api.guards import Guard, Rules
 from tpi.api.keys import Key
+from tpi.api.workers import Workers
 
 PLAIN = Rules("127.0.0.1")
 KEYED = Rules("0.0.0.0", (Key("laptop", "first"), Key("phone", "second")))
@@ -46,7 +52,7 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(_answer, rules)(scope, receive, send))
+    asyncio.run(Guard(_answer, rules, Workers(1))(scope, receive, send))
     return int(sent[0]["status"])
 
 
@@ -182,9 +188,28 @@ def test_all_bodies_together_have_a_bound() -> None:
         n_done += 1
 
     async def run() -> None:
-        guard = Guard(wait, rules)
+        guard = Guard(wait, rules, Workers(1))
         await asyncio.gather(request(guard), request(guard))
         await request(guard)
 
     asyncio.run(run())
     assert sent == [503, 200, 200] and n_done == 3
+
+
+def test_a_body_is_parsed_once(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones by the loop, large ones by a thread of the work that is bounded."""
+    loads, threads = list[object](), list[str]()
+    plain = msgspec.json.decode
+
+    def decode(body: bytes) -> Any:
+        threads.append(threading.current_thread().name)
+        return plain(body)
+
+    monkeypatch.setattr(json, "loads", loads.append)
+    monkeypatch.setattr(msgspec.json, "decode", decode)
+    for n_bytes, thread in ((10, "tpi-api"), (1 << 18, "tpi-work_")):
+        body = b'{"content": "%s"}' % (b"x" * n_bytes)
+        request = urllib.request.Request(f"{server.url}/tokenize", body, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=20) as response:
+            assert len(plain(response.read())["tokens"]) == n_bytes
+        assert threads.pop().startswith(thread) and not threads and not loads

@@ -197,7 +197,7 @@ def test_logprobs_come_whatever_the_tokens_belong_to(server: Played) -> None:
 
 
 def test_a_template_that_fails_is_the_request_s(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise UsageError("the model's chat template fails: x")
 
     monkeypatch.setattr(server.engine, "chat_prompt", fail)

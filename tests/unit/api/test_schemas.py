@@ -19,6 +19,7 @@ from tpi.api.ollama import schema as ollama
 from tpi.api.openai import embeddings
 from tpi.api.openai import schema as openai
 from tpi.api.openai.responses.schema import ResponseRequest
+from tpi.engine.scheduler import Load
 
 MODELS: tuple[type[BaseModel], ...] = (
     CompletionRequest, DetokenizeRequest, EmbeddingRequest, InfillRequest, MessageRequest, RankRequest, ResponseRequest,
@@ -76,16 +77,26 @@ def test_biases_of_what_is_no_token(server: Played, bias: Any) -> None:
 
 
 def test_how_many_answers_a_request_may_want(server: Played) -> None:
-    """No more than may wait; and with whatever seed."""
+    """No more than half of those that may wait; and with whatever seed."""
     server.engine.line = Line(("a",))
-    asked = {"prompt": ["a"] * 32, "n": 2, "max_tokens": 1, "seed": (1 << 63) - 1}
+    asked = {"prompt": ["a"] * 16, "n": 2, "max_tokens": 1, "seed": (1 << 63) - 1}
     status, told = server.post("/v1/completions", asked)
-    assert status == 200 and len(told["choices"]) == 64
+    assert status == 200 and len(told["choices"]) == 32
     assert [sampling.seed for sampling, _ in server.engine.settings[-2:]] == [(1 << 63) - 1, 0]
     status, told = server.post("/v1/completions", asked | {"n": 3})
-    assert status == 400 and "32 prompts with 3 answers to each are 96 answers, at most 64" in told["error"]["message"]
+    assert status == 400 and "16 prompts with 3 answers to each are 48 answers, at most 32" in told["error"]["message"]
     assert server.post("/v1/completions", {"prompt": "a", "n": 2, "seed": -1})[0] == 200
     assert server.engine.settings[-1][0].seed is None
+
+
+def test_one_request_leaves_places_for_others(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.engine.line = Line(("a",))
+    for n_waiting, n, expected in ((44, 10, 200), (44, 11, 429), (63, 1, 200), (64, 1, 200)):
+        monkeypatch.setattr(server.engine.scheduler, "load", Load(4, n_waiting, 0))
+        status, told = server.post("/v1/completions", {"prompt": "a", "n": n})
+        assert status == expected, "whether a single one finds a place is the queue's to say"
+        if status == 429:
+            assert "half of the 20 places that are free now may be taken: try again later" in told["error"]["message"]
 
 
 def test_an_answer_that_was_stopped_from_outside_is_no_answer(server: Played) -> None:

@@ -15,7 +15,8 @@ from tpi.engine.engine import Engine
 from tpi.engine.generation import Answer, Delta
 from tpi.engine.language import Language
 from tpi.engine.settings import GenerationSettings, SamplingSettings
-from tpi.errors import Cancelled, LinkError
+from tpi.engine.turns import ChatAsk, Message
+from tpi.errors import Cancelled, ContextError, LinkError
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.runtime.logits import Row, extract, join
 from tpi.runtime.passes import Pass
@@ -233,3 +234,21 @@ class _Watched(deque[Delta]):
     def append(self, delta: Delta) -> None:
         self._look()
         super().append(delta)
+
+
+def test_what_cannot_fit_is_not_read(language: Language, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its bytes; what might fit is read, and then it is known."""
+    with Engine(FakeRunner(language), language) as engine:
+        longest = engine.vocabulary.longest_bytes
+        assert longest == max(len(language.vocabulary.token_bytes(n, special=True)) for n in range(260))
+        most = engine.n_context - 1
+        engine.check_bytes("x" * (max(longest, 16) * most))
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.vocabulary, "tokenize", None)
+            n_bytes = max(longest, 16) * most + 1
+            with pytest.raises(ContextError, match=f"the prompt has {n_bytes:,} bytes") as caught:
+                engine.raw_prompt("x" * n_bytes)
+            assert caught.value.n_over == -(-n_bytes // longest) - most
+            with pytest.raises(ContextError):
+                engine.chat_prompt(ChatAsk((Message("user", "x" * n_bytes),)))
+        assert len(engine.chat_prompt(ChatAsk((Message("user", "x" * n_bytes),)), is_asked=False).tokens) > most

@@ -12,6 +12,7 @@ from tpi.api.asks import Ask
 from tpi.api.connection import while_connected
 from tpi.api.description import described
 from tpi.api.errors import problem_of
+from tpi.api.parsed import new_router
 from tpi.api.service import Service
 from tpi.api.streams import Body, stream, typed_event, whole
 from tpi.engine.reading import ChatDelta, Reply
@@ -20,7 +21,7 @@ from tpi.errors import TpiError
 
 def make_router(service: Service) -> APIRouter:
     """To be included in the application."""
-    router, routes = APIRouter(), _MessageRoutes(service)
+    router, routes = new_router(), _MessageRoutes(service)
     add = router.add_api_route
     told = described(ToldMessage, ToldError, streams="text/event-stream")
     add("/v1/messages", routes.create, methods=["POST"], responses=told)
@@ -54,7 +55,7 @@ class _MessageRoutes:
     async def count(self, asked: PromptFields) -> Body:
         self._service.check_model(asked.model)
         ask = read_messages(asked)
-        prompt = await self._service.workers.run(lambda going: self._service.prompt(ask, going))
+        prompt = await self._service.workers.run(lambda going: self._service.prompt(ask, going, is_asked=False))
         return {"input_tokens": len(prompt.tokens)}
 
 

@@ -20,6 +20,7 @@ from tpi.api.llamacpp.texts import (
     ToldVector,
 )
 from tpi.api.openai.told import ToldError as OpenAiError
+from tpi.api.parsed import new_router
 from tpi.api.service import Service
 
 _EVENTS = "text/event-stream"
@@ -27,7 +28,7 @@ _EVENTS = "text/event-stream"
 
 def make_router(service: Service) -> APIRouter:
     """To be included in the application."""
-    router, completions, texts = APIRouter(), CompletionRoutes(service), TextRoutes(service)
+    router, completions, texts = new_router(), CompletionRoutes(service), TextRoutes(service)
     add = router.add_api_route
     told = described(ToldCompletion | list[ToldCompletion], ToldError, streams=_EVENTS)
     add("/completion", completions.complete, methods=["POST"], responses=told)

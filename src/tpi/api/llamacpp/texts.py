@@ -107,7 +107,7 @@ class TextRoutes:
 
     async def apply_template(self, asked: ChatRequest) -> Response:
         service, chat = self._service, read_chat(asked)
-        prompt = await service.workers.run(lambda going: service.prompt(chat, going))
+        prompt = await service.workers.run(lambda going: service.prompt(chat, going, is_asked=False))
         return await large(service, lambda: {"prompt": service.text(prompt.tokens)})
 
     async def props(self) -> Body:
@@ -154,7 +154,7 @@ class TextRoutes:
             inputs = list[tuple[int, ...]]()
             for prompt in read_prompts(given, service):
                 going.check()
-                inputs.append(prompt.tokens or service.vectors.tokens_of(prompt.text))
+                inputs.append(prompt.tokens or service.vectors.read(prompt.text))
             return inputs
 
         inputs = await while_connected(request, service.workers.run(read))
@@ -165,14 +165,14 @@ class TextRoutes:
             rows = [vector[None] for vector in await while_connected(request, vectors.embed(inputs))]
         return await large(service, lambda: [raw(_told(index, found)) for index, found in enumerate(rows)])
 
-    async def rank(self, asked: RankRequest, request: Request) -> Body:
+    async def rank(self, asked: RankRequest, request: Request) -> Response:
         service = self._service
         service.check_model(asked.model)
         documents = [item if isinstance(item, str) else item.text for item in asked.documents]
         ranked = await while_connected(request, service.vectors.rank(asked.query, documents))
         order = sorted(range(len(ranked)), key=lambda index: -ranked[index].score)
         n_tokens = sum(item.n_tokens for item in ranked)
-        return {
+        told = {
             "model": service.identity.model,
             "object": "list",
             "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
@@ -185,6 +185,7 @@ class TextRoutes:
                 for index in order[: asked.top_n]
             ],
         }
+        return await large(service, lambda: told)
 
 
 def _told(index: int, rows: Float32Array) -> Body:

@@ -28,6 +28,7 @@ from tpi.api.ollama.told import (
 )
 from tpi.api.ollama.vectors import VectorRoutes
 from tpi.api.openai.bodies import chat_logprobs
+from tpi.api.parsed import new_router
 from tpi.api.service import Service
 from tpi.api.streams import Body, line, stream, whole
 from tpi.engine.generation import TokenLogprob
@@ -41,7 +42,7 @@ _RUNS = "Ollama is running"
 
 def make_router(service: Service) -> APIRouter:
     """To be included in the application."""
-    router, models, answers = APIRouter(), ModelRoutes(service), _AnswerRoutes(service)
+    router, models, answers = new_router(), ModelRoutes(service), _AnswerRoutes(service)
     add = router.add_api_route
     told = described(ToldChat, ToldError, streams=_LINES)
     add("/api/chat", answers.chat, methods=["POST"], responses=told)

@@ -3,21 +3,35 @@
 import time
 
 from fastapi import Request
+from starlette.responses import Response
 
 from tpi.api.connection import while_connected
 from tpi.api.ollama.schema import EmbedRequest, OlderEmbedRequest
 from tpi.api.openai.embeddings import check_dimensions, shortened
 from tpi.api.service import Service
-from tpi.api.streams import Body
+from tpi.api.streams import Body, large, raw
 from tpi.api.workers import Going
+from tpi.runtime.protocols import Float32Array
 
 
 class VectorRoutes:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def embed(self, asked: EmbedRequest, request: Request) -> Body:
+    async def embed(self, asked: EmbedRequest, request: Request) -> Response:
         """What does not fit the context is cut, unless that is not wanted."""
+        told, vectors = await self._embed(asked, request)
+        return await large(
+            self._service,
+            lambda: told | {"embeddings": [raw(shortened(vector, asked.dimensions).tolist()) for vector in vectors]},
+        )
+
+    async def embed_one(self, asked: OlderEmbedRequest, request: Request) -> Response:
+        _, [vector] = await self._embed(EmbedRequest(model=asked.model, input=asked.prompt), request)
+        return await large(self._service, lambda: {"embedding": vector.tolist()})
+
+    async def _embed(self, asked: EmbedRequest, request: Request) -> tuple[Body, list[Float32Array]]:
+        """What is told beside the vectors; and these."""
         service, started = self._service, time.perf_counter()
         name = service.check_tagged(asked.model)
         check_dimensions(asked.dimensions, service.about.n_embd)
@@ -34,14 +48,10 @@ class VectorRoutes:
 
         inputs = await while_connected(request, service.workers.run(read))
         vectors = await while_connected(request, service.vectors.embed(inputs))
-        return {
+        told = {
             "model": name,
-            "embeddings": [shortened(vector, asked.dimensions).tolist() for vector in vectors],
             "total_duration": round((time.perf_counter() - started) * 1e9),
             "load_duration": 0,
             "prompt_eval_count": sum(map(len, inputs)),
         }
-
-    async def embed_one(self, asked: OlderEmbedRequest, request: Request) -> Body:
-        told = await self.embed(EmbedRequest(model=asked.model, input=asked.prompt), request)
-        return {"embedding": told["embeddings"][0]}
+        return told, vectors

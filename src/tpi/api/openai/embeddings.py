@@ -60,7 +60,7 @@ class EmbeddingRoutes:
             inputs = list[Sequence[int]]()
             for item in items:
                 going.check()
-                inputs.append(service.vectors.tokens_of(item) if isinstance(item, str) else item)
+                inputs.append(service.vectors.read(item) if isinstance(item, str) else item)
                 service.check_tokens(inputs[-1])
             return inputs
 

@@ -19,6 +19,7 @@ from tpi.api.openai.told import (
     ToldModels,
     ToldResponse,
 )
+from tpi.api.parsed import new_router
 from tpi.api.service import Service
 from tpi.api.streams import Body
 
@@ -27,7 +28,7 @@ _EVENTS = "text/event-stream"
 
 def make_router(service: Service) -> APIRouter:
     """To be included in the application."""
-    router, models = APIRouter(), _ModelRoutes(service)
+    router, models = new_router(), _ModelRoutes(service)
     add = router.add_api_route
     add("/v1/models", models.all, methods=["GET"], responses=described(ToldModels, ToldError))
     add("/v1/models/{model:path}", models.one, methods=["GET"], responses=described(ToldModel, ToldError))
