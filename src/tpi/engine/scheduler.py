@@ -118,7 +118,7 @@ class Scheduler:
             UsageError: the prompt is empty, or longer than the context.
             BusyError: too many wait already.
         """
-        self._sequences.check_length(request.prompt)
+        self._sequences.check_length(request.prompt, is_new=request.on_streams is not None)
         texts = request.sampling.dry_breakers if request.sampling.dry_multiplier > 0 else ()
         breakers = self._breakers.find(texts)
         tell = partial(self._unheard.append, notify)

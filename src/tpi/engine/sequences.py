@@ -115,7 +115,7 @@ class Sequences:
         None while there is no seat or no room for all of it. After ``marks`` tokens others are expected to go on. It
         gets the seat of ``seat_number``, if that is free; if it ``is_new``, all of it is computed. ``prompt`` has one
         token at least, and none more than the context."""
-        n_most = self._most_of(prompt)
+        n_most = self._most_of(prompt, is_new=is_new)
         assert 1 <= len(prompt) <= n_most, "whoever asks has checked it"
         if self._seats.are_taken:
             return None
@@ -146,14 +146,14 @@ class Sequences:
         self._live.append(sequence)
         return sequence
 
-    def check_length(self, prompt: Tokens) -> None:
-        """Whether there can be an answer to it.
+    def check_length(self, prompt: Tokens, *, is_new: bool = False) -> None:
+        """Whether there can be an answer to it, where all of it is computed if it ``is_new``.
 
         Raises:
             UsageError: the prompt is empty.
             ContextError: it leaves no room for a token more.
         """
-        most = self._most_of(prompt) - 1
+        most = self._most_of(prompt, is_new=is_new) - 1
         if not prompt:
             raise UsageError("the prompt is empty: there is nothing to answer")
         if len(prompt) > most:
@@ -260,10 +260,12 @@ class Sequences:
             sequence.seat, sequence.tokens, sequence.blocks = self._seats.take(), [], []
             sequence.n_cached, sequence.seat.tokens = 0, sequence.tokens
 
-    def _most_of(self, prompt: Tokens) -> int:
-        """How many tokens a sequence can have that begins so. Who does not begin with what is pinned has less room."""
+    def _most_of(self, prompt: Tokens, *, is_new: bool) -> int:
+        """How many tokens a sequence can have that begins so. Who does not begin with what is pinned, or does not go on
+        there, has less room."""
         n_context, n_others = self._runner.n_context, self._runner.n_cells - self.n_pinned
-        return n_context if n_context <= n_others or self._pinned.begins(prompt) else n_others
+        goes_on = not is_new and self._pinned.begins(prompt)
+        return n_context if n_context <= n_others or goes_on else n_others
 
     def _reserve_seat(self) -> None:
         """Nobody has computed what is pinned."""
