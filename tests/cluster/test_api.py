@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import http.client
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -258,6 +259,34 @@ def test_twenty_at_once_get_what_each_gets_alone(tmp_path: Path, cache: Path, mo
             n_equal += same(alone, together[number], is_greedy=number % 3 == 0)
             n_answered += 1
         assert n_answered >= 15 and n_equal > n_answered / 2
+
+
+def bits(choice: Any) -> list[Any]:
+    """All that is told of an answer's tokens; numbers are told so that no bit is lost."""
+    tokens = [
+        (entry.token, entry.logprob, [(other.token, other.logprob) for other in entry.top_logprobs])
+        for entry in choice.logprobs.content
+    ]
+    return [choice.message.content, choice.finish_reason, tokens]
+
+
+long_form = pytest.mark.skipif("TPI_LONG_TESTS" not in os.environ, reason="the long form: set TPI_LONG_TESTS")
+
+
+@pytest.mark.parametrize(
+    "model", ["demo", pytest.param("windowed", marks=long_form), pytest.param("deltas", marks=long_form)]
+)
+def test_twenty_at_once_get_the_bits_that_each_gets_alone(tmp_path: Path, cache: Path, model: str) -> None:
+    """Sums travel in 32 bits, whatever else was asked for."""
+    path, impatient = model if model == "demo" else str(TRAINED / f"{model}.gguf"), {3, 11, 19}
+    options = ("--parallel", "6", "--reproducible", "--wire", "int8")
+    with serve(path, tmp_path, cache, 3, *options, name=model) as served:
+        together = asyncio.run(crowd(served, list(range(20)), 0.03, impatient))
+        answered = {number: answer for number, answer in together.items() if not isinstance(answer, BaseException)}
+        assert set(range(20)) - set(answered) <= impatient
+        for number, answer in answered.items():
+            alone = asyncio.run(crowd(served, [number], 0, set()))[number]
+            assert bits(alone) == bits(answer), f"caller {number}"
 
 
 def test_a_key_is_wanted_where_others_can_ask(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,27 @@ def test_the_parts_are_those_of_the_rank(tmp_path: Path) -> None:
         assert needs_of(workspace, PROCESS_BYTES).kv_bytes == one.kv_bytes * 34 // 64
 
 
+def test_what_reproducible_rows_need(tmp_path: Path) -> None:
+    """Rows of logits are sent in 32 bits, and what a row sees of its own cells is there once more."""
+    reproducible = replace(SETTINGS, is_reproducible=True)
+    for rank in (0, 1):
+        _, model = make_model(tmp_path / "model.gguf", weights=(1, 1), rank=rank)
+        with Workspace(model, SETTINGS) as usual, Workspace(model, reproducible) as workspace:
+            less, more = needs_of(usual, PROCESS_BYTES), needs_of(workspace, PROCESS_BYTES)
+            own = workspace.arrays.sights.n_bytes - usual.arrays.sights.n_bytes
+        assert more.logits_bytes - less.logits_bytes == 8 * 160 * 2
+        assert more.activations_bytes - less.activations_bytes == own + 128 * 512
+
+
+def test_graphs_that_are_kept_are_counted(tmp_path: Path) -> None:
+    """As many as may be kept, and the whole passes of a rank that is alone."""
+    _, alone = make_model(tmp_path / "model.gguf")
+    _, many = make_model(tmp_path / "model.gguf", weights=(1, 1))
+    with Workspace(alone, SETTINGS) as one, Workspace(many, SETTINGS) as two:
+        assert 32 * 20_000 < two.kept_graphs_bytes < one.kept_graphs_bytes < 32 * 40_000
+        assert needs_of(two, 0).graphs_bytes == two.compute.scratch_bytes + two.kept_graphs_bytes
+
+
 @pytest.mark.parametrize(("missing_bytes", "expected"), [(0, 128), (1, TILED_TOKENS)])
 def test_passes_are_shorter_where_two_pieces_would_not_fit(tmp_path: Path, missing_bytes: int, expected: int) -> None:
     _, model = make_model(tmp_path / "model.gguf")
