@@ -176,11 +176,11 @@ def measure_graphs() -> dict[str, str | int | float]:
     model, settings = _demo()
     with Workspace(model, settings) as workspace:
         head, attention = model.blocks[-1], model.blocks[0]
-        small, n_small = _grown([lambda: workspace.make_graph(head, BatchShape(1))] * _N_GRAPHS, 3)
+        small, n_small = _grown([lambda: workspace.graphs.make(head, BatchShape(1))] * _N_GRAPHS, 3)
         seen = tuple((window, Sight(256)) for window in model.windows)
-        make = [lambda: workspace.make_graph(attention, BatchShape(1, seen))] * _N_GRAPHS
+        make = [lambda: workspace.graphs.make(attention, BatchShape(1, seen))] * _N_GRAPHS
         large, n_large = _grown(make, 18)
-        whole, n_whole = _grown([lambda: workspace._build_pass(1, seen)] * 8, 107)
+        whole, n_whole = _grown([lambda: workspace.graphs._build_pass(1, seen)] * 8, 107)
     per_node = (large - small) / (n_large - n_small)
     return {
         "part": "graphs",

@@ -98,7 +98,7 @@ class ExpertRunner:
         return self._window.hold(indexes[number], indexes[number + 1 :])
 
     def _compute(self, piece: int, held: HeldPiece, rows: Float32Array, chosen: npt.NDArray[np.intp]) -> Float32Array:
-        graph, n_taken = self._workspace.expert_graph(piece, len(chosen))
+        graph, n_taken = self._workspace.graphs.of_expert(piece, len(chosen))
         np.take(rows, chosen, axis=0, out=self._workspace.arrays.expert_rows[: len(chosen)], mode="clip")
         graph.point_parts(held.part_addresses)
         graph.run(self._workspace.compute)

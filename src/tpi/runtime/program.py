@@ -170,9 +170,9 @@ class PassProgram:
 
     def _graph(self, turn: Turn) -> Graph:
         """One for all blocks of equal structure."""
-        structure = self._workspace.structure_of(turn.block)
+        structure = self._workspace.graphs.structure_of(turn.block)
         if structure not in self._graphs:
-            graph = self._workspace.make_graph(turn.block, self._shape)
+            graph = self._workspace.graphs.make(turn.block, self._shape)
             self._graphs[structure] = self._stack.enter_context(graph)
         return self._graphs[structure]
 

@@ -114,7 +114,7 @@ class Rank:
 
     def _run(self, work: Pass, trip: _Trip) -> Float32Array | None:
         self._resident = self._resident or self._find_resident()
-        is_few = work.n_tokens == len(work.sampled) <= self._workspace.most_whole_tokens
+        is_few = work.n_tokens == len(work.sampled) <= self._workspace.graphs.most_whole_tokens
         is_few = is_few and not work.wanted.is_streamed
         if self._resident is not None and is_few and all(run.n_tokens == 1 for run in work.runs):
             return self._run_whole(trip, self._resident, work.n_tokens)
@@ -146,9 +146,13 @@ class Rank:
     def _run_whole(self, trip: _Trip, resident: _Resident, n_tokens: int) -> Float32Array | None:
         """A token of each sequence where nothing has to be waited for, neither disk nor other ranks."""
         started, workspace = self.times.now("compute"), self._workspace
-        graph = workspace.pass_graph(n_tokens, trip.seen, resident.parts)
-        if workspace.states:
+
+        def point(graph: Graph) -> None:
             graph.point_state(workspace.states_of(self._model.blocks, trip.state.within(0, n_tokens)))
+
+        graph = workspace.graphs.of_pass(n_tokens, trip.seen, resident.parts, point)
+        if workspace.states:
+            point(graph)
         graph.run(workspace.compute)
         self.times.computed(started, ALL_BLOCKS)
         return self._check(graph.result())
@@ -329,7 +333,7 @@ class Rank:
 
     def _graph(self, trip: _Trip, turn: Turn, part: Part, lane: int) -> Graph:
         runs = tuple(n_rows for n_rows, _, _ in trip.state.within(part.start, part.stop))
-        return self._workspace.graph(turn.block, BatchShape(part.n_rows, trip.seen, runs), lane)
+        return self._workspace.graphs.of(turn.block, BatchShape(part.n_rows, trip.seen, runs), lane)
 
     def _point(self, trip: _Trip, turn: Turn, part: Part, graph: Graph) -> None:
         """Points a graph, which other blocks use as well, at rows and state."""

@@ -7,7 +7,7 @@ import pytest
 
 from bench.growth import measure_grammars, measure_graphs, measure_mask
 from tpi.engine.grammar import memory_bytes
-from tpi.runtime import passarrays, workspace
+from tpi.runtime import graphs, passarrays
 
 
 @pytest.mark.parametrize("shape", ["", "llama-3.1-8b"])
@@ -24,7 +24,7 @@ def test_graphs() -> None:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(measure_graphs).result()
     for name, n_nodes in (("attention_kb", 18), ("pass_kb", 107)):
-        planned = workspace._GRAPH_BYTES + n_nodes * workspace._NODE_BYTES
+        planned = graphs._GRAPH_BYTES + n_nodes * graphs._NODE_BYTES
         assert 0.5 * planned < float(found[name]) * 1e3 < 1.1 * planned
 
 

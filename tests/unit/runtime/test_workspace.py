@@ -9,8 +9,9 @@ import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
 from tpi.errors import KernelError, MemoryBudgetError
-from tpi.runtime import workspace
+from tpi.runtime import graphs
 from tpi.runtime.ggml.inputs import BatchShape, Sight
+from tpi.runtime.graphs import Graphs
 from tpi.runtime.kvcache import CacheExtent, KvCache, bytes_for
 from tpi.runtime.rankmodel import RankSettings
 from tpi.runtime.workspace import Workspace
@@ -34,7 +35,7 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
         ]
         random.Random(max_tokens).shuffle(shapes)
         for block, shape in shapes * 2:
-            space.graph(block, shape)
+            space.graphs.of(block, shape)
         intermediates = space.compute._lib.base.ggml_gallocr_get_buffer_size(space.compute._allocators[0], 0)
         assert intermediates <= before
 
@@ -59,12 +60,12 @@ def test_evicted_graphs_are_built_again_with_the_same_results(tmp_path: Path, mo
                 assert logits is not None
                 results.append(logits.copy())
                 first += n
-            assert len(rank._workspace._graphs) <= workspace._GRAPHS_KEPT
+            assert len(rank._workspace.graphs._graphs) <= graphs._GRAPHS_KEPT
         return results
 
     kept = run()
-    monkeypatch.setattr(workspace, "_GRAPHS_KEPT", 1)
-    monkeypatch.setattr(workspace, "_SHAPES_KEPT", 0)
+    monkeypatch.setattr(graphs, "_GRAPHS_KEPT", 1)
+    monkeypatch.setattr(graphs, "_SHAPES_KEPT", 0)
     for one, two in zip(kept, run(), strict=True):
         assert np.array_equal(one, two)
 
@@ -115,13 +116,13 @@ def mapped_bytes() -> int:
 def test_threads_and_memory_are_freed_when_the_start_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even while the error, and with it the workspace, is still there."""
     _, model = make_model(tmp_path / "model.gguf")
-    failed: list[Workspace] = []
+    failed: list[Graphs] = []
 
-    def fail(space: Workspace) -> None:
-        failed.append(space)
+    def fail(graphs: Graphs) -> None:
+        failed.append(graphs)
         raise KernelError("out of memory")
 
-    monkeypatch.setattr(Workspace, "_reserve", fail)
+    monkeypatch.setattr(Graphs, "_reserve", fail)
     before = mapped_bytes()
     with pytest.raises(KernelError):
         Workspace(model, RankSettings(4, 1 << 20, 1))

@@ -103,7 +103,8 @@ class RankHost:
 
     def adopt(self, model: RankModel, last_pass: int | None) -> None:
         """Goes on with a plan that it suits, after the pass of this number; None: forgets what was computed."""
-        self._model = self._workspace.model = model
+        self._model = model
+        self._workspace.adopt(model)
         if last_pass is None:
             self._workspace.forget()
             self._share_memory(0)
