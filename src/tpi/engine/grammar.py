@@ -246,7 +246,7 @@ class _Tokens:
 
     def __call__(self, text: bytes | str) -> list[int]:
         whole = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-        return self._vocabulary.tokenize(whole, add_special=False, parse_special=False)
+        return self._vocabulary.tokenize_on(whole, add_special=False, parse_special=False)
 
 
 def _library() -> Any:

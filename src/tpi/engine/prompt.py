@@ -8,7 +8,7 @@ without special tokens; tokens then do not reach over the borders of segments. T
 "user defined" (``<think>`` in some) are words of the language to libllama, and users may write them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from tpi.engine.chat import ChatTemplate, Segment
@@ -45,10 +45,8 @@ def encode_segments(vocabulary: Vocabulary, segments: Sequence[Segment]) -> list
         return _with_bos(vocabulary, vocabulary.tokenize(text, add_special=False, parse_special=True))
     tokens: list[int] = []
     for segment in segments:
-        if not tokens or vocabulary.is_special(tokens[-1]) or not vocabulary.adds_space_prefix:
-            tokenize: _Tokenize = vocabulary.tokenize
-        else:
-            tokenize = _without_space_prefix(vocabulary)
+        begins = not tokens or vocabulary.is_special(tokens[-1])
+        tokenize: _Tokenize = vocabulary.tokenize if begins else vocabulary.tokenize_on
         tokens += tokenize(segment.text, add_special=False, parse_special=not segment.is_user_content)
     return _with_bos(vocabulary, tokens)
 
@@ -68,22 +66,6 @@ def _is_safe(vocabulary: Vocabulary, text: str, segments: Sequence[Segment]) -> 
         if index < len(ends) and ends[index][0] < end:
             return False
     return True
-
-
-def _without_space_prefix(vocabulary: Vocabulary) -> Callable[..., list[int]]:
-    """Tokenizes text that goes on: sentencepiece vocabularies would put a space before it.
-
-    A line break in front takes that space, and its tokens are taken off again.
-    """
-
-    def tokenize(text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        front = vocabulary.tokenize("\n", add_special=False, parse_special=False)
-        tokens = vocabulary.tokenize("\n" + text, add_special=add_special, parse_special=parse_special)
-        if tokens[: len(front)] != front:
-            return vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)
-        return tokens[len(front) :]
-
-    return tokenize
 
 
 def _with_bos(vocabulary: Vocabulary, tokens: list[int]) -> list[int]:

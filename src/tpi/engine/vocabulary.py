@@ -120,6 +120,18 @@ class Vocabulary:
             return self._tokenize(data, add_special, parse_special)
         return self._with_stack(_STACK_PER_BYTE * len(data), lambda: self._tokenize(data, add_special, parse_special))
 
+    def tokenize_on(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """As ``tokenize``, of text that goes on: no space is put before it.
+
+        A line break in front takes that space, and its tokens are taken off again.
+        """
+        if self.adds_space_prefix:
+            front = self.tokenize("\n", add_special=False, parse_special=False)
+            tokens = self.tokenize("\n" + text, add_special=add_special, parse_special=parse_special)
+            if tokens[: len(front)] == front:
+                return tokens[len(front) :]
+        return self.tokenize(text, add_special=add_special, parse_special=parse_special)
+
     def _with_stack(self, n_bytes: int, run: Callable[[], list[int]]) -> list[int]:
         """What ``run`` gives, or raises, in a thread with a stack of so many bytes and some."""
         done: Future[list[int]] = Future()

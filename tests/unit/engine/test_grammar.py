@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 
+from tests.models import write_random_model
 from tests.unit.api.scripted import DEMO
 from tests.unit.engine.dialects.families import FAMILIES
 from tests.unit.engine.dialects.test_dialects import dialect_of, read
@@ -75,6 +77,19 @@ def test_schemas(tokens: GrammarTokens, vocabulary: Vocabulary, name: str) -> No
         body = body_of(rules, Grammar("json_schema", json.dumps(SCHEMAS[name])))
         assert body is not None
         jsonschema.validate(json.loads(draw(tokens, vocabulary, rules.grammar(body), seed)), SCHEMAS[name])
+
+
+def test_a_vocabulary_that_puts_a_space_before_texts(tmp_path: Path) -> None:
+    """Words that a grammar demands go on where the text is: there is no space before them."""
+    with Vocabulary(write_random_model(tmp_path / "model.gguf", n_vocab=400)) as vocabulary:
+        assert vocabulary.adds_space_prefix
+        tokens, rules = GrammarTokens(vocabulary), LarkRules(vocabulary)
+        assert vocabulary.token_bytes(tokens.tokenize(b"{")[0]) == b"{"
+        body = body_of(rules, Grammar("json_schema", json.dumps(SCHEMAS["object"])))
+        assert body is not None
+        for seed in range(4):
+            drawn = json.loads(draw(tokens, vocabulary, rules.grammar(body), seed))
+            jsonschema.validate(drawn, SCHEMAS["object"])
 
 
 @pytest.mark.parametrize(
