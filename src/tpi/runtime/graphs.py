@@ -77,13 +77,14 @@ class Graphs:
 
     @property
     def kept_bytes(self) -> int:
-        """What the graphs that are kept take at most: as many as may be, all as large as the largest."""
-        n_graphs = self._n_kept * (2 if self._experts else 1)
-        n_nodes = n_graphs * max(self._n_nodes.values(), default=0)
-        if self.most_whole_tokens:
-            n_graphs += _PASS_GRAPHS_KEPT
-            n_nodes += _PASS_GRAPHS_KEPT * sum(self._n_nodes[structure] for structure in self._structures.values())
-        return n_graphs * _GRAPH_BYTES + n_nodes * _NODE_BYTES
+        """What the graphs that are kept take at most: as many as may be, equally many of every structure, since a pass
+        needs one of each, and all as large as the largest of their structure."""
+        whole = _PASS_GRAPHS_KEPT if self.most_whole_tokens else 0
+        n_bytes = whole * (_GRAPH_BYTES + _NODE_BYTES * sum(map(self._n_nodes.__getitem__, self._structures.values())))
+        for structures in (set(self._structures.values()), {structure for _, structure in self._experts.values()}):
+            sizes = [_GRAPH_BYTES + _NODE_BYTES * self._n_nodes[structure] for structure in structures]
+            n_bytes += -(-self._n_kept * sum(sizes) // max(len(sizes), 1))
+        return n_bytes
 
     @property
     def most_whole_tokens(self) -> int:

@@ -4,8 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.architectures import write_made
+from tests.fuzz.specs import MODELS
 from tests.unit.model.specs import make_spec
 from tpi.cluster.control.messages import Offer, Plan
 from tpi.cluster.epoch.cells import most_possible, n_cells_of
@@ -16,6 +19,8 @@ from tpi.cluster.epoch.planning import Device, make_plan, with_rank
 from tpi.cluster.epoch.rankplan import rank_model, rank_settings
 from tpi.config import Folders, MasterSettings, Resources
 from tpi.errors import MemoryBudgetError
+from tpi.gguf.reader import read_gguf
+from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.planner.memory import plan_memory
 from tpi.runtime.workspace import Workspace
@@ -91,6 +96,23 @@ def test_as_many_as_every_rank_has_room_for(memory: tuple[int, ...], kv_type: st
         assert total_bytes(claim, plan) <= claim.limit_bytes
     more = replace(settings, n_cells=plan.n_cells + 32)
     assert any(claim.room_bytes(more) < claim.two_pieces_bytes for claim in claims)
+
+
+@pytest.mark.parametrize("kv_type", ["F16", "Q8_0"])
+@pytest.mark.parametrize("name", ["gemma4, experts", "gpt-oss", "qwen35moe"])
+def test_windows_and_states_leave_less_room(tmp_path: Path, name: str, kv_type: str) -> None:
+    """Rings and states are there for every sequence, however many cells there are."""
+    path = write_made(tmp_path / "model.gguf", MODELS[name](), "F32")
+    spec = msgspec.structs.replace(read_spec(read_gguf(path), ""), n_context_train=1 << 20)
+    memory, found = (120 * MB,), list[int]()
+    for n_parallel in (1, 64):
+        plan = plan_of(memory, spec, kv_type=kv_type, n_parallel=n_parallel)
+        claim = claim_of(plan, 0, memory)
+        settings = rank_settings(plan, 1)
+        assert claim.room_bytes(settings) >= claim.two_pieces_bytes and total_bytes(claim, plan) <= memory[0]
+        assert claim.room_bytes(replace(settings, n_cells=plan.n_cells + 32)) < claim.two_pieces_bytes
+        found.append(plan.n_cells)
+    assert 2048 < found[1] < found[0] < 1 << 20
 
 
 def test_less_of_a_cell_makes_more_cells() -> None:
