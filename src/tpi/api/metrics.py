@@ -78,6 +78,7 @@ class _Figures(Collector):
             ("vllm:time_to_first_token_seconds", "From a request to its first token.", tally.first_s),
             ("vllm:time_per_output_token_seconds", "Between two tokens of an answer.", tally.gap_s),
             ("vllm:inter_token_latency_seconds", "Between two tokens of an answer.", tally.gap_s),
+            ("vllm:request_queue_time_seconds", "From a request until it gets a place.", tally.queue_s),
             ("vllm:e2e_request_latency_seconds", "From a request to its end.", tally.whole_s),
             ("vllm:request_prompt_tokens", "Tokens of a prompt.", tally.prompt_sizes),
             ("vllm:request_generation_tokens", "Tokens of an answer.", tally.answer_sizes),

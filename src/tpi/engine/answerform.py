@@ -30,6 +30,8 @@ class Form:
     budget_tokens: int | None = None
     grammar: str | None = None
     """Of all that comes after the thinking."""
+    is_whole: bool = False
+    """The grammar is of the thinking as well, which the answer begins with, if it thinks."""
     calls: Mapping[str, str] = field(default_factory=dict)
     """Of what comes after each opener of calls, where nothing else is demanded."""
 
@@ -68,7 +70,7 @@ class AnswerForm:
             forced = np.zeros(self._tokens.n_tokens, np.bool_)
             forced[self._forced[0]] = True
             return forced
-        if self._thinks:
+        if self._thinks and not self._form.is_whole:
             return self._tokens.all_but_ends if self._form.grammar is not None else None
         if self._matcher is None:
             return None
@@ -82,7 +84,9 @@ class AnswerForm:
         if is_forced:
             self._forced.popleft()
         is_first, self._is_first = self._is_first, False
-        if self._thinks:
+        if self._form.is_whole:
+            self._accept_whole(token)
+        elif self._thinks:
             self._accept_thought(token)
         elif is_forced:
             pass  # white space behind the thinking, of which the grammar need not know
@@ -101,6 +105,21 @@ class AnswerForm:
             if self._matcher is not None and rest.strip() and not self._matcher.try_accept(self._tokens.tokenize(rest)):
                 raise ConstraintError("what follows the thinking is not what the answer must look like")
         elif self._form.budget_tokens is not None and self._n_thought >= self._form.budget_tokens and not self._forced:
+            self._close()
+
+    def _accept_whole(self, token: int) -> None:
+        """The grammar says all of it; only how long is thought is counted."""
+        assert self._form.thinking is not None and self._matcher is not None
+        self._matcher.accept(token)
+        self._grow_tail(token)
+        tags, budget = self._form.thinking, self._form.budget_tokens
+        mark = tags.closer if self._thinks else tags.opener
+        if self._rest_after(mark.encode()) is not None:
+            self._thinks, self._tail = not self._thinks, b""
+        elif self._thinks:
+            self._n_thought += 1
+        is_over = self._thinks and budget is not None and self._n_thought >= budget and not self._forced
+        if is_over and self._matcher.allows(self._closing()[0]):  # not between the parts of a character
             self._close()
 
     def _accept_word(self, token: int) -> None:
@@ -123,9 +142,12 @@ class AnswerForm:
 
     def _close(self) -> None:
         """Thinking ends now."""
+        self._forced = deque(self._closing())
+
+    def _closing(self) -> list[int]:
         assert self._form.thinking is not None
         text = self._form.thinking.closing or f"\n{self._form.thinking.closer}\n\n"
-        self._forced = deque(self._vocabulary.tokenize(text, add_special=False, parse_special=True))
+        return self._vocabulary.tokenize(text, add_special=False, parse_special=True)
 
     def _grow_tail(self, token: int) -> None:
         self._tail = (self._tail + self._vocabulary.token_bytes(token, special=True))[-_TAIL_BYTES:]

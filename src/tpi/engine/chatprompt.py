@@ -218,9 +218,11 @@ class ChatPrompts:
             opener = rules.text(self.dialect.answer_opener) if self.dialect.answer_opener else ""
             choices.append(f"{opener} {body}")
         start = f"({' | '.join(choices)})"
+        if self.dialect.is_harmony and thinking is not None and not (may_think and ask.thinking.budget_tokens != 0):
+            return replace(form, grammar=rules.grammar(start), thinking=None, budget_tokens=None)
         if self.dialect.is_harmony and thinking is not None:
             thought = f"{rules.text(thinking.opener)} {rules.until(thinking.closer)} {rules.text('<|start|>assistant')}"
-            return replace(form, grammar=rules.grammar(f"({thought})? {start}"), thinking=None, budget_tokens=None)
+            return replace(form, grammar=rules.grammar(f"({thought})? {start}"), is_whole=True)
         gap = rules.rule("/\\n{1,2}/") + "?" if thinking is not None else ""
         return replace(form, grammar=rules.grammar(f"{gap} {start}"))
 

@@ -90,6 +90,8 @@ class Answer:
     seed: int = 0
     stopped_by: str = ""
     """The stop string that ended it, if one did."""
+    queue_s: float = 0.0
+    """From the request until it got a place."""
     slot: int = 0
     """The number of the seat at which it was computed last."""
 
@@ -171,7 +173,8 @@ class Generation:
         """It has got its place: its tokens will be computed, and its first mask."""
         if self.sequence is None and not self.answer.n_tokens:
             self.answer = replace(self.answer, n_cached_tokens=sequence.n_cached)
-        self.answer = replace(self.answer, slot=sequence.number)
+        queue_s = self.answer.queue_s or time.perf_counter() - self._started_s
+        self.answer = replace(self.answer, slot=sequence.number, queue_s=queue_s)
         self.sequence = sequence
         if self._masks is None and self.request.constraint is not None:
             self._masks = Masks(self.request.constraint, self._helper)

@@ -106,6 +106,11 @@ class Matcher:
         self._check()
         return np.unpackbits(bits, bitorder="little")[: self._n_tokens].astype(np.bool_)
 
+    def allows(self, token: int) -> bool:
+        """Whether it may come next. Raises ``ConstraintError``."""
+        mask = self.mask()
+        return mask is None or bool(mask[token])
+
     def accept(self, token: int) -> None:
         """Raises ``ConstraintError``: it was not allowed."""
         self._matcher.consume_token(token)

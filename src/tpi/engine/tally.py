@@ -41,6 +41,8 @@ class Tally:
         """Answers, by why they ended."""
         self.first_s, self.whole_s = Histogram(_WAITS_S), Histogram(_WAITS_S)
         """From the request to the first token, and to the end."""
+        self.queue_s = Histogram(_WAITS_S)
+        """From the request until it got a place."""
         self.gap_s = Histogram(_GAPS_S)
         """Between two tokens of an answer."""
         self.prompt_sizes, self.answer_sizes = Histogram(_SIZES), Histogram(_SIZES)
@@ -80,6 +82,7 @@ class Watch:
                 tally.n_prompt_tokens += answer.n_prompt_tokens
                 tally.n_cached_tokens += answer.n_cached_tokens
                 tally.prompt_sizes.add(answer.n_prompt_tokens)
+                tally.queue_s.add(answer.queue_s)
             if n_new:
                 if not self._n_tokens:
                     tally.first_s.add(answer.time_to_first_token_s)

@@ -42,4 +42,5 @@ def test_the_text() -> None:
     assert first.type == "histogram" and (buckets["0.001"], buckets["0.005"], buckets["+Inf"]) == (0, 1, 3)
     assert list(buckets.values()) == sorted(buckets.values()) and len(buckets) > 10
     assert values["vllm:time_to_first_token_seconds_count", *here] == 3
+    assert families["vllm:request_queue_time_seconds"].type == "histogram"
     assert all(family.documentation for family in families.values())

@@ -53,8 +53,9 @@ def specials(vocabulary: Vocabulary, prompt: Prompt) -> int:
     return sum(map(vocabulary.is_special, prompt.tokens))
 
 
-def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 200) -> Reply:
-    """What comes of a model that would write ``wishes``, as far as the form lets it; then it takes what it may."""
+def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 200, *, has_ends: bool = True) -> Reply:
+    """What comes of a model that would write ``wishes``, as far as the form lets it; then it takes what it may. It
+    ``has_ends``: some tokens end its answer."""
     constraint: Constraint | None = prompt.make_constraint()
     wanted = vocabulary.tokenize(wishes, add_special=False, parse_special=True)
     builder, generator = ReplyBuilder(prompt.make_reader()), np.random.default_rng(1)
@@ -68,7 +69,7 @@ def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 20
         else:
             assert mask is not None
             token = int(generator.choice(np.flatnonzero(mask)))
-        if vocabulary.is_end_of_generation(token):
+        if has_ends and vocabulary.is_end_of_generation(token):
             break
         n += 1
         builder.push(Delta(vocabulary.token_bytes(token, special=token in prompt.shown).decode(errors="replace"), n))
@@ -160,6 +161,29 @@ def test_a_budget_of_thinking(vocabulary: Vocabulary, budget: int) -> None:
     thought = vocabulary.tokenize(reply.reasoning, add_special=False, parse_special=False)
     assert abs(len(thought) - budget) <= 2
     assert len(vocabulary.tokenize(reply.content, add_special=False, parse_special=False)) >= 5
+
+
+@pytest.mark.parametrize("budget", [None, 0, 3, 8])
+@pytest.mark.parametrize("more", [{"grammar": Grammar("json_schema", '{"enum": ["yes", "no"]}')}, {"tools": (TOOL,)}])
+def test_a_budget_of_thinking_in_channels(vocabulary: Vocabulary, more: dict[str, Any], budget: int | None) -> None:
+    """With a grammar, or a call that must come."""
+    more |= {"tool_choice": "required"} if "tools" in more else {}
+    ask = ChatAsk((USER,), thinking=Thinking(budget_tokens=budget), **more)
+    prompt = prompts(vocabulary, FAMILIES["harmony"].template).chat(ask)
+    begun = "" if budget == 0 else "<|channel|>analysis<|message|>"
+    end = '<|channel|>final<|message|>"no"' if "grammar" in more else ""
+    thinks = f"{begun}one two three four five six seven éé ten"
+    wishes = f"{thinks}<|end|><|start|>assistant{end}" if budget is None else thinks
+    reply = answer(vocabulary, prompt, wishes, 400, has_ends=False)
+    if "grammar" in more:
+        assert reply.content in ('"yes"', '"no"')
+    else:
+        assert [(call.name, call.arguments) for call in reply.tool_calls] == [("get_weather", '{"city": "Rome"}')]
+    thought = vocabulary.tokenize(reply.reasoning, add_special=False, parse_special=False)
+    if budget is None:
+        assert reply.reasoning.endswith("ten")
+    else:
+        assert abs(len(thought) - budget) <= 2 and bool(thought) == bool(budget)
 
 
 def test_thinking_that_is_not_wanted(vocabulary: Vocabulary) -> None:

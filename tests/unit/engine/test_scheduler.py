@@ -433,3 +433,12 @@ def test_news_is_told_while_the_next_pass_is_computed(language: Language, spec: 
     assert generation.answer.n_tokens == 1 and not told
     finish(scheduler)
     assert seen == [0, 1, 2] and len(told) == 3  # the last at once: there is no other pass
+
+
+def test_how_long_each_waits_for_a_place(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, n_sequences=1)
+    scheduler = scheduler_of(ranks, language)
+    first, second = (scheduler.submit(request(text(number, 20), 5)) for number in range(2))
+    finish(scheduler)
+    assert 0 < first.answer.queue_s < first.answer.time_to_first_token_s
+    assert second.answer.queue_s > first.answer.time_to_first_token_s + first.answer.decode_s

@@ -22,7 +22,9 @@ def test_an_answer_is_counted_once_however_often_there_is_news() -> None:
     tally, told = Tally(), list[int]()
     watch, generation = tally.watch(lambda: told.append(1)), FakeGeneration()
     watch.tell()  # before anybody knows of which answer
-    generation.answer = Answer(n_prompt_tokens=10, n_cached_tokens=8, n_tokens=1, time_to_first_token_s=0.2)
+    generation.answer = Answer(
+        n_prompt_tokens=10, n_cached_tokens=8, n_tokens=1, time_to_first_token_s=0.2, queue_s=0.1
+    )
     watch.begin(generation)  # type: ignore[arg-type]
     assert (tally.n_prompt_tokens, tally.n_cached_tokens, tally.n_tokens) == (10, 8, 1)
     for n_tokens in (1, 2, 5, 5):
@@ -34,6 +36,7 @@ def test_an_answer_is_counted_once_however_often_there_is_news() -> None:
     assert (tally.n_prompt_tokens, tally.n_tokens, dict(tally.ended)) == (10, 5, {"length": 1})
     assert sum(tally.gap_s.counts) == 4 and sum(tally.first_s.counts) == sum(tally.whole_s.counts) == 1
     assert tally.first_s.total == 0.2 and len(told) == 7
+    assert tally.queue_s.total == 0.1 and sum(tally.queue_s.counts) == 1
 
 
 def test_a_prompt_whose_answer_has_no_words_counts_as_read() -> None:

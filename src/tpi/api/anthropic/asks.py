@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from tpi.api.anthropic.schema import Block, Content, GivenMessage, MessageRequest, PromptFields
+from tpi.api.anthropic.schema import REFUSED, Block, Content, GivenMessage, MessageRequest, PromptFields
 from tpi.api.errors import Problem, unsupported
 from tpi.api.openai.tools import Choosing
 from tpi.api.values import json_text, refuse, schema_grammar
 from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
 
-_HARMLESS = {"container": ("",), "context_management": ({},), "mcp_servers": ([],)}
 _UNSEEN = ("redacted_thinking",)
 """Blocks that mean nothing to a model here."""
 _FAILED = "Error: "
@@ -24,7 +23,7 @@ def read_messages(asked: PromptFields) -> ChatAsk:
         UsageError: a role is no word.
         Problem: something cannot be done, or does not go together.
     """
-    refuse(asked.model_extra, _HARMLESS)
+    refuse(asked.model_extra, REFUSED)
     system = _text(asked.system, "system")
     front = [Message("system", system)] if system else []
     turns = [turn for number, message in enumerate(asked.messages) for turn in _turns(message, f"messages.{number}")]

@@ -1,11 +1,20 @@
 """What Anthropic's clients send, and what they are told. What is not named here is harmless, and ignored, unless it is
 refused."""
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tpi.api.description import MAX_ITEMS, Given, Role, Share, Temperature, TopK
+from tpi.api.refusals import OF_BOTH, OFF
+
+REFUSED: Mapping[str, Collection[Any]] = {
+    **OF_BOTH,
+    "container": OFF,
+    "context_management": OFF,
+    "mcp_servers": OFF,
+}
 
 
 class Block(Given):
