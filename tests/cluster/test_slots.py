@@ -25,7 +25,7 @@ def change(served: Served, action: str, slot: int = 1, name: str | None = "fox")
     return answer.status_code, answer.json()
 
 
-@pytest.mark.parametrize("model", ["demo", "deltas", "windowed"])
+@pytest.mark.parametrize("model", ["demo", "deltas"])
 def test_a_saved_text_is_there_in_the_next_session(tmp_path: Path, cache: Path, model: str) -> None:
     file, folder = model if model == "demo" else str(TRAINED / f"{model}.gguf"), tmp_path / "saved"
     options = (*FIXED, "--slot-folder", str(folder), "--parallel", "3")

@@ -54,12 +54,13 @@ class LocalRunner:
         if len(shares) > 1:
             scale = Scale(PayloadFormat.F32, settings.max_tokens * (self.spec.n_embd + HASH_VALUES))
             sums = self._stack.enter_context(open_sums(len(shares), ALGORITHMS[algorithm], scale)).ends
-        self.ranks = list[Rank]()
+        self.ranks, self.workspaces = list[Rank](), list[Workspace]()
         for number in reversed(range(len(shares))):
             pieces = lay_out(made.blocks, partition, number)
             self.model = RankModel(self.spec, made.blocks, partition, number, pieces, made.inputs)
             self.workspace = self._stack.enter_context(Workspace(self.model, settings, repacker))
             window = MemoryWindow(gguf, pieces, repacker, is_resident)
+            self.workspaces.insert(0, self.workspace)
             self.ranks.insert(0, Rank(self.workspace, window, sums[number]))
         self._threads = self._stack.enter_context(ThreadPoolExecutor(len(shares)))
         self.n_cells, self.max_tokens = settings.n_cells, settings.max_tokens

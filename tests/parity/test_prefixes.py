@@ -1,0 +1,150 @@
+"""What ranks keep of a text, written to files and read by others: the same bits go on. And what is not taken for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from tests.parity.runner import LocalRunner
+from tests.unit.engine.test_slots import AtOnce
+from tpi.cli.models import find_model
+from tpi.cluster.control.messages import Plan, PrefixDone
+from tpi.cluster.prefixes.keeping import follow
+from tpi.cluster.prefixes.orders import PrefixOrder
+from tpi.engine.generation import Answer, Request, TokenLogprob
+from tpi.engine.language import Language
+from tpi.engine.scheduler import Scheduler
+from tpi.engine.settings import GenerationSettings, SamplingSettings
+from tpi.engine.slots import Slots
+from tpi.errors import UsageError
+from tpi.gguf.types import F16, TYPES_BY_NAME, TensorType
+from tpi.runtime.passes import Copies
+from tpi.runtime.rankmodel import RankSettings
+from tpi.runtime.workspace import Workspace
+
+TRAINED = Path(__file__).parents[1] / "trained"
+TEXT = "Once upon a time there was a fox who had a lantern, and the fox went into the wood. " * 2
+N_TOKENS = 8
+Q8_0 = TYPES_BY_NAME["Q8_0"]
+
+
+class Host:
+    """As ``RankHost``, whose window lends no memory."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def between_passes(self, copies: Copies, n_cells: int) -> Workspace:
+        self._workspace.ledger.settle()
+        self._workspace.copy(copies)
+        self._workspace.ledger.copied()
+        return self._workspace
+
+
+class Session:
+    """Ranks of this process, each with a folder of its own below ``folder``."""
+
+    def __init__(self, runner: LocalRunner, path: Path, folder: Path) -> None:
+        self.runner, self._folder = runner, folder
+        self.language = Language(path)
+        self.scheduler = Scheduler(runner, runner.table, self.language.vocabulary, keeps_ended=True)
+        at_once = cast(Scheduler, AtOnce(self.scheduler))
+        self.slots = Slots(at_once, self, folder, runner.spec.digest, runner.n_sequences)
+
+    def keep(self, order: PrefixOrder) -> tuple[PrefixDone, ...]:
+        runner, settings = self.runner, self.runner.settings
+        return tuple(
+            follow(
+                order,
+                Plan(
+                    epoch=1,
+                    rank=rank,
+                    spec=runner.spec,
+                    partition=runner.model.partition,
+                    n_cells=settings.n_cells,
+                    max_tokens=settings.max_tokens,
+                    max_sampled=settings.n_sampled,
+                    payload="f32",
+                    kv_type=settings.kv_type.name,
+                    n_kept_states=settings.n_kept_states,
+                ),
+                Host(workspace),
+                self._folder / str(rank),
+            )
+            for rank, workspace in enumerate(runner.workspaces)
+        )
+
+    def ask(self, text: str) -> tuple[Answer, list[TokenLogprob]]:
+        tokens = self.language.vocabulary.tokenize(text, add_special=True, parse_special=False)
+        settings = GenerationSettings(N_TOKENS, raw=True, n_logprobs=2)
+        generation = self.scheduler.submit(Request(tuple(tokens), SamplingSettings(temperature=0), settings))
+        while not self.scheduler.is_idle:
+            self.scheduler.step()
+        return generation.answer, [entry for delta in generation.take() for entry in delta.logprobs]
+
+
+def runner_of(path: Path, kind: TensorType = F16, shares: tuple[int, ...] = (2, 1)) -> LocalRunner:
+    settings = RankSettings(64, 512, 1, kind, n_sequences=2, n_kept_states=2)
+    return LocalRunner(path, settings, shares=shares)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("demo", F16), ("demo", Q8_0), ("deltas", F16), ("windowed", F16)])
+def test_others_go_on_with_the_same_bits(tmp_path: Path, model: str, kind: TensorType) -> None:
+    path = find_model("demo") if model == "demo" else TRAINED / f"{model}.gguf"
+    with runner_of(path, kind) as runner:
+        session = Session(runner, path, tmp_path)
+        first, _ = session.ask(TEXT)
+        saved = session.slots.save(first.slot, "fox")
+        going_on = f"{TEXT}{first.text} And then"
+        expected = session.ask(going_on)
+    with runner_of(path, kind) as runner:
+        session = Session(runner, path, tmp_path)
+        restored = session.slots.restore(0, "fox")
+        assert (restored.n_tokens, restored.n_bytes) == (saved.n_tokens, saved.n_bytes)
+        answer, logprobs = session.ask(going_on)
+        assert answer.n_cached_tokens == expected[0].n_cached_tokens >= first.n_prompt_tokens - 1
+        assert (answer.text, logprobs) == (expected[0].text, expected[1])
+
+
+def _swap(folder: Path) -> None:
+    [first], [second] = (list((folder / rank).iterdir()) for rank in "01")
+    second.write_bytes(first.read_bytes())
+
+
+def _cut(folder: Path) -> None:
+    [part] = (folder / "1").iterdir()
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+def _keep(folder: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("shares", "kind", "spoil", "said"),
+    [
+        ((2, 1), Q8_0, _keep, "rank 0: the prefix fox was saved with a KV cache of another type: F16; save it again"),
+        ((1, 2), F16, _keep, "rank 0: the prefix fox was saved with other shares of the devices; save it again"),
+        ((2, 1), F16, _swap, "rank 1: the prefix fox was saved with another rank: 0; save it again"),
+        ((2, 1), F16, _cut, "rank 1: .* is damaged: it has .* bytes, not"),
+    ],
+)
+def test_what_is_of_something_else_is_refused(
+    tmp_path: Path, shares: tuple[int, ...], kind: TensorType, spoil: Callable[[Path], None], said: str
+) -> None:
+    """Nothing has changed by that: answers are as cached as they were."""
+    path = find_model("demo")
+    with runner_of(path) as runner:
+        session = Session(runner, path, tmp_path)
+        first, _ = session.ask(TEXT)
+        session.slots.save(first.slot, "fox")
+        session.slots.save(first.slot, "fox")
+    spoil(tmp_path)
+    with runner_of(path, kind, shares) as runner:
+        session = Session(runner, path, tmp_path)
+        other = session.ask("The crow sat in a tree.")
+        with pytest.raises(UsageError, match=said):
+            session.slots.restore(other[0].slot, "fox")
+        again = session.ask("The crow sat in a tree.")
+        assert again[0].n_cached_tokens == again[0].n_prompt_tokens - 1 and again[0].text == other[0].text
