@@ -63,6 +63,11 @@ def read_drawing(
     return replace(defaults, **given, logit_bias=tuple(biases), seed=seed)
 
 
+def slot_or_none(number: int | None) -> int | None:
+    """The slot at which an answer is wanted; -1 is any."""
+    return None if number == -1 else number
+
+
 def seed_or_none(seed: int | None) -> int | None:
     """As llama.cpp and Ollama have it: -1 is one that is drawn."""
     return None if seed is None or seed == -1 else seed % (MAX_SEED + 1)

@@ -3,12 +3,17 @@
 import dataclasses
 import json
 import urllib.request
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.unit.api.scripted import Line, Played, played
-from tpi.errors import LinkError
+from tpi.engine.embedder import Pooling
+from tpi.engine.generation import Answer, OnStreams
+from tpi.errors import LinkError, UnsupportedModelError
 
 
 def ask(server: Played, line: Line, **asked: Any) -> Any:
@@ -134,8 +139,28 @@ def test_slots_are_saved_restored_and_erased(server: Played) -> None:
     assert body["error"]["message"].endswith("serve with a folder for them")
 
 
-def test_a_slot_that_is_asked_for(server: Played) -> None:
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_a_slot_that_is_asked_for(server: Played, path: str) -> None:
     server.engine.line = Line(("a",))
     for asked, wanted in ((2, 2), (-1, None), (None, None)):
-        assert server.post("/completion", {"prompt": "x", "id_slot": asked})[0] == 200
+        assert server.post(path, {"prompt": "x", "id_slot": asked})[0] == 200
         assert server.engine.settings[-1][1].slot == wanted
+
+
+def test_vectors_of_tokens(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model's file says that it makes none of texts."""
+
+    def embed(tokens: Sequence[int], notify: Callable[[], None], on_streams: OnStreams) -> Any:
+        on_streams(0, np.array([[token, 0.5] for token in tokens], np.float32))
+        return SimpleNamespace(is_over=True, error=None, answer=Answer(finish="stop"))
+
+    def check() -> None:
+        raise UnsupportedModelError("none of a text")
+
+    embedder = SimpleNamespace(pooling=Pooling.NONE, normed=lambda streams: streams, check_pooled=check)
+    monkeypatch.setattr(server.engine, "embedder", embedder)
+    monkeypatch.setattr(server.engine, "embed", embed, raising=False)
+    status, told = server.post("/embedding", {"content": [[1, 2], [3]]})
+    assert status == 200
+    assert told == [{"index": 0, "embedding": [[1, 0.5], [2, 0.5]]}, {"index": 1, "embedding": [[3, 0.5]]}]
+    assert server.post("/v1/embeddings", {"input": "x"})[0] == 400

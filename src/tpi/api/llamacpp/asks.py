@@ -4,15 +4,13 @@ import math
 from collections.abc import Sequence
 
 from tpi.api.asks import TextAsk
-from tpi.api.drawing import read_drawing, seed_or_none
+from tpi.api.drawing import read_drawing, seed_or_none, slot_or_none
 from tpi.api.errors import Problem
 from tpi.api.llamacpp.schema import MAX_BIASED_CHARS, REFUSED, CompletionFields, Piece
 from tpi.api.service import Service
 from tpi.api.values import only_one, refuse, schema_grammar
 from tpi.engine.settings import MAX_BIAS, MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import Grammar
-
-_ANY_SLOT = -1
 
 
 def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service) -> list[TextAsk]:
@@ -74,7 +72,7 @@ def read_generation(asked: CompletionFields, n_context: int) -> GenerationSettin
     n = asked.n_predict
     n_most = n_context if n is None or n < 0 else max(n, 1)
     n_logprobs = asked.n_probs or (0 if asked.return_tokens else None)
-    stops, slot = tuple(text for text in stop if text), None if asked.id_slot == _ANY_SLOT else asked.id_slot
+    stops, slot = tuple(text for text in stop if text), slot_or_none(asked.id_slot)
     return GenerationSettings(min(n_most, MAX_TOKENS), stops, True, n_logprobs, slot)
 
 

@@ -38,6 +38,7 @@ class Drawing(GrammarFields, DrawingFields):
     seed: Seed | None = None
     stop: str | Annotated[list[str], Field(max_length=16, fail_fast=True)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    id_slot: int | None = None
 
     @property
     def tells_usage(self) -> bool:

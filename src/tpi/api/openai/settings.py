@@ -1,6 +1,6 @@
 """The settings of an answer from a request in OpenAI's words. Pure."""
 
-from tpi.api.drawing import read_drawing, seed_or_none
+from tpi.api.drawing import read_drawing, seed_or_none, slot_or_none
 from tpi.api.errors import Problem
 from tpi.api.openai.schema import Drawing
 from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
@@ -28,4 +28,5 @@ def read_generation(
     """An answer of as many tokens as are asked for, or else as fit the context. Raises as ``GenerationSettings``."""
     stop = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())
     most = min(max_tokens or n_context, MAX_TOKENS)
-    return GenerationSettings(most, tuple(text for text in stop if text), raw, n_logprobs)
+    stops, slot = tuple(text for text in stop if text), slot_or_none(asked.id_slot)
+    return GenerationSettings(most, stops, raw, n_logprobs, slot)
