@@ -125,37 +125,36 @@ class Kernels:
     def require(self, types): pass
 def run_worker(settings, report):
     try:
-        print(settings.key, flush=True)  # in here: its reader may end us as soon as it is out
         {work}
+        print(settings.key, flush=True)  # in here, and last: its reader may end us as soon as it is out
+        threading.Event().wait({wait_s})
     finally:
         print("closed", flush=True)
 join.run_worker = run_worker
 join.probe_kernels = lambda cache: Kernels()
-join._END_S = 3.0
+join._END_S = {end_s}
 sys.exit(main.main(["join", "-", "--while-stdin"]))
 """
 
 
 @pytest.mark.parametrize(
-    ("work", "last_words"),
-    [
-        ("threading.Event().wait(60)", "closed\n"),
-        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); threading.Event().wait(60)", ""),
-    ],
+    ("work", "end_s", "last_words"),
+    [("pass", 60.0, "closed\n"), ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 0.5, "")],
+    ids=["in order", "anyway"],
 )
-def test_a_local_rank_ends_with_its_standard_input(work: str, last_words: str) -> None:
-    with start_child(WORKER.format(work=work)) as child:
+def test_a_local_rank_ends_with_its_standard_input(work: str, end_s: float, last_words: str) -> None:
+    with start_child(WORKER.format(work=work, wait_s=120, end_s=end_s)) as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdin.write(f"{SECRET}\n")
         child.stdin.flush()
         assert child.stdout.readline() == f"{SECRET}\n"
         assert child.poll() is None
-        out, err = child.communicate(timeout=20)
+        out, err = child.communicate(timeout=60)
     assert (out, err, child.returncode) == (last_words, "", 128 + signal.SIGTERM)
 
 
 def test_no_line_is_no_key() -> None:
-    with start_child(WORKER.format(work="pass")) as child:
+    with start_child(WORKER.format(work="pass", wait_s=0, end_s=60)) as child:
         _, err = child.communicate(timeout=20)
     assert child.returncode == 2
     assert err == "tpi: there is no join key on standard input: send one line with the key\n"

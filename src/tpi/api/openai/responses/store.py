@@ -38,9 +38,6 @@ class ResponseStore:
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._n_bytes = 0
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def keep(self, kept: Kept) -> None:
         """As long as there is room; what is too large for all of it is not kept at all."""
         if kept.n_bytes > self._max_bytes:
