@@ -171,6 +171,10 @@ class Service:
         )
         return bos, eos
 
+    def check_text(self, text: str) -> None:
+        """See ``Engine.check_bytes``."""
+        self._engine.check_bytes(text)
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """See ``Vocabulary.tokenize``."""
         return self._engine.vocabulary.tokenize(text, add_special=add_special, parse_special=parse_special)

@@ -94,6 +94,7 @@ class Vectors:
             prompts = list[tuple[int, ...]]()
             for document in documents:
                 going.check()
+                self._engine.check_bytes(query + document)
                 prompts.append(self._engine.pair_prompt(query, document))
             return prompts
 

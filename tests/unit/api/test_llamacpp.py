@@ -13,7 +13,7 @@ import pytest
 from tests.unit.api.scripted import Line, Played, played
 from tpi.engine.embedder import Pooling
 from tpi.engine.generation import Answer, OnStreams
-from tpi.errors import LinkError, UnsupportedModelError
+from tpi.errors import ContextError, LinkError, UnsupportedModelError
 
 
 def ask(server: Played, line: Line, **asked: Any) -> Any:
@@ -164,3 +164,25 @@ def test_vectors_of_tokens(server: Played, monkeypatch: pytest.MonkeyPatch) -> N
     assert status == 200
     assert told == [{"index": 0, "embedding": [[1, 0.5], [2, 0.5]]}, {"index": 1, "embedding": [[3, 0.5]]}]
     assert server.post("/v1/embeddings", {"input": "x"})[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/completion", {"prompt": [1, "x"]}),
+        ("/embedding", {"content": "x"}),
+        ("/v1/embeddings", {"input": ["x"]}),
+        ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+    ],
+)
+def test_what_is_far_too_long_is_not_tokenized(
+    server: Played, monkeypatch: pytest.MonkeyPatch, path: str, asked: Any
+) -> None:
+    def check(text: str) -> None:
+        raise ContextError("far too long", 7)
+
+    monkeypatch.setattr(server.engine, "check_bytes", check)
+    monkeypatch.setattr(server.engine, "embedder", SimpleNamespace(can_rank=True))
+    monkeypatch.setattr(server.engine.vocabulary, "tokenize", None)
+    status, told = server.post(path, asked)
+    assert status == 400 and told["error"]["message"] == "far too long"

@@ -40,6 +40,7 @@ def _tokens(pieces: Sequence[Piece], service: Service) -> tuple[int, ...]:
             service.check_token(piece)
             found.append(piece)
         else:
+            service.check_text(piece)
             found += service.tokenize(piece, add_special=number == 0, parse_special=True)
     if not found:
         raise Problem(400, "there is no prompt: give a text", param="prompt")

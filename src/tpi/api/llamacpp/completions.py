@@ -93,6 +93,7 @@ class CompletionRoutes:
         return (*self._service.tokenize("", add_special=True, parse_special=False)[:1], *tokens)
 
     def _plain(self, text: str) -> list[int]:
+        self._service.check_text(text)
         return self._service.tokenize(text, add_special=False, parse_special=False) if text else []
 
     def _mark(self, name: str) -> int | None:
