@@ -46,12 +46,15 @@ def make_pass(pass_id: int, sampled: Sequence[int], wanted: Wanted = ALL, n_toke
 
 
 class Ranks:
-    """The master's end, and workers that answer as ranks do; ``passes`` are those that each has got."""
+    """The master's end, and workers that answer as ranks do; ``passes`` are those that each has got, ``orders`` what
+    came between, with the number of passes before."""
 
     def __init__(self, meshes: Sequence[Mesh], spans: Sequence[Span], first_members: Sequence[int]) -> None:
         self.meshes, self.spans = meshes, spans
         self.master = MasterDatapath(meshes[0], LIMITS, first_members, spans)
         self.passes: dict[int, list[Pass]] = {mesh.rank: [] for mesh in meshes[1:]}
+        self.orders: dict[int, list[tuple[bytes, int]]] = {mesh.rank: [] for mesh in meshes[1:]}
+        self.news = threading.Condition()
         self.errors: dict[int, LinkError] = {}
         self.n_rests = 0
         self.threads = [threading.Thread(target=self._serve, args=(mesh, first_members)) for mesh in meshes[1:]]
@@ -60,7 +63,13 @@ class Ranks:
 
     def _serve(self, mesh: Mesh, first_members: Sequence[int]) -> None:
         span = self.spans[mesh.rank]
-        worker = WorkerDatapath(mesh, LIMITS, mesh.rank in first_members, span)
+        passes, orders = self.passes[mesh.rank], self.orders[mesh.rank]
+
+        def keep(order: bytes) -> None:
+            orders.append((order, len(passes)))
+            self._tell()
+
+        worker = WorkerDatapath(mesh, LIMITS, mesh.rank in first_members, span, keep)
         work: Pass | None = None
         logits: Float32Array | None = None
         try:
@@ -68,13 +77,14 @@ class Ranks:
                 order = worker.receive()
                 if order is not None:
                     # What was received stays valid until the next call.
-                    self.passes[mesh.rank].append(
+                    passes.append(
                         replace(
                             order,
                             embeddings=None if order.embeddings is None else order.embeddings.copy(),
                             sampled=order.sampled.copy(),
                         )
                     )
+                    self._tell()
                     work, logits = order, self._logits(order, mesh.rank)
                     worker.send_logits(work, logits)
                 else:
@@ -86,6 +96,14 @@ class Ranks:
         except BaseException as error:
             self.meshes[0].shut_down(LinkError(f"rank {mesh.rank} has failed: {error!r}"))
             raise
+
+    def _tell(self) -> None:
+        with self.news:
+            self.news.notify_all()
+
+    def wait_for(self, is_there: Callable[[], bool]) -> None:
+        with self.news:
+            assert self.news.wait_for(is_there, 10)
 
     def _logits(self, work: Pass, rank: int) -> Float32Array | None:
         span = self.spans[rank]
@@ -196,11 +214,24 @@ def test_the_rest_of_a_row_comes_when_it_is_asked_for(with_helper: bool) -> None
         assert ranks.n_rests == 8, "who has no rows of the head is not asked"
 
 
+def test_an_order_comes_behind_the_passes_before(with_helper: bool) -> None:
+    with open_ranks(with_helper) as ranks:
+        for number in (1, 2):
+            ranks.run(make_pass(number, [0], Wanted(1)))
+            for mesh in ranks.meshes[1:]:
+                ranks.master.send_order(number, b"rank %d" % mesh.rank, mesh.rank)
+        assert_same(ranks.run(make_pass(3, [4], Wanted(2)))[0], expected_parts(make_pass(3, [4], Wanted(2)), SPANS)[0])
+        ranks.wait_for(lambda: all(len(orders) == 2 for orders in ranks.orders.values()))
+        for rank, orders in ranks.orders.items():
+            assert orders == [(b"rank %d" % rank, 1), (b"rank %d" % rank, 2)]
+
+
 def test_every_worker_gets_the_pass_and_who_begins_the_embeddings(with_helper: bool) -> None:
     with open_ranks(with_helper, first_members=(0, 2)) as ranks:
         for number in (1, 2, 3):
             work = make_pass(number, [0], Wanted(1), n_tokens=number)
             ranks.run(work)
+        ranks.wait_for(lambda: all(len(passes) == 3 for passes in ranks.passes.values()))
     for rank, passes in ranks.passes.items():
         assert [work.pass_id for work in passes] == [1, 2, 3]
         for number, work in enumerate(passes, start=1):
