@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
+import pytest
+
 TIMEOUT_S = 60.0
+LONG_FORM = pytest.mark.skipif("TPI_LONG_TESTS" not in os.environ, reason="the long form: set TPI_LONG_TESTS")
 TPI = (sys.executable, "-P", "-m", "tpi")
 
 

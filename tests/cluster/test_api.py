@@ -4,7 +4,6 @@ import asyncio
 import dataclasses
 import http.client
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import openai
 import pytest
 
 from tests.certificates import make_certificate
-from tests.cluster.commands import Home
+from tests.cluster.commands import LONG_FORM, Home
 from tests.cluster.serving import Served, serve
 
 FOX = [{"role": "user", "content": "Tell me a story about a fox and a lantern."}]
@@ -270,11 +269,8 @@ def bits(choice: Any) -> list[Any]:
     return [choice.message.content, choice.finish_reason, tokens]
 
 
-long_form = pytest.mark.skipif("TPI_LONG_TESTS" not in os.environ, reason="the long form: set TPI_LONG_TESTS")
-
-
 @pytest.mark.parametrize(
-    "model", ["demo", pytest.param("windowed", marks=long_form), pytest.param("deltas", marks=long_form)]
+    "model", ["demo", pytest.param("windowed", marks=LONG_FORM), pytest.param("deltas", marks=LONG_FORM)]
 )
 def test_twenty_at_once_get_the_bits_that_each_gets_alone(tmp_path: Path, cache: Path, model: str) -> None:
     """Sums travel in 32 bits, whatever else was asked for."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.cluster.commands import Home
+from tests.cluster.commands import LONG_FORM, Home
 from tests.cluster.ranks import DEMO
 
 TRAINED = Path(__file__).parents[1] / "trained"
@@ -32,7 +32,7 @@ def model(tmp_path: Path) -> Path:
     return with_system(DEMO, tmp_path)
 
 
-SOURCES = [DEMO, TRAINED / "windowed.gguf", TRAINED / "deltas.gguf"]
+SOURCES = [DEMO, pytest.param(TRAINED / "windowed.gguf", marks=LONG_FORM), TRAINED / "deltas.gguf"]
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.commands import LONG_FORM
 from tests.cluster.serving import Served, serve
 
 TRAINED = Path(__file__).parents[1] / "trained"
@@ -31,15 +32,15 @@ def ask(served: Served, number: int, n_tokens: int) -> tuple[str, list[Any], int
     return str(choice.message.content), told, usage.prompt_tokens_details.cached_tokens or 0
 
 
-@pytest.mark.parametrize(("name", "n_ranks"), [("windowed", 2), ("deltas", 3)])
+@pytest.mark.parametrize(("name", "n_ranks"), [pytest.param("windowed", 2, marks=LONG_FORM), ("deltas", 3)])
 def test_an_answer_alone_and_in_company(tmp_path: Path, cache: Path, name: str, n_ranks: int) -> None:
     """With little room, so that some make way for others and begin anew."""
     options = ("--reproducible", "--parallel", "5", "--context", "512")
     with serve(str(TRAINED / f"{name}.gguf"), tmp_path, cache, n_ranks, *options, name=name) as served:
-        alone = {number: ask(served, number, 30) for number in (1, 3)}
+        alone = {number: ask(served, number, 16) for number in (1, 3)}
         with ThreadPoolExecutor(5) as pool:
-            company = list(pool.map(lambda number: ask(served, number, 30), [0, 1, 2, 3, 4, 1, 5]))
-        again = ask(served, 3, 30)
+            company = list(pool.map(lambda number: ask(served, number, 16), [0, 1, 2, 3, 4, 1, 5]))
+        again = ask(served, 3, 16)
     for number, (text, told, _) in alone.items():
         assert company[number][:2] == (text, told) and len(told) > 1
     assert company[5][:2] == alone[1][:2]
