@@ -123,6 +123,8 @@ def test_amid_others_who_come_and_go(language: Language, spec: ModelSpec, tmp_pa
     ranks = ranks_of(spec, kind, disk, n_cells=dice.randint(3, 8) * 32)
     scheduler = scheduler_of(ranks, language, keeps_ended=dice.random() < 0.7)
     slots, asked, done = slots_of(scheduler, ranks, tmp_path), list[tuple[Request, Generation]](), list[str]()
+    if seed % 2:
+        scheduler.pin(text(1, 40))
 
     def stop_some(work: Pass) -> Stop:
         where = dice.choice([*[None] * 30, "before", "in the middle", "after"])
