@@ -30,6 +30,9 @@ MAX_WAITING = 64
 _GONE_AS_WELL = 8
 """With those who want no more, which are let go with the next pass, so many times as many may wait."""
 
+_JUST_BEGUN = 4
+"""An answer of fewer tokens; passes are as long then as they are for prompts alone."""
+
 Batch: TypeAlias = list[tuple[Generation, Rows]]
 """Who takes part in a pass, with what."""
 
@@ -222,8 +225,8 @@ class Scheduler:
         reading = [generation for generation in self._running if not generation.is_decoding]
         for generation in decoding[: min(self._runner.max_sampled, self._runner.max_tokens)]:
             self._add(picked, generation, 1)
-        # Answers that have just begun wait once for those that came with them: else all would begin one by one.
-        if all(generation.answer.n_tokens < 2 for generation, _ in picked):
+        # Answers that have just begun wait for those that came with them: else all would begin one by one.
+        if all(generation.answer.n_tokens < _JUST_BEGUN for generation, _ in picked):
             n_left = self._runner.max_tokens - len(picked)
         else:
             n_left = self._sizes.budget(len(picked), self._runner.max_tokens)
