@@ -120,11 +120,13 @@ def join(extracts: Sequence[Extract], wanted: Wanted) -> Row:
 
 
 def log_sum_exp(values: npt.NDArray[np.floating]) -> float:
-    """The logarithm of the sum of all exponentials, in float64."""
-    highest_value = float(values.max(initial=-np.inf))
+    """The logarithm of the sum of all exponentials; each is as exact as the values are, their sum is in float64."""
+    highest_value = values.max(initial=-np.inf)
     if not np.isfinite(highest_value):
-        return highest_value
-    return highest_value + float(np.log(np.exp(values.astype(np.float64) - highest_value).sum()))
+        return float(highest_value)
+    exponentials = values - highest_value
+    np.exp(exponentials, out=exponentials)
+    return float(highest_value) + float(np.log(exponentials.sum(dtype=np.float64)))
 
 
 def highest(values: npt.NDArray[np.floating], n_kept: int) -> Ids:

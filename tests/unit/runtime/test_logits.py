@@ -52,7 +52,7 @@ def test_slices_put_together_tell_of_the_whole_row(
     if row.floor > -np.inf:
         assert row.floor in row.values and row.floor <= tokens.max()
     assert row.best() == order[0] == Row(tokens).best()
-    assert row.log_sum_exp == pytest.approx(math.log(sum(math.exp(float(v)) for v in tokens)), rel=1e-12, abs=1e-12)
+    assert row.log_sum_exp == pytest.approx(math.log(sum(math.exp(float(v)) for v in tokens)), rel=2e-7, abs=2e-7)
 
 
 @given(rows, st.integers(0, 50))
