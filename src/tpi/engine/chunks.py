@@ -16,8 +16,8 @@ _TILE_ROWS = 16
 """Kernels compute so many rows at once: 16 cost less than 13 (``bench servers``)."""
 _SMOOTHING = 0.3
 _MEMORY = 64
-"""After so many passes what one takes without prompts is measured again, and a number of rows that took too long is tried
-again if fewer rows seem to allow it."""
+"""After so many passes what one takes without prompts is measured again, and a number of rows that took too long is
+tried again if fewer rows seem to allow it."""
 
 
 def next_chunk(n_tokens: int, most: int, *, is_staged: bool = False) -> int:
