@@ -37,12 +37,13 @@ class Errands:
         return future
 
     def run(self, sequences: Sequences) -> None:
-        """All of them. What goes wrong is told those who wait.
+        """All that wait now. What goes wrong is told those who wait.
 
         Raises:
-            LinkError, ProtocolError: no further pass can run.
+            LinkError, ProtocolError: no further pass can run; those that are left wait on, for ``fail``.
         """
-        for future, work in self._take():
+        for _ in range(len(self._waiting)):
+            future, work = self._waiting.popleft()  # no other thread takes any
             if not future.set_running_or_notify_cancel():
                 continue
             try:
@@ -55,12 +56,9 @@ class Errands:
 
     def fail(self, error: TpiError) -> None:
         """None of them will be done."""
-        for future, _ in self._take():
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
-
-    def _take(self) -> list[tuple[Future[Any], Callable[[Sequences], Any]]]:
         with self._lock:
             taken = list(self._waiting)
             self._waiting.clear()
-        return taken
+        for future, _ in taken:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)

@@ -16,7 +16,7 @@ from tpi.engine.generation import Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.slots import Slots
-from tpi.errors import BusyError, DiskSpaceError, UsageError
+from tpi.errors import BusyError, DiskSpaceError, LinkError, UsageError
 from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.passes import BLOCK_CELLS, Pass
@@ -176,6 +176,20 @@ def test_a_slot_that_is_asked_for_is_had_if_it_is_free(language: Language, spec:
     finish(scheduler)
     assert generations[0].answer.slot == 2 != generations[1].answer.slot
     assert [generation.tokens for generation in generations] == [alone(asked) for asked in wanted]
+
+
+def test_who_waits_learns_that_a_worker_is_gone(language: Language, spec: ModelSpec) -> None:
+    scheduler = scheduler_of(ranks_of(spec, "cells", {}), language)
+
+    def lose(_: Any) -> None:
+        raise LinkError("w1 is gone")
+
+    waiting = [scheduler.between(work) for work in (lambda _: 1, lose, lambda _: 2, lambda _: 3)]
+    with pytest.raises(LinkError, match="w1 is gone"):
+        scheduler.step()
+    assert waiting[0].result(0) == 1
+    for future in waiting[1:]:
+        assert str(future.exception(0)) == "w1 is gone"
 
 
 def test_what_cannot_be_saved_or_restored(language: Language, spec: ModelSpec, tmp_path: Path) -> None:
