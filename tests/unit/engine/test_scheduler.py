@@ -400,9 +400,7 @@ def test_copies_of_a_pass_that_was_stopped_take_no_room_from_others(language: La
     assert answered.tokens == alone(asked)
 
 
-def test_answers_that_have_just_begun_wait_for_those_that_came_with_them(
-    language: Language, spec: ModelSpec
-) -> None:
+def test_answers_that_have_just_begun_wait_for_those_that_came_with_them(language: Language, spec: ModelSpec) -> None:
     ranks = FakeRanks(spec, n_cells=640, max_tokens=256, n_sequences=8)
     scheduler = scheduler_of(ranks, language)
     scheduler.submit(request(text(0, 20)))
