@@ -41,9 +41,10 @@ def n_cells_of(context: ContextSize, spec: ModelSpec, n_sequences: int = 1) -> i
 
 def most_cells(claims: Sequence[Claim], settings: RankSettings, usual: int, repacker: Repacker | None = None) -> int:
     """The most cells, up to those of ``settings``, with which every rank has room for the window that its weights
-    should have; or, where these are fewer than the ``usual``, up to so many with which it has room at all, in shorter
-    passes. At least one block: that this is too much has to be said by the ranks."""
-    usual, rooms = min(usual, settings.n_cells), _Rooms(settings, repacker)
+    should have beside the ``usual`` ones; or, where these are fewer than those, up to so many with which it has room at
+    all, in shorter passes. At least one block: that this is too much has to be said by the ranks."""
+    usual = min(usual, settings.n_cells)
+    rooms = _Rooms(settings, usual, repacker)
     n_cells = rooms.most_cells(claims, settings.n_cells, is_tight=False)
     if n_cells < usual:
         n_cells = rooms.most_cells(claims, usual, is_tight=True)
@@ -60,27 +61,36 @@ def most_possible(n_cells: int, is_possible: Callable[[int], bool]) -> int:
 
 @dataclass(frozen=True)
 class _Rooms:
-    """What ranks have room for, with these settings but for the number of cells."""
+    """What ranks have room for, with these settings but for the number of cells, of which so many are ``usual``."""
 
     settings: RankSettings
+    usual: int
     repacker: Repacker | None
 
     def most_cells(self, claims: Iterable[Claim], n_most: int, *, is_tight: bool) -> int:
         for claim in claims:
-            n_most = most_possible(n_most, partial(self.has_room, claim, is_tight))
+            wanted_bytes = claim.sizes.minimum_bytes if is_tight else self._wanted_bytes(claim)
+            n_most = most_possible(n_most, partial(self._has_room, claim, wanted_bytes, is_tight))
         return n_most
 
-    def has_room(self, claim: Claim, is_tight: bool, n_cells: int) -> bool:
-        n_tokens = min(self.settings.max_tokens, n_cells, TILED_TOKENS if is_tight else n_cells)
-        settings = replace(self.settings, n_cells=n_cells, max_tokens=n_tokens)
-        wanted_bytes = claim.sizes.minimum_bytes if is_tight else claim.wanted_window_bytes
-        kept_bytes = bytes_for(claim.model.cache_extents(settings), settings.kv_type)
-        if kept_bytes + wanted_bytes > claim.limit_bytes:
-            return False  # without asking the system for addresses that it may not have
+    def _wanted_bytes(self, claim: Claim) -> int:
+        return claim.wanted_window_bytes(self._room_bytes(claim, self.usual, self.settings.max_tokens))
+
+    def _has_room(self, claim: Claim, wanted_bytes: int, is_tight: bool, n_cells: int) -> bool:
+        n_tokens = TILED_TOKENS if is_tight else self.settings.max_tokens
+        return self._room_bytes(claim, n_cells, n_tokens) >= wanted_bytes
+
+    def _room_bytes(self, claim: Claim, n_cells: int, n_tokens: int) -> int:
+        """What is left for the window beside so many cells, in passes of at most so many tokens; less than it needs
+        where the system has no addresses to count that."""
+        settings = replace(self.settings, n_cells=n_cells, max_tokens=min(self.settings.max_tokens, n_cells, n_tokens))
+        left_bytes = claim.limit_bytes - bytes_for(claim.model.cache_extents(settings), settings.kv_type)
+        if left_bytes < claim.sizes.minimum_bytes:
+            return left_bytes  # without asking for addresses
         try:
-            return claim.room_bytes(settings, self.repacker) >= wanted_bytes
+            return claim.room_bytes(settings, self.repacker)
         except (KernelError, MemoryBudgetError):
-            return False
+            return -1
 
 
 def _round_up(n_cells: int) -> int:

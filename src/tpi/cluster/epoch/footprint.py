@@ -25,6 +25,9 @@ DESCRIPTION_BYTES = 5_000_000
 _CHEAP = 0.05
 """The part of a window that longer passes may cost: every token of an answer pays for it, with more that is read."""
 
+_LITTLE_MORE = 0.1
+"""The part by which reading may grow for a longer context that nobody has insisted on."""
+
 _F16_BYTES, _F32_BYTES = 2, 4
 
 
@@ -62,12 +65,14 @@ class Claim:
             self._rooms[settings, repacker] = self.limit_bytes - least
         return self._rooms[settings, repacker]
 
-    @property
-    def wanted_window_bytes(self) -> int:
-        """What somebody said that the window should have, or else room for two pieces."""
+    def wanted_window_bytes(self, usual_bytes: int) -> int:
+        """What somebody said that the window should have; or else room for two pieces, and for as much that little more
+        is read than if ``usual_bytes`` were left for it. If no weights had to be read then, none have to be."""
         if self.window_limit_bytes is not None:
             return min(self.window_limit_bytes, self.sizes.total_bytes)
-        return self.two_pieces_bytes
+        window = self.window_bytes(usual_bytes)
+        streamed_bytes = self.sizes.total_bytes - window
+        return max(self.two_pieces_bytes, window - int(_LITTLE_MORE * streamed_bytes))
 
     def window_bytes(self, room_bytes: int) -> int:
         """What the window takes of the memory that is left for it."""

@@ -85,17 +85,28 @@ def total_bytes(claim: Claim, plan: Plan) -> int:
 @pytest.mark.parametrize("kv_type", ["F16", "Q8_0", "Q4_0"])
 @pytest.mark.parametrize("memory", [(200 * MB,), (150 * MB, 200 * MB), (200 * MB, 120 * MB, 200 * MB)])
 def test_as_many_as_every_rank_has_room_for(memory: tuple[int, ...], kv_type: str) -> None:
-    """A block more, and somewhere two pieces of weights would have no room."""
+    """A block more, and somewhere weights would have to be read that have room in memory with the usual context."""
     plan = plan_of(memory, kv_type=kv_type, n_parallel=3)
     claims = [claim_of(plan, rank, memory) for rank in range(len(memory))]
     settings = rank_settings(plan, 1)
     assert 2048 < plan.n_cells < 3 << 17 and plan.n_cells % 32 == 0 and plan.max_tokens == 128
     check_plan(plan)
     for claim in claims:
-        assert claim.room_bytes(settings) >= claim.two_pieces_bytes
+        assert claim.room_bytes(settings) >= claim.sizes.total_bytes > claim.two_pieces_bytes
         assert total_bytes(claim, plan) <= claim.limit_bytes
     more = replace(settings, n_cells=plan.n_cells + 32)
-    assert any(claim.room_bytes(more) < claim.two_pieces_bytes for claim in claims)
+    assert any(claim.room_bytes(more) < claim.sizes.total_bytes for claim in claims)
+
+
+@pytest.mark.parametrize("limit", [105 * MB, 110 * MB, 115 * MB])
+def test_where_weights_are_read_anyway_a_longer_context_makes_that_little_more(limit: int) -> None:
+    usual, plan = plan_of((limit,), context=None), plan_of((limit,))
+    claim, settings = claim_of(plan, 0, (limit,)), rank_settings(plan, 1)
+    n_read = claim.sizes.total_bytes - claim.room_bytes(rank_settings(usual, 1))
+    assert n_read > 0 and usual.n_cells < plan.n_cells
+    assert claim.sizes.total_bytes - claim.room_bytes(settings) <= 1.1 * n_read
+    more = replace(settings, n_cells=plan.n_cells + 32)
+    assert claim.sizes.total_bytes - claim.room_bytes(more) > 1.1 * n_read
 
 
 @pytest.mark.parametrize("kv_type", ["F16", "Q8_0"])
@@ -109,8 +120,9 @@ def test_windows_and_states_leave_less_room(tmp_path: Path, name: str, kv_type: 
         plan = plan_of(memory, spec, kv_type=kv_type, n_parallel=n_parallel)
         claim = claim_of(plan, 0, memory)
         settings = rank_settings(plan, 1)
-        assert claim.room_bytes(settings) >= claim.two_pieces_bytes and total_bytes(claim, plan) <= memory[0]
-        assert claim.room_bytes(replace(settings, n_cells=plan.n_cells + 32)) < claim.two_pieces_bytes
+        wanted_bytes = claim.sizes.total_bytes
+        assert claim.room_bytes(settings) >= wanted_bytes and total_bytes(claim, plan) <= memory[0]
+        assert claim.room_bytes(replace(settings, n_cells=plan.n_cells + 32)) < wanted_bytes
         found.append(plan.n_cells)
     assert 2048 < found[1] < found[0] < 1 << 20
 
