@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -68,6 +68,7 @@ class Session:
                     payload="f32",
                     kv_type=settings.kv_type.name,
                     n_kept_states=settings.n_kept_states,
+                    is_reproducible=settings.is_reproducible,
                 ),
                 Host(workspace),
                 self._folder / str(rank),
@@ -84,9 +85,11 @@ class Session:
         return generation.answer, [entry for delta in generation.take() for entry in delta.logprobs]
 
 
-def runner_of(path: Path, kind: TensorType = F16, shares: tuple[int, ...] = (2, 1)) -> LocalRunner:
-    settings = RankSettings(64, 512, 1, kind, n_sequences=2, n_kept_states=2)
-    return LocalRunner(path, settings, shares=shares)
+def runner_of(
+    path: Path, kind: TensorType = F16, shares: tuple[int, ...] = (2, 1), *, repack: bool = False, **more: Any
+) -> LocalRunner:
+    settings = RankSettings(64, 512, 1, kind, n_sequences=2, n_kept_states=2, **more)
+    return LocalRunner(path, settings, shares=shares, repack=repack)
 
 
 @pytest.mark.parametrize(("model", "kind"), [("demo", F16), ("demo", Q8_0), ("deltas", F16), ("windowed", F16)])
@@ -148,3 +151,23 @@ def test_what_is_of_something_else_is_refused(
             session.slots.restore(other[0].slot, "fox")
         again = session.ask("The crow sat in a tree.")
         assert again[0].n_cached_tokens == again[0].n_prompt_tokens - 1 and again[0].text == other[0].text
+
+
+def test_what_was_computed_otherwise_is_refused_where_bits_count(tmp_path: Path) -> None:
+    path = find_model("demo")
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, ""),
+        ({"is_reproducible": True}, "rank 0: the prefix fox was saved with other arithmetic: fast; save it again"),
+        ({"is_reproducible": True}, ""),
+        ({"is_reproducible": True, "repack": True}, "saved with other arithmetic: reproducible, f32; save it again"),
+        ({}, "saved with other arithmetic: reproducible, f32; save it again"),
+    )
+    for more, said in cases:
+        with runner_of(path, **more) as runner:
+            session = Session(runner, path, tmp_path)
+            if said:
+                with pytest.raises(UsageError, match=said):
+                    session.slots.restore(0, "fox")
+            else:
+                session.slots.save(session.ask(TEXT)[0].slot, "fox")
+                session.slots.restore(0, "fox")

@@ -183,6 +183,20 @@ class Sequences:
         """What there is apart from those that live. To be asked for after ``prepare``, and used at once."""
         return Prefixes(self._pool, self._seats, self._retention)
 
+    def check_room(self, tokens: Tokens) -> None:
+        """Whether a text that was computed elsewhere can have its place here, once nobody else needs it.
+
+        Raises:
+            ContextError: it is longer than that.
+        """
+        n_most = self._most_of(tokens, is_new=False)
+        if (n_over := len(tokens) - n_most) > 0:
+            raise ContextError(
+                f"the saved text has {len(tokens)} tokens, {n_over} more than the {n_most} that fit the context: serve "
+                "with a longer context",
+                n_over,
+            )
+
     @property
     def n_missing(self) -> int:
         """Cells of the pool that those that live have still to get for what is reserved for them."""

@@ -81,6 +81,7 @@ class Slots:
     def restore(self, slot: int, name: str) -> SlotFigures:
         """Raises:
         UsageError: there is no such slot, or a rank's file is missing, damaged, or of something else.
+        ContextError: it has more tokens than can ever have room.
         BusyError: it is being answered, or there is no room.
         LinkError: a worker is gone.
         """
@@ -133,6 +134,7 @@ class Slots:
             save_id, kept, n_bytes = self._read(path)
         except (ModelFileError, ChecksumError) as error:
             raise UsageError(str(error)) from None
+        sequences.check_room(kept.tokens)
         checked = self._ask(self._order(Action.CHECK, path, save_id, slot, kept), sequences)
         if refusal := _refusal_of(checked):
             raise UsageError(refusal)

@@ -54,6 +54,8 @@ class Workspace:
             MemoryBudgetError: the system does not give the memory for activations or KV cache.
         """
         self.model, self.settings = model, settings
+        self.repacking = repacker.name if repacker is not None else ""
+        """In whose order the weights will be; empty: as they are."""
         self.pieces: Mapping[int, tuple[Piece, ...]] = model.pieces_of
         self.arrays = PassArrays(model, settings)
         self.cache = KvCache(model.cache_extents(settings), settings.kv_type)

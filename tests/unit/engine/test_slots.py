@@ -16,7 +16,7 @@ from tpi.engine.generation import Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.slots import Slots
-from tpi.errors import BusyError, DiskSpaceError, LinkError, UsageError
+from tpi.errors import BusyError, ContextError, DiskSpaceError, LinkError, UsageError
 from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.passes import BLOCK_CELLS, Pass
@@ -222,6 +222,9 @@ def test_what_cannot_be_saved_or_restored(language: Language, spec: ModelSpec, t
     disk.clear()
     with pytest.raises(UsageError, match="rank 1: cannot read it"):
         slots.restore(0, "one")
+    short = ranks_of(spec, "cells", disk, n_cells=32)
+    with pytest.raises(ContextError, match="49 tokens, 24 more than the 25 that fit the context: serve with a longer"):
+        slots_of(scheduler_of(short, language), short, tmp_path).restore(0, "one")
     generation = scheduler.submit(request(text(2, 40)))
     scheduler.step()
     with pytest.raises(BusyError, match="is being answered"):

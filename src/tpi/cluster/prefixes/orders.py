@@ -73,9 +73,11 @@ def decode_order(content: bytes, n_cells: int, n_sequences: int) -> PrefixOrder:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ProtocolError(f"an order for a prefix cannot be understood: {error}") from None
     copies = order.copies
+    has_cells = order.action in (Action.SAVE, Action.RESTORE)
     fits = (
         all(first % BLOCK_CELLS == 0 and first + BLOCK_CELLS <= n_cells for first in order.cells)
-        and len(order.cells) == -(-order.n_tokens // BLOCK_CELLS)
+        and len(order.cells) == (-(-order.n_tokens // BLOCK_CELLS) if has_cells else 0)
+        and order.n_tokens <= n_cells
         and order.n_present % BLOCK_CELLS == 0
         and order.n_present <= order.n_tokens
         and order.sequence < n_sequences
@@ -91,6 +93,6 @@ def decode_order(content: bytes, n_cells: int, n_sequences: int) -> PrefixOrder:
             for copy in copies.sequences
         )
     )
-    if order.action is not Action.CHECK and order.action is not Action.PRUNE and not fits:
+    if not fits:
         raise ProtocolError(f"an order for a prefix of {order.n_tokens} tokens does not fit the plan")
     return order
