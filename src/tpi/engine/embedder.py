@@ -37,11 +37,16 @@ class Embedder:
     """The parts of a model file that make vectors of the residual stream."""
 
     def __init__(self, gguf: Gguf, spec: ModelSpec) -> None:
+        """Raises:
+        ModelFileError: the file cannot be read.
+        """
         self._gguf, self._head = gguf, blocks_of(spec)[-1]
         self._name = spec.name
         value = gguf.metadata.get(f"{spec.architecture}.pooling_type", int(Pooling.LAST))
         self.pooling = Pooling(int(value)) if value in tuple(Pooling) else Pooling.NONE
         self._vectors: dict[str, Float32Array] = {}
+        slots = {slot.role: slot.tensor.name for slot in self._head.slots if slot.tensor.n_rows == 1}
+        self._norms = {role: self._tensor(name)[0] for role, name in slots.items()}
 
     def check_pooled(self) -> None:
         """Raises:
@@ -56,11 +61,7 @@ class Embedder:
         return self.pooling is Pooling.RANK and _CLASSES in self._gguf.tensors
 
     def vector(self, stream: Float32Array) -> Float32Array:
-        """Of a row of the residual stream, f32 [n_embd], normed as the head does it, of length 1.
-
-        Raises:
-            ModelFileError: the file cannot be read any more.
-        """
+        """Of a row of the residual stream, f32 [n_embd], normed as the head does it, of length 1."""
         return _of_length_1(self.normed(stream))
 
     def score(self, stream: Float32Array) -> float:
@@ -76,13 +77,8 @@ class Embedder:
         return float(likely[0] / likely.sum())
 
     def normed(self, streams: Float32Array) -> Float32Array:
-        """Of rows of the residual stream, f32 [..., n_embd], as the head norms them.
-
-        Raises:
-            ModelFileError: the file cannot be read any more.
-        """
-        slots = {slot.role: slot.tensor.name for slot in self._head.slots if slot.tensor.n_rows == 1}
-        steps: Any = _Norms(streams, {role: self._tensor(name)[0] for role, name in slots.items()})
+        """Of rows of the residual stream, f32 [..., n_embd], as the head norms them."""
+        steps: Any = _Norms(streams, self._norms)
         self._head.graph.build(steps)
         return np.asarray(steps.normed, np.float32)
 

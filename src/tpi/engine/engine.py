@@ -45,7 +45,7 @@ class Engine:
         more for it where not all of one lies in cells.
 
         Raises:
-            ModelFileError, UnsupportedModelError: the embedding table cannot be read.
+            ModelFileError, UnsupportedModelError: the embedding table or the head's norm cannot be read.
         """
         self._stack = ExitStack()
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf

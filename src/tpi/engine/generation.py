@@ -228,10 +228,15 @@ class Generation:
             self._tell()
 
     def take_streams(self, rows: Sequence[Row]) -> None:
-        """The residual streams of the prompt's next tokens, which are computed; with the last it is complete."""
+        """The residual streams of the prompt's next tokens, which are computed; with the last it is complete. If what
+        is told of them fails, this answer ends and no other does."""
         assert self.sequence is not None and self.request.on_streams is not None
-        streams = [row.stream for row in rows if row.stream is not None]
-        self.request.on_streams(len(self.sequence.tokens) - len(rows), np.stack(streams))
+        streams = np.stack([row.stream for row in rows if row.stream is not None])
+        try:
+            self.request.on_streams(len(self.sequence.tokens) - len(rows), streams)
+        except Exception as error:
+            told = f"a defect of tpi ended the reading of the text: {error!r}"
+            self.end("error", error if isinstance(error, TpiError) else TpiError(told))
         if not self.n_pending:
             self.end("stop")
 

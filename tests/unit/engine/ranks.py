@@ -109,7 +109,7 @@ class FakeRanks:
             self._ledger.resume(self._last_pass)
             raise Cancelled("the pass was stopped")
         self._last_pass = work.pass_id
-        return tuple(Row(logits) for logits in self._last)
+        return tuple(Row(logits, stream=logits) for logits in self._last)
 
     def _run(self, work: Pass, is_stopped: bool) -> None:
         self.passes.append(work)

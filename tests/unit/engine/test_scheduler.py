@@ -20,6 +20,7 @@ from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
+from tpi.runtime.protocols import Float32Array
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,23 @@ def test_what_is_pinned_outlives_a_flood_of_others(language: Language, spec: Mod
     assert max(len(work.sampled) for work in ranks.passes) == (3 if kind == "cells" else 2), (
         "a seat is for what is pinned"
     )
+
+
+@pytest.mark.parametrize("error", [UsageError("it is too long"), ValueError("a defect")])
+def test_a_text_whose_streams_cannot_be_taken_ends_alone(language: Language, spec: ModelSpec, error: Exception) -> None:
+    scheduler = scheduler_of(FakeRanks(spec, n_cells=256, n_sequences=2), language)
+    starts = list[int]()
+
+    def take(first: int, streams: Float32Array) -> None:
+        starts.append(first)
+        if first:
+            raise error
+
+    answered = scheduler.submit(request(text(0, 20), 9))
+    read = scheduler.submit(replace(request(text(1, 100)), is_embedded=True, on_streams=take))
+    finish(scheduler)
+    assert answered.tokens == alone(answered.request)
+    assert read.answer.finish == "error" and str(error) in str(read.error) and len(starts) == 2
 
 
 def test_what_is_pinned_is_not_there_for_others(language: Language, spec: ModelSpec) -> None:
