@@ -17,7 +17,7 @@ from tpi.api.workers import Workers
 from tpi.engine.embedder import Embedder, Pooling
 from tpi.engine.engine import Engine
 from tpi.engine.language import Language
-from tpi.errors import UnsupportedModelError
+from tpi.errors import UnsupportedModelError, UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.runtime.logits import Wanted
 from tpi.runtime.rankmodel import RankSettings
@@ -78,7 +78,10 @@ def test_vectors_are_llama_cpp_s(tmp_path: Path, kind: Pooling, shares: tuple[in
         texts = [vectors.tokens_of(text) for text in TEXTS]
         for _ in range(2):
             if kind is Pooling.NONE:
-                found = asyncio.run(vectors.embed_tokens(texts))
+                found = asyncio.run(vectors.embed_tokens(texts, lambda _, rows: rows))
+                n_most = (1 << 20) // runner.spec.n_embd
+                with pytest.raises(UsageError, match=f"together, 2 more than the {n_most} whose vectors"):
+                    asyncio.run(vectors.embed_tokens([[3], [4] * (n_most + 1)], lambda _, rows: rows))
                 with pytest.raises(UnsupportedModelError, match="a vector of every token, and none of a text"):
                     asyncio.run(vectors.embed(texts))
             else:

@@ -33,6 +33,7 @@ class Ranked:
 class Vectors:
     def __init__(self, engine: Engine, workers: Workers, waker: Waker) -> None:
         self._engine, self._workers, self._waker = engine, workers, waker
+        self._each_place = asyncio.Lock()
 
     def tokens_of(self, text: str) -> tuple[int, ...]:
         """Of a text that becomes a vector, as the model expects it: with the tokens that begin and end it. Not to be
@@ -76,9 +77,19 @@ class Vectors:
         streams = await self._gather(firsts, self._stream)
         return await self._workers.run(lambda _: [embedder.vector(stream) for stream in streams])
 
-    async def embed_tokens(self, inputs: Sequence[Sequence[int]]) -> list[Float32Array]:
-        """The vectors of all tokens of every text, f32 [n_tokens, n_embd], of any length. Raises as ``embed``."""
-        return [each.rows for each in await self._gather(inputs, self._each)]
+    async def embed_tokens(
+        self, inputs: Sequence[Sequence[int]], tell: Callable[[int, Float32Array], Result]
+    ) -> list[Result]:
+        """What ``tell`` makes, not on the loop, of every text's number and the vectors of all of its tokens, f32
+        [n_tokens, n_embd], of any length. For one request after the other. Raises as ``embed``, and
+
+        Raises:
+            UsageError: see ``Embedder.check_each``.
+        """
+        self._engine.embedder.check_each(sum(map(len, inputs)))
+        async with self._each_place:
+            found = await self._gather(inputs, self._each)
+            return await self._workers.run(lambda _: [tell(index, each.rows) for index, each in enumerate(found)])
 
     async def rank(self, query: str, documents: Sequence[str]) -> list[Ranked]:
         """Each document beside the query. Raises as ``embed``, and

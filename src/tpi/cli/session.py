@@ -22,6 +22,7 @@ from tpi.cluster.cluster import Cluster
 from tpi.cluster.master import Master
 from tpi.cluster.reports import ClusterStatus, Event, Report, Waiting
 from tpi.config import Folders, MasterSettings
+from tpi.engine.embedder import vectors_bytes
 from tpi.engine.engine import Engine
 from tpi.engine.grammar import memory_bytes
 from tpi.engine.language import Language
@@ -143,10 +144,11 @@ def _pin(speaker: Engine, system: str) -> None:
 
 
 def _beside_bytes(language: Language, manner: Manner, open_api: OpenApi | None) -> int:
-    """What this process will need beside its rank: for an API, and for grammars where somebody can ask for them."""
+    """What this process will need beside its rank: for an API, and for grammars and vectors of tokens where somebody
+    can ask for them."""
     has_grammars = open_api is not None or manner.grammar is not None or manner.thinking.budget_tokens is not None
     n_bytes = memory_bytes(language.vocabulary.n_tokens) if has_grammars else 0
-    return n_bytes + (_API_BYTES if open_api is not None else 0)
+    return n_bytes + (_API_BYTES + vectors_bytes(language.gguf) if open_api is not None else 0)
 
 
 class _Source:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tpi.errors import ModelFileError, UnsupportedModelError
+from tpi.errors import ModelFileError, UnsupportedModelError, UsageError
 from tpi.gguf.reader import Gguf
 from tpi.model.architectures import CLASSES, blocks_of
 from tpi.model.spec import ModelSpec
@@ -21,6 +21,9 @@ from tpi.weights.files import open_for_reading, read_exactly
 
 _CLASSES = f"{CLASSES}weight"
 _MOST_CLASSES = 16
+_MOST_VALUES = 1 << 20
+_VALUE_BYTES = 52
+"""In 32 bits, and twice as JSON: of a text, and of all."""
 
 
 class Pooling(IntEnum):
@@ -41,9 +44,8 @@ class Embedder:
         ModelFileError: the file cannot be read.
         """
         self._gguf, self._head = gguf, blocks_of(spec)[-1]
-        self._name = spec.name
-        value = gguf.metadata.get(f"{spec.architecture}.pooling_type", int(Pooling.LAST))
-        self.pooling = Pooling(int(value)) if value in tuple(Pooling) else Pooling.NONE
+        self._name, self._n_embd = spec.name, spec.n_embd
+        self.pooling = _pooling_of(gguf)
         self._vectors: dict[str, Float32Array] = {}
         slots = {slot.role: slot.tensor.name for slot in self._head.slots if slot.tensor.n_rows == 1}
         self._norms = {role: self._tensor(name)[0] for role, name in slots.items()}
@@ -54,6 +56,19 @@ class Embedder:
         """
         if self.pooling is Pooling.NONE:
             raise UnsupportedModelError(f"{self._name} makes a vector of every token, and none of a text")
+
+    def check_each(self, n_tokens: int) -> None:
+        """Whether the vectors of so many tokens can be had at once.
+
+        Raises:
+            UsageError: they take more memory than there is for them.
+        """
+        n_most = _MOST_VALUES // self._n_embd
+        if n_tokens > n_most:
+            raise UsageError(
+                f"the texts have {n_tokens} tokens together, {n_tokens - n_most} more than the {n_most} whose vectors "
+                "a request can have: ask for fewer texts at once, or shorter ones"
+            )
 
     @property
     def can_rank(self) -> bool:
@@ -98,6 +113,17 @@ class Embedder:
             to_float(tensor.type.id, bytes(data), values)
             self._vectors[name] = values.reshape(tensor.n_rows, tensor.n_columns)
         return self._vectors[name]
+
+
+def vectors_bytes(gguf: Gguf) -> int:
+    """What a process needs while it tells the vectors of as many tokens as a request can have, where the model makes
+    them."""
+    return _MOST_VALUES * _VALUE_BYTES if _pooling_of(gguf) is Pooling.NONE else 0
+
+
+def _pooling_of(gguf: Gguf) -> Pooling:
+    value = gguf.metadata.get(f"{gguf.metadata.get('general.architecture')}.pooling_type", int(Pooling.LAST))
+    return Pooling(int(value)) if value in tuple(Pooling) else Pooling.NONE
 
 
 class Mean:

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.api.scripted import Line, Played, played
 from tpi.engine.embedder import Pooling
 from tpi.engine.generation import Answer, OnStreams
-from tpi.errors import ContextError, LinkError, UnsupportedModelError
+from tpi.errors import ContextError, LinkError, UnsupportedModelError, UsageError
 
 
 def ask(server: Played, line: Line, **asked: Any) -> Any:
@@ -157,13 +157,21 @@ def test_vectors_of_tokens(server: Played, monkeypatch: pytest.MonkeyPatch) -> N
     def check() -> None:
         raise UnsupportedModelError("none of a text")
 
-    embedder = SimpleNamespace(pooling=Pooling.NONE, normed=lambda streams: streams, check_pooled=check)
+    def check_each(n_tokens: int) -> None:
+        if n_tokens > 3:
+            raise UsageError("too many at once")
+
+    embedder = SimpleNamespace(
+        pooling=Pooling.NONE, normed=lambda streams: streams, check_pooled=check, check_each=check_each
+    )
     monkeypatch.setattr(server.engine, "embedder", embedder)
     monkeypatch.setattr(server.engine, "embed", embed, raising=False)
     status, told = server.post("/embedding", {"content": [[1, 2], [3]]})
     assert status == 200
     assert told == [{"index": 0, "embedding": [[1, 0.5], [2, 0.5]]}, {"index": 1, "embedding": [[3, 0.5]]}]
     assert server.post("/v1/embeddings", {"input": "x"})[0] == 400
+    status, told = server.post("/embedding", {"content": [[1, 2], [3, 4]]})
+    assert status == 400 and told["error"]["message"] == "too many at once"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -160,10 +161,10 @@ class TextRoutes:
         inputs = await while_connected(request, service.workers.run(read))
         vectors = service.vectors
         if vectors.are_of_tokens:
-            rows = await while_connected(request, vectors.embed_tokens(inputs))
-        else:
-            rows = [vector[None] for vector in await while_connected(request, vectors.embed(inputs))]
-        return await large(service, lambda: [raw(_told(index, found)) for index, found in enumerate(rows)])
+            told = await while_connected(request, vectors.embed_tokens(inputs, _told))
+            return await large(service, lambda: told)
+        rows = await while_connected(request, vectors.embed(inputs))
+        return await large(service, lambda: [_told(index, row[None]) for index, row in enumerate(rows)])
 
     async def rank(self, asked: RankRequest, request: Request) -> Response:
         service = self._service
@@ -188,8 +189,8 @@ class TextRoutes:
         return await large(service, lambda: told)
 
 
-def _told(index: int, rows: Float32Array) -> Body:
-    return {"index": index, "embedding": rows.tolist()}
+def _told(index: int, rows: Float32Array) -> msgspec.Raw:
+    return raw({"index": index, "embedding": [raw(row.tolist()) for row in rows]})
 
 
 def _piece(data: bytes) -> str | list[int]:
