@@ -30,7 +30,9 @@ MAX_BODY_BYTES = 8 << 20
 MAX_BODIES_BYTES = 64 << 20
 BODY_S = 60.0
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
-_TOO_SLOW = 408
+_MAX_VALUES, _MAX_NAMES = 300_000, 50_000
+"""Of a body; a prompt of token numbers has one value each. The decoder keeps the interpreter until it is done, and what
+it makes of names, lists and objects takes many times their bytes."""
 _LARGE_BYTES = 1 << 20
 _OPEN_PATHS = ("/health",)
 _SLOW_BYTES = 1 << 17
@@ -54,8 +56,10 @@ class Rules:
 
 
 class _Refused(Exception):
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    """``has_more``: of the body, something is still to come."""
+
+    def __init__(self, problem: Problem, *, has_more: bool = False) -> None:
+        self.problem, self.has_more = problem, has_more
 
 
 class Guard:
@@ -89,7 +93,7 @@ class Guard:
             scope[PARSED] = await self._parse(body)
             await self._app(scope, _after(body, receive), send)
         except _Refused as refused:
-            if refused.problem.status != _TOO_SLOW:
+            if refused.has_more:
                 await _drain(receive, self._rules.max_body_bytes)
             await _refuse(refused.problem, scope, receive, send)
         except ClientDisconnect:
@@ -135,11 +139,11 @@ class Guard:
                     parts.append(message.get("body", b""))
                     n_bytes += len(parts[-1])
                     self._held_bytes += len(parts[-1])
-                    self._check_size(n_bytes)
                     has_more = message.get("more_body", False)
+                    self._check_size(n_bytes, has_more=has_more)
         except TimeoutError as error:
             why = f"the request's body was not there within {self._rules.body_s:.0f} s: send it faster"
-            raise _Refused(Problem(_TOO_SLOW, why, code="timeout")) from error
+            raise _Refused(Problem(408, why, code="timeout")) from error
 
     def _check(self, scope: Scope, headers: Headers) -> Problem | None:
         rules, method = self._rules, scope["method"]
@@ -175,12 +179,13 @@ class Guard:
             return "*" in allowed or origin in allowed or urlsplit(origin).netloc == host
         return False
 
-    def _check_size(self, n_bytes: int) -> None:
+    def _check_size(self, n_bytes: int, *, has_more: bool) -> None:
         if n_bytes > self._rules.max_body_bytes:
-            raise _Refused(self._too_much())
+            raise _Refused(self._too_much(), has_more=has_more)
         if self._held_bytes > self._rules.max_bodies_bytes:
             message = f"requests of more than {self._rules.max_bodies_bytes:,} bytes are here already: try again later"
-            raise _Refused(Problem(503, message, "server_error", headers={"Retry-After": str(RETRY_AFTER_S)}))
+            problem = Problem(503, message, "server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
+            raise _Refused(problem, has_more=has_more)
 
 
 def _shown_keys(headers: Headers) -> Iterator[str]:
@@ -194,8 +199,9 @@ def _parse(body: bytes) -> Any:
     """What a body says; no number is infinite, no character half.
 
     Raises:
-        _Refused: it is no JSON.
+        _Refused: it is no JSON, or too much of it.
     """
+    _check_values(body)
     try:
         body.decode()
         return msgspec.json.decode(body)
@@ -205,6 +211,30 @@ def _parse(body: bytes) -> Any:
         raise _Refused(Problem(400, "the request is nested too deeply: make it flatter")) from error
     except msgspec.DecodeError as error:
         raise _Refused(Problem(400, f"the request is not JSON: {error}")) from error
+
+
+def _check_values(body: bytes) -> None:
+    """Raises:
+    _Refused: it says too many things.
+    """
+    if _n_values(body) <= _MAX_VALUES and _n_names(body) <= _MAX_NAMES:
+        return
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') <= 2 * (_MAX_VALUES + _MAX_NAMES):
+        plain = b"".join(plain.split(b'"')[::2])  # what is no text
+    if _n_values(plain) > _MAX_VALUES:
+        raise _Refused(Problem(400, f"the request has more than {_MAX_VALUES:,} values: make it smaller"))
+    if _n_names(plain) > _MAX_NAMES:
+        what = f"the request has more than {_MAX_NAMES:,} names, lists and objects: make it smaller"
+        raise _Refused(Problem(400, what))
+
+
+def _n_values(body: bytes) -> int:
+    return body.count(b",") + 1
+
+
+def _n_names(body: bytes) -> int:
+    return body.count(b":") + body.count(b"[") + body.count(b"{")
 
 
 def _after(body: bytes, receive: Receive) -> Receive:

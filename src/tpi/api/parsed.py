@@ -12,7 +12,8 @@ PARSED = "tpi.parsed"
 
 class _ParsedRequest(Request):
     async def json(self) -> Any:
-        return self.scope[PARSED]
+        """Once: an answer may take long, and what is not needed any more takes memory."""
+        return self.scope.pop(PARSED)
 
 
 class _ParsedRoute(APIRoute):

@@ -9,10 +9,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from fastapi import FastAPI, Request, Response
+from starlette.types import ASGIApp
 
 from tests.unit.api.scripted import Played
 from tpi.api.guards import Guard, Rules
 from tpi.api.keys import Key
+from tpi.api.parsed import PARSED, new_router
 from tpi.api.workers import Workers
 
 PLAIN = Rules("127.0.0.1")
@@ -32,6 +35,7 @@ def ask(
     method: str = "GET",
     path: str = "/v1/models",
     body: Sequence[bytes] = (b"",),
+    app: ASGIApp | None = None,
 ) -> int:
     """The status of the answer."""
     parts, sent = list(body), list[Any]()
@@ -40,19 +44,18 @@ def ask(
         "type": "http",
         "method": method,
         "path": path,
+        "query_string": b"",
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in names.items()],
     }
 
     async def receive() -> Any:
-        if not parts:
-            return {"type": "http.disconnect"}
-        part = parts.pop(0)
+        part = parts.pop(0)  # whoever waits for more than there is waits for ever
         return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(Guard(_answer, rules, Workers(1))(scope, receive, send))
+    asyncio.run(Guard(app or _answer, rules, Workers(1))(scope, receive, send))
     return int(sent[0]["status"])
 
 
@@ -159,6 +162,36 @@ def test_long_bodies(body: list[bytes], length: str | None, status: int) -> None
 )
 def test_only_well_formed_json_comes_through(body: bytes, status: int) -> None:
     assert ask(PLAIN, {"content-type": "application/json"}, "POST", body=[body[:3], body[3:]]) == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"[" + b"151643," * 299_999 + b"7]", 200),
+        (b"[" + b"151643," * 300_000 + b"7]", 400),
+        (b'["' + rb"{\"[:,\\" * 300_000 + b'"]', 200),
+        (b'["a"' + b',"[]"' * 299_999 + b"]", 200),
+        (b"[" + b"[]," * 50_000 + b"7]", 400),
+        (b"{" + b",".join(b'"%d":0' % number for number in range(50_001)) + b"}", 400),
+        (b"[" + b'"",' * 2_000_000 + b"7]", 400),
+    ],
+)
+def test_bodies_that_say_too_many_things(body: bytes, status: int) -> None:
+    """A long prompt comes through, as text and as numbers; what would hold up everything else is not even decoded."""
+    assert ask(PLAIN, {"content-type": "application/json"}, "POST", body=[body]) == status
+
+
+def test_what_is_parsed_is_let_go() -> None:
+    """As soon as it is read, however long the answer takes."""
+    app = FastAPI()
+    router = new_router()
+
+    async def answer(asked: dict[str, int], request: Request) -> Response:
+        return Response(status_code=200 if asked == {"a": 1} and PARSED not in request.scope else 500)
+
+    router.add_api_route("/", answer, methods=["POST"])
+    app.include_router(router)
+    assert ask(PLAIN, {"content-type": "application/json"}, "POST", "/", [b'{"a": 1}'], app) == 200
 
 
 def test_all_bodies_together_have_a_bound() -> None:
