@@ -1,5 +1,6 @@
 """What is kept of a text outlives the cluster that computed it: saved by all its ranks, restored by others'."""
 
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def test_a_saved_text_is_there_in_the_next_session(tmp_path: Path, cache: Path, 
             assert status == 200 and saved["n_saved"] > first["tokens_evaluated"], saved
             expected = ask(served, going_on)
         assert (folder / "fox").stat().st_mode & 0o077 == 0
-        parts = [path for home in homes for path in home.folder.glob("state/prefixes/*/fox.part-*")]
-        assert len(parts) == 1 and "lantern" not in str(parts[0].read_bytes()), "the worker's own part, on its disk"
+        parts = [path for home in homes for path in home.folder.glob("state/prefixes/*/*/fox.part-*")]
+        tokens = array("I", [token["id"] for token in first["completion_probabilities"][:4]]).tobytes()
+        assert tokens in (folder / "fox").read_bytes()
+        assert len(parts) == 1 and tokens not in parts[0].read_bytes(), "the worker's own part, on its disk"
         with serve_on(homes, file, *options, name=model) as served:
             ask(served, "The crow sat in a tree.", id_slot=0)
             status, restored = change(served, "restore", 2)

@@ -1,5 +1,6 @@
 """What ranks keep of a text, written to files and read by others: the same bits go on. And what is not taken for it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +11,17 @@ from tests.parity.runner import LocalRunner
 from tests.unit.engine.test_slots import AtOnce
 from tpi.cli.models import find_model
 from tpi.cluster.control.messages import Plan, PrefixDone
-from tpi.cluster.prefixes.keeping import follow
-from tpi.cluster.prefixes.orders import PrefixOrder
+from tpi.cluster.prefixes.keeping import MAX_PARTS, follow
+from tpi.cluster.prefixes.orders import Action, PrefixOrder
 from tpi.engine.generation import Answer, Request, TokenLogprob
 from tpi.engine.language import Language
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.slots import Slots
-from tpi.errors import UsageError
+from tpi.errors import DiskSpaceError, UsageError
 from tpi.gguf.types import F16, TYPES_BY_NAME, TensorType
 from tpi.runtime.passes import Copies
+from tpi.runtime.prefix import find_slots, views
 from tpi.runtime.rankmodel import RankSettings
 from tpi.runtime.workspace import Workspace
 
@@ -43,10 +45,10 @@ class Host:
 
 
 class Session:
-    """Ranks of this process, each with a folder of its own below ``folder``."""
+    """Ranks of this process, each with a folder of its own below ``parts``, or below ``folder``, the master's."""
 
-    def __init__(self, runner: LocalRunner, path: Path, folder: Path) -> None:
-        self.runner, self._folder = runner, folder
+    def __init__(self, runner: LocalRunner, path: Path, folder: Path, parts: Path | None = None) -> None:
+        self.runner, self._folder = runner, parts or folder
         self.language = Language(path)
         self.scheduler = Scheduler(runner, runner.table, self.language.vocabulary, keeps_ended=True)
         at_once = cast(Scheduler, AtOnce(self.scheduler))
@@ -171,3 +173,76 @@ def test_what_was_computed_otherwise_is_refused_where_bits_count(tmp_path: Path)
             else:
                 session.slots.save(session.ask(TEXT)[0].slot, "fox")
                 session.slots.restore(0, "fox")
+
+
+def test_two_masters_save_by_one_name_with_the_same_workers(tmp_path: Path) -> None:
+    path = find_model("demo")
+    with runner_of(path) as runner:
+        some, others = (Session(runner, path, tmp_path / name, tmp_path / "parts") for name in "ab")
+        slot = some.ask(TEXT)[0].slot
+        others.ask("The crow sat in a tree.")
+        some.slots.save(slot, "fox")
+        for _ in range(2):
+            others.slots.save(slot, "fox")
+        assert some.slots.restore(slot, "fox").n_tokens > others.slots.restore(slot, "fox").n_tokens
+
+
+def test_what_failed_leaves_nothing(tmp_path: Path) -> None:
+    """A rank has no room; a process was killed while it wrote; nobody knows any more what was saved."""
+    path = find_model("demo")
+    (tmp_path / "1").write_text("no folder")
+    with runner_of(path) as runner:
+        session = Session(runner, path, tmp_path)
+        slot = session.ask(TEXT)[0].slot
+        with pytest.raises(DiskSpaceError, match=r"^rank 1: cannot write fox\.part-\w+: File exists; look after"):
+            session.slots.save(slot, "fox")
+        assert list((tmp_path / "0").iterdir()) == [] and not (tmp_path / "fox").exists()
+        (tmp_path / "1").unlink()
+        (tmp_path / "fox").mkdir()
+        with pytest.raises(UsageError, match="fox is there, and is no saved text"):
+            session.slots.save(slot, "fox")
+        for number in range(MAX_PARTS):
+            (tmp_path / "0" / f"crow.part-{number:032x}").touch()
+        os.utime(tmp_path / "0" / f"crow.part-{7:032x}", (1, 1))
+        session.slots.save(slot, "hen")
+        assert len(list((tmp_path / "0").iterdir())) == MAX_PARTS and (tmp_path / "0" / f"crow.part-{6:032x}").exists()
+        assert not (tmp_path / "0" / f"crow.part-{7:032x}").exists(), "which was used longest ago"
+
+
+@pytest.mark.parametrize("model", ["demo", "deltas", "windowed"])
+def test_a_disk_that_fails_in_the_middle_of_a_restore(tmp_path: Path, model: str) -> None:
+    """The file was good when it was checked; then its values are none, on one rank of two."""
+    path = find_model("demo") if model == "demo" else TRAINED / f"{model}.gguf"
+    crow = "The crow sat in a tree."
+    with runner_of(path) as runner:
+        session = Session(runner, path, tmp_path)
+        first, _ = session.ask(TEXT)
+        session.slots.save(first.slot, "fox")
+        going_on = f"{TEXT}{first.text} And then"
+        expected = [session.ask(text)[0].text for text in (going_on, crow)]
+    with runner_of(path) as runner:
+        session = Session(runner, path, tmp_path)
+        session.ask(crow)
+        [part] = (tmp_path / "1").iterdir()
+        good, keep, restores = part.read_bytes(), session.keep, list[PrefixOrder]()
+
+        def spoil(order: PrefixOrder) -> tuple[PrefixDone, ...]:
+            if order.action is Action.RESTORE:
+                restores.append(order)
+                part.write_bytes(good[:-10000] + b"\xff" * 10000)
+            done = keep(order)
+            part.write_bytes(good)
+            return done
+
+        session.keep = spoil  # type: ignore[method-assign]
+        for slot in (1, 0, 1):
+            with pytest.raises(UsageError, match=r"rank 1: .* is damaged: its bytes differ"):
+                session.slots.restore(slot, "fox")
+            order, workspace = restores[-1], runner.workspaces[1]
+            kept = views(workspace, order.prefix, find_slots(workspace, order.prefix), order.n_present)
+            assert not any(bytes(view).strip(b"\0") for view in kept), "what is no number would be everybody's"
+            assert session.ask(crow)[0].text == expected[1]
+        session.keep = keep  # type: ignore[method-assign]
+        restored = session.slots.restore(1, "fox")
+        answer, _ = session.ask(going_on)
+        assert answer.n_cached_tokens == restored.n_tokens and answer.text == expected[0]

@@ -56,6 +56,7 @@ from tpi.cluster.pairing.identity import Identity, IdentityStore
 from tpi.cluster.pairing.joinkey import Address, JoinKey
 from tpi.cluster.prefixes.keeping import follow
 from tpi.cluster.prefixes.orders import decode_order
+from tpi.cluster.prefixes.prefixfile import remove_unfinished
 from tpi.cluster.reports import Event, Ready, Remark, Report, Transfer
 from tpi.cluster.transfer.slices import LinkSource
 from tpi.config import WorkerSettings
@@ -115,6 +116,9 @@ class _Worker:
         self._stack = ExitStack()
         self._gate = WorkerGate(identity)
         host = opened.socket.getsockname()[0]
+        of_master = self._identity.fingerprint.hex()[:16]
+        self._prefixes = settings.folders.state / "prefixes" / settings.name / of_master
+        remove_unfinished(self._prefixes)
         self._hosts = (host,) if not host.startswith("fe80") else ()
         acceptor = Acceptor(listen(host, settings.port), self._gate, self._take_link)
         self._acceptor = self._stack.enter_context(acceptor)
@@ -215,8 +219,10 @@ class _Worker:
     def _keep(self, order: bytes, plan: Plan, host: RankHost) -> None:
         """Saves a beginning of a text on this device's disk, or puts it back."""
         decoded = decode_order(order, plan.n_cells, plan.n_sequences)
-        folder = self._settings.folders.state / "prefixes" / self._settings.name
-        self._master.send(follow(decoded, plan, host, folder))
+        done = follow(decoded, plan, host, self._prefixes)
+        if done.refusal:
+            self._report(Remark(f"a text was not saved or restored in {self._prefixes}: {done.refusal}"))
+        self._master.send(done)
 
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""

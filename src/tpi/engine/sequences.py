@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from tpi.engine.cells import CellBlock, CellPool
 from tpi.engine.pinned import Pinned
-from tpi.engine.prefixes import Prefixes
+from tpi.engine.prefixes import KeptPrefix, Prefixes
 from tpi.engine.runner import PassRunner
 from tpi.engine.seats import Seat, Seats
 from tpi.errors import ContextError, UsageError
@@ -183,16 +183,19 @@ class Sequences:
         """What there is apart from those that live. To be asked for after ``prepare``, and used at once."""
         return Prefixes(self._pool, self._seats, self._retention)
 
-    def check_room(self, tokens: Tokens) -> None:
+    def check_room(self, kept: KeptPrefix) -> None:
         """Whether a text that was computed elsewhere can have its place here, once nobody else needs it.
 
         Raises:
             ContextError: it is longer than that.
+            UsageError: there are no such states.
         """
-        n_most = self._most_of(tokens, is_new=False)
-        if (n_over := len(tokens) - n_most) > 0:
+        n_tokens, n_most = len(kept.tokens), self._most_of(kept.tokens, is_new=False)
+        if not self._retention.can_place(kept.beside, n_tokens):
+            raise UsageError(f"the saved text has {len(kept.beside.marks)} states that none has here: save it again")
+        if (n_over := n_tokens - n_most) > 0:
             raise ContextError(
-                f"the saved text has {len(tokens)} tokens, {n_over} more than the {n_most} that fit the context: serve "
+                f"the saved text has {n_tokens} tokens, {n_over} more than the {n_most} that fit the context: serve "
                 "with a longer context",
                 n_over,
             )

@@ -1,8 +1,8 @@
 """Saves a slot's text with all that ranks keep of it, and restores it, also in another session.
 
 The master's own file, NAME, has the tokens; what was computed of them lies with every rank, in NAME.part-ID there
-(``cluster/prefixes``). NAME is written last, and says which ID counts: so a save is whole, or the one before is. Blocks
-its caller; the work is done between two steps.
+(``cluster/prefixes``). NAME is written last, and says which ID counts: so a save is whole, or the one before is. Then
+the parts of the other are removed. Blocks its caller; the work is done between two steps.
 """
 
 import secrets
@@ -10,14 +10,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 import numpy as np
 
 from tpi.cluster.control.messages import PrefixDone
-from tpi.cluster.prefixes.orders import Action, FileName, PrefixOrder
-from tpi.cluster.prefixes.prefixfile import PrefixFile, write_prefix_file
+from tpi.cluster.prefixes.keeping import MAX_PARTS
+from tpi.cluster.prefixes.orders import MAX_STATES, Action, FileName, Number, PrefixOrder, SaveId
+from tpi.cluster.prefixes.prefixfile import PrefixFile, check_replaceable, remove_unfinished, write_prefix_file
 from tpi.engine.prefixes import KeptPrefix
 from tpi.engine.scheduler import Scheduler
 from tpi.engine.sequences import Sequences
@@ -26,6 +27,7 @@ from tpi.runtime.recurrent import StateMark
 from tpi.runtime.retention import KeptBeside
 
 _MAX_TOKENS = 1 << 24
+_MAX_SAVES = MAX_PARTS // 2
 
 
 class KeepsPrefixes(Protocol):
@@ -37,11 +39,10 @@ class KeepsPrefixes(Protocol):
 class TextHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of a file whose payload are the tokens, u32."""
 
-    save_id: str
+    save_id: SaveId
     model_digest: str
-    n_ranks: int
-    n_written: int
-    marks: tuple[StateMark, ...]
+    n_written: Number
+    marks: Annotated[tuple[StateMark, ...], msgspec.Meta(max_length=MAX_STATES)]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Slots:
     ) -> None:
         self._scheduler, self._cluster, self._folder = scheduler, cluster, folder
         self._model_digest, self.n_slots = model_digest, n_slots
+        if folder is not None:
+            remove_unfinished(folder)
 
     @property
     def are_saved(self) -> bool:
@@ -70,7 +73,8 @@ class Slots:
 
     def save(self, slot: int, name: str) -> SlotFigures:
         """Raises:
-        UsageError: there is no such slot, nothing to save, or the name is none.
+        UsageError: there is no such slot, nothing to save, the name is none, or another file's, or there are as many
+            saves as may be.
         BusyError: it is being answered.
         DiskSpaceError: a rank cannot write it; what was saved by this name before stays.
         LinkError: a worker is gone.
@@ -115,18 +119,26 @@ class Slots:
         kept = sequences.prefixes.kept(slot)
         if not kept.tokens:
             raise UsageError(f"nothing is kept of slot {slot}: ask something there first")
-        order = self._order(Action.SAVE, path, secrets.token_hex(16), slot, kept)
-        done = self._ask(order, sequences)
-        if refusal := _refusal_of(done):
-            raise DiskSpaceError(refusal)
-        header = TextHeader(
-            order.save_id, self._model_digest, len(done), kept.beside.n_written, tuple(kept.beside.marks)
-        )
-        tokens = np.array(kept.tokens, "<u4").tobytes()
-        n_bytes = write_prefix_file(path, msgspec.msgpack.encode(header), len(tokens), [tokens])
-        self._ask(PrefixOrder(Action.PRUNE, path.name, order.save_id), sequences)
-        n_bytes += sum(entry.n_bytes for entry in done)
+        before, order = _replaced(path), self._order(Action.SAVE, path, secrets.token_hex(16), slot, kept)
+        try:
+            done = self._ask(order, sequences)
+            if refusal := _refusal_of(done):
+                raise DiskSpaceError(refusal)
+            n_bytes = self._write(path, order.save_id, kept) + sum(entry.n_bytes for entry in done)
+        except (DiskSpaceError, UsageError):
+            self._ask(PrefixOrder(Action.PRUNE, path.name, order.save_id), sequences)
+            raise
+        if before:
+            self._ask(PrefixOrder(Action.PRUNE, path.name, before), sequences)
         return SlotFigures(len(kept.tokens), n_bytes, time.monotonic() - started_s)
+
+    def _write(self, path: Path, save_id: str, kept: KeptPrefix) -> int:
+        header = TextHeader(save_id, self._model_digest, kept.beside.n_written, tuple(kept.beside.marks))
+        tokens = np.array(kept.tokens, "<u4").tobytes()
+        try:
+            return write_prefix_file(path, msgspec.msgpack.encode(header), len(tokens), [tokens])
+        except DiskSpaceError as error:
+            raise DiskSpaceError(f"rank 0: {error}") from None
 
     def _restore(self, sequences: Sequences, slot: int, path: Path) -> SlotFigures:
         started_s = time.monotonic()
@@ -134,7 +146,7 @@ class Slots:
             save_id, kept, n_bytes = self._read(path)
         except (ModelFileError, ChecksumError) as error:
             raise UsageError(str(error)) from None
-        sequences.check_room(kept.tokens)
+        sequences.check_room(kept)
         checked = self._ask(self._order(Action.CHECK, path, save_id, slot, kept), sequences)
         if refusal := _refusal_of(checked):
             raise UsageError(refusal)
@@ -154,14 +166,13 @@ class Slots:
             ModelFileError, ChecksumError, UsageError: it is missing, damaged, or of something else.
         """
         with PrefixFile(path) as file:
-            try:
-                header = msgspec.msgpack.decode(file.header, type=TextHeader)
-            except (msgspec.MsgspecError, ValueError) as error:
-                raise UsageError(f"{path} is no saved slot: {error}") from None
+            header = _header_of(file, path)
             if header.model_digest != self._model_digest:
                 raise UsageError(f"{path.name} was saved with another model: save it again")
             if not 0 < file.n_payload_bytes <= 4 * _MAX_TOKENS or file.n_payload_bytes % 4:
-                raise UsageError(f"{path} is no saved slot: it has {file.n_payload_bytes} bytes of tokens")
+                raise UsageError(
+                    f"{path.name} is no saved text: it has {file.n_payload_bytes} bytes of tokens; name another"
+                )
             content = bytearray(file.n_payload_bytes)
             file.read([memoryview(content)])
             tokens = np.frombuffer(content, "<u4").tolist()
@@ -176,6 +187,37 @@ class Slots:
         done = self._cluster.keep(order)
         sequences.copied()
         return done
+
+
+def _header_of(file: PrefixFile, path: Path) -> TextHeader:
+    """Raises:
+    UsageError: it has none.
+    """
+    try:
+        return msgspec.msgpack.decode(file.header, type=TextHeader)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path.name} is no saved text: {error}; name another") from None
+
+
+def _replaced(path: Path) -> str:
+    """The ID of the save that has this name now; empty if there is none, or it cannot be told.
+
+    Raises:
+        UsageError: another file has it, or there are too many saves.
+    """
+    check_replaceable(path)
+    if not path.exists():
+        names = (other.name for other in path.parent.iterdir()) if path.parent.exists() else ()
+        if sum(name[0] != "." and ".part-" not in name for name in names) >= _MAX_SAVES:
+            raise UsageError(
+                f"{_MAX_SAVES} texts are saved, as many as may be: take one of their names, or remove some"
+            )
+        return ""
+    try:
+        with PrefixFile(path) as file:
+            return _header_of(file, path).save_id
+    except (ModelFileError, UsageError):
+        return ""
 
 
 def _refusal_of(done: Sequence[PrefixDone]) -> str:

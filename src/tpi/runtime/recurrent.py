@@ -124,14 +124,19 @@ class StateSlots:
         found = (slot for slot in self._slots.values() if slot.sequence == sequence and slot.n_tokens <= n_tokens)
         return tuple(StateMark(slot.n_tokens, slot.is_kept) for slot in sorted(found, key=lambda slot: slot.n_tokens))
 
+    @property
+    def n_most(self) -> int:
+        """So many states a sequence may have between passes."""
+        return self._n_per_sequence - 1
+
     def place(self, sequence: int, marks: Sequence[StateMark]) -> list[int]:
         """Slots for states of the sequence, of which everything else is forgotten.
 
         Raises:
             ProtocolError: they are more than it may have between passes.
         """
-        if len(marks) >= self._n_per_sequence:
-            raise ProtocolError(f"{len(marks)} states of a sequence, at most {self._n_per_sequence - 1} are kept")
+        if len(marks) > self.n_most:
+            raise ProtocolError(f"{len(marks)} states of a sequence, at most {self.n_most} are kept")
         self._forget(sequence)
         found = []
         for mark in marks:

@@ -70,6 +70,11 @@ class Retention:
         marks = () if self._slots is None else self._slots.marks(sequence, n_tokens)
         return KeptBeside(self._n_written[sequence], marks)
 
+    def can_place(self, kept: KeptBeside, n_tokens: int) -> bool:
+        """That may be there beside cells of ``n_tokens``."""
+        n_most = 0 if self._slots is None else self._slots.n_most
+        return len(kept.marks) <= n_most and all(0 < mark.n_tokens <= n_tokens for mark in kept.marks)
+
     def place(self, sequence: int, kept: KeptBeside) -> None:
         """Of the sequence there is that now, and nothing else."""
         self._n_written[sequence] = kept.n_written

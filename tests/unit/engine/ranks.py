@@ -25,7 +25,7 @@ from tpi.runtime.sights import starts_of
 
 N_TOKENS = 320
 N_KEPT = 2
-_NOTHING = (-1, -1)
+NOTHING = (-1, -1)
 Stop: TypeAlias = Literal["before", "in the middle", "after"] | None
 """Where a rank is when a pass is stopped: it has not begun, it has written what it writes, or it is through."""
 
@@ -85,7 +85,7 @@ class FakeRanks:
     def forget(self) -> None:
         """What an epoch does that does not go on with the one before."""
         self.n_forgotten += 1
-        self._cells = [_NOTHING] * self.n_cells
+        self._cells = [NOTHING] * self.n_cells
         self._rings: dict[int, dict[int, tuple[int, int]]] = {}
         self._slots = StateSlots(self.n_sequences, N_KEPT)
         self._ledger = Ledger(self._slots if self._is_recurrent else None)
@@ -117,7 +117,7 @@ class FakeRanks:
         assert len(work.sampled) <= self.max_sampled
         assert int(work.cells.max()) < work.n_seen <= self.n_cells
         self._ledger.settle()
-        self._cells[work.n_seen :] = [_NOTHING] * (self.n_cells - work.n_seen)
+        self._cells[work.n_seen :] = [NOTHING] * (self.n_cells - work.n_seen)
         self._copy(work)
         tokens = [int(token) for token in work.embeddings[:, 0]]
         for row, token in enumerate(tokens):
@@ -127,7 +127,7 @@ class FakeRanks:
             self._check_kept(work, tokens, texts)
         if is_stopped:
             for cell in work.cells:
-                self._cells[cell] = _NOTHING
+                self._cells[cell] = NOTHING
             return
         self._ledger.end(work)
         self._last = [logits_after(texts[row]) for row in work.sampled]

@@ -5,13 +5,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import msgspec
+import numpy as np
 import pytest
 
 from tests.models import write_random_model
-from tests.unit.engine.ranks import FakeRanks, Stop, kinds
+from tests.unit.engine.ranks import NOTHING, FakeRanks, Stop, kinds
 from tests.unit.engine.test_scheduler import alone, finish, request, scheduler_of, text
 from tpi.cluster.control.messages import PrefixDone
 from tpi.cluster.prefixes.orders import Action, PrefixOrder, decode_order, encode_order
+from tpi.cluster.prefixes.prefixfile import write_prefix_file
 from tpi.engine.generation import Generation, Request
 from tpi.engine.language import Language
 from tpi.engine.scheduler import Scheduler
@@ -20,10 +23,12 @@ from tpi.errors import BusyError, ContextError, DiskSpaceError, LinkError, Usage
 from tpi.model.architectures import read_spec
 from tpi.model.spec import ModelSpec
 from tpi.runtime.passes import BLOCK_CELLS, Pass
+from tpi.runtime.recurrent import StateMark
 
 
 class KeepingRanks(FakeRanks):
-    """They save what they keep in ``disk``. ``refuses``: one of them cannot do that."""
+    """They save what they keep in ``disk``. ``refuses``: one of them cannot do that, when others have done it and it
+    has begun."""
 
     disk: dict[str, Any]
     refuses: tuple[Action, ...] = ()
@@ -33,10 +38,23 @@ class KeepingRanks(FakeRanks):
         self._ledger.settle()
         self._copy(cast(Pass, order))  # an order has copies as a pass has
         self._ledger.copied()
-        if order.action in self.refuses:
-            return (PrefixDone(0, 1), PrefixDone(0, 0, "the disk is full"))
-        blocks = [range(first, first + BLOCK_CELLS) for first in order.cells]
-        cells = [cell for block in blocks for cell in block][: order.n_tokens]
+        done = self._keep(order)
+        if order.action not in self.refuses:
+            return done
+        if order.action is Action.RESTORE:
+            self._spoil(order)
+        return (PrefixDone(0, 1), PrefixDone(0, 0, "the disk is full"))
+
+    def _spoil(self, order: PrefixOrder) -> None:
+        """Its part of the place is zeros."""
+        for cell in _cells_of(order)[order.n_present :]:
+            self._cells[cell] = NOTHING
+        self._rings[order.sequence] = {}
+        for mark in order.marks if self._is_recurrent else ():
+            self._states[self._slots.kept(order.sequence, mark.n_tokens)] = ()
+
+    def _keep(self, order: PrefixOrder) -> tuple[PrefixDone, ...]:
+        cells = _cells_of(order)
         if order.action is Action.SAVE:
             states = [self._states[self._slots.kept(order.sequence, mark.n_tokens)] for mark in order.marks]
             ring = dict(self._rings.get(order.sequence, {}))
@@ -49,9 +67,16 @@ class KeepingRanks(FakeRanks):
             if self._is_recurrent:
                 for slot, state in zip(self._slots.place(order.sequence, order.marks), states, strict=True):
                     self._states[slot] = state
-        elif order.action is Action.CHECK and order.save_id not in self.disk:
+        elif order.action is Action.PRUNE:
+            self.disk.pop(order.save_id, None)
+        elif order.save_id not in self.disk:
             return (PrefixDone(0, 1), PrefixDone(0, 0, "cannot read it"))
         return (PrefixDone(0, 100), PrefixDone(0, 20))
+
+
+def _cells_of(order: PrefixOrder) -> list[int]:
+    blocks = [range(first, first + BLOCK_CELLS) for first in order.cells]
+    return [cell for block in blocks for cell in block][: order.n_tokens]
 
 
 class AtOnce:
@@ -164,6 +189,7 @@ def test_amid_others_who_come_and_go(language: Language, spec: ModelSpec, tmp_pa
         if generation.answer.finish == "length":
             assert generation.tokens == alone(wanted)
     assert sum(generation.answer.finish == "length" for _, generation in asked) > 5
+    assert len(disk) == sum((tmp_path / name).exists() for name in "ab"), "what does not count is not kept"
 
 
 def test_a_slot_that_is_asked_for_is_had_if_it_is_free(language: Language, spec: ModelSpec) -> None:
@@ -192,6 +218,48 @@ def test_who_waits_learns_that_a_worker_is_gone(language: Language, spec: ModelS
         assert str(future.exception(0)) == "w1 is gone"
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"save_id": "../../" + "0" * 26},
+        {"marks": (StateMark(1, True),) * 70},
+        {"marks": (StateMark(1, True), StateMark(2, True), StateMark(3, True), StateMark(4, True))},
+        {"marks": (StateMark(41, True),)},
+        {"marks": (StateMark(-1, True),)},
+        {"n_written": -1},
+        {"n_written": 1 << 40},
+    ],
+)
+def test_what_no_save_has_is_refused(
+    language: Language, spec: ModelSpec, tmp_path: Path, more: dict[str, object]
+) -> None:
+    """Nobody is asked to do it."""
+    disk: dict[str, Any] = {}
+    ranks = ranks_of(spec, "states", disk)
+    told = {"save_id": "0" * 32, "model_digest": "digest", "n_written": 40, "marks": ()} | more
+    tokens = np.arange(3, 43).astype("<u4").tobytes()
+    write_prefix_file(tmp_path / "bad", msgspec.msgpack.encode(told), len(tokens), [tokens])
+    slots = slots_of(scheduler_of(ranks, language), ranks, tmp_path)
+    ranks.keep = lambda order: pytest.fail("asked")  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"bad is no saved text|states that none has here"):
+        slots.restore(0, "bad")
+
+
+def test_saves_are_so_many(language: Language, spec: ModelSpec, tmp_path: Path) -> None:
+    disk: dict[str, Any] = {}
+    ranks = ranks_of(spec, "cells", disk)
+    scheduler = scheduler_of(ranks, language)
+    slots = slots_of(scheduler, ranks, tmp_path)
+    answer(scheduler, request(text(1, 40)))
+    slots.save(0, "one")
+    for number in range(1, 256):
+        (tmp_path / f"other{number}").touch()
+    with pytest.raises(UsageError, match="256 texts are saved, as many as may be: take one of their names"):
+        slots.save(0, "two")
+    slots.save(0, "one")
+    assert len(disk) == 1
+
+
 def test_what_cannot_be_saved_or_restored(language: Language, spec: ModelSpec, tmp_path: Path) -> None:
     disk: dict[str, Any] = {}
     ranks = ranks_of(spec, "cells", disk)
@@ -211,6 +279,11 @@ def test_what_cannot_be_saved_or_restored(language: Language, spec: ModelSpec, t
         slots.save(0, "one")
     ranks.refuses = ()
     assert slots.restore(1, "one").n_tokens == len(first.tokens) - 1, "the save before is still good"
+    assert len(disk) == 1, "and the other has left nothing"
+    (tmp_path / "two").write_text("what somebody wrote")
+    with pytest.raises(UsageError, match="two is there, and is no saved text: choose another name"):
+        slots.save(0, "two")
+    assert (tmp_path / "two").read_text() == "what somebody wrote" and len(disk) == 1
     with pytest.raises(UsageError, match="one was saved with another model"):
         slots_of(scheduler, ranks, tmp_path, "other").restore(0, "one")
     good = (tmp_path / "one").read_bytes()

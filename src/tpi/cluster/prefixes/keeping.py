@@ -3,6 +3,8 @@
 What is derived from a prompt stays on the rank that computed it. The thread that runs passes, between two of them.
 """
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,10 @@ from tpi.runtime.passes import BLOCK_CELLS, Copies
 from tpi.runtime.prefix import find_slots, place, views
 from tpi.runtime.recurrent import StateMark
 from tpi.runtime.workspace import Workspace
+
+MAX_PARTS = 512
+"""In one folder. A master has half as many saves in one of its own, and none of these is lost by that."""
+_PART = re.compile(r"\.part-[0-9a-f]{32}\Z")
 
 
 class HoldsPrefixes(Protocol):
@@ -81,13 +87,17 @@ def _save(path: Path, order: PrefixOrder, plan: Plan, workspace: Workspace) -> i
     prefix, slots = order.prefix, find_slots(workspace, order.prefix)
     n_bytes = sum(map(len, views(workspace, prefix, slots)))
     header = msgspec.msgpack.encode(_header(order, plan, workspace))
-    return write_prefix_file(path, header, n_bytes, views(workspace, prefix, slots))
+    n_bytes = write_prefix_file(path, header, n_bytes, views(workspace, prefix, slots))
+    _drop_oldest(path)
+    return n_bytes
 
 
 def _check(path: Path, order: PrefixOrder, plan: Plan, workspace: Workspace) -> int:
     with PrefixFile(path) as file:
         _compare(file, order, plan, workspace)
         file.check()
+        with suppress(OSError):
+            os.utime(path)
         return file.n_bytes
 
 
@@ -106,10 +116,17 @@ def _restore(path: Path, order: PrefixOrder, plan: Plan, workspace: Workspace) -
 
 def _prune(path: Path, order: PrefixOrder, plan: Plan, workspace: Workspace) -> int:
     with suppress(OSError):
-        for other in path.parent.glob(f"{order.name}.part-*"):
-            if other != path:
-                other.unlink()
+        path.unlink()
     return 0
+
+
+def _drop_oldest(latest: Path) -> None:
+    """Of those that were used longest ago, nobody may know any more: the master's file can be removed by hand."""
+    with suppress(OSError):
+        others = (path for path in latest.parent.iterdir() if _PART.search(path.name) and path != latest)
+        by_use = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in by_use[MAX_PARTS - 1 :]:
+            path.unlink()
 
 
 def _compare(file: PrefixFile, order: PrefixOrder, plan: Plan, workspace: Workspace) -> None:

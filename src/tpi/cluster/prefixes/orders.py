@@ -29,7 +29,7 @@ class Action(StrEnum):
     """Tells whether ``RESTORE`` can be done; changes nothing."""
     RESTORE = "restore"
     PRUNE = "prune"
-    """Removes what was saved under the same name before."""
+    """Removes what was saved with this ID."""
 
 
 class PrefixOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
