@@ -5,15 +5,17 @@ import json
 import urllib.request
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from tests.unit.api.scripted import Line, Played, played
+from tpi.api.llamacpp.asks import read_prompts
+from tpi.api.workers import Going
 from tpi.engine.embedder import Pooling
 from tpi.engine.generation import Answer, OnStreams
-from tpi.errors import ContextError, LinkError, UnsupportedModelError, UsageError
+from tpi.errors import Cancelled, ContextError, LinkError, UnsupportedModelError, UsageError
 
 
 def ask(server: Played, line: Line, **asked: Any) -> Any:
@@ -103,6 +105,7 @@ def test_gaps(server: Played) -> None:
         ("/completion", {"prompt": "x", "dynatemp_range": 0.5}, "dynatemp_range"),
         ("/completion", {"prompt": []}, "there is no prompt"),
         ("/completion", {"prompt": [999]}, "999 is no token"),
+        ("/completion", {"prompt": [5, "a"] * 1025}, "1,025 texts among its tokens, at most 1,024 may be"),
         ("/completion", {"prompt": "x", "logit_bias": [["x", True]]}, "no number"),
         ("/completion", {"prompt": "x", "grammar": "a", "json_schema": {}}, "both say"),
         ("/detokenize", {"tokens": [-1]}, "-1 is no token"),
@@ -194,3 +197,23 @@ def test_what_is_far_too_long_is_not_tokenized(
     monkeypatch.setattr(server.engine.vocabulary, "tokenize", None)
     status, told = server.post(path, asked)
     assert status == 400 and told["error"]["message"] == "far too long"
+
+
+def test_of_what_does_not_fit_no_more_is_tokenized(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, plain = list[str](), server.engine.vocabulary.tokenize
+
+    def tokenize(text: str, **how: bool) -> list[int]:
+        told.append(text)
+        return plain(text, **how)
+
+    monkeypatch.setattr(server.engine.vocabulary, "tokenize", tokenize)
+    status, body = server.post("/completion", {"prompt": [1, *["x" * 40] * 1000]})
+    assert status == 400 and "81 tokens and more, 64 are the whole context" in body["error"]["message"]
+    assert len(told) == 2
+
+
+def test_nothing_is_tokenized_for_who_has_hung_up() -> None:
+    going, prompt = Going(), list[int | str]([1, "x"])
+    going.is_wanted = False
+    with pytest.raises(Cancelled):
+        read_prompts(prompt, cast(Any, SimpleNamespace(n_context=64, check_token=lambda _: None)), going)

@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from tpi.api.asks import TextAsk
 from tpi.api.drawing import read_drawing, seed_or_none, slot_or_none
 from tpi.api.errors import Problem
-from tpi.api.llamacpp.schema import MAX_BIASED_CHARS, REFUSED, CompletionFields, Piece
+from tpi.api.llamacpp.schema import MAX_BIASED_CHARS, MAX_TEXTS, REFUSED, CompletionFields, Piece
 from tpi.api.service import Service
 from tpi.api.values import only_one, refuse, schema_grammar
+from tpi.api.workers import Going
 from tpi.engine.settings import MAX_BIAS, MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import Grammar
+from tpi.errors import ContextError
 
 
-def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service) -> list[TextAsk]:
-    """Texts or their tokens, or both in turns: one, or several.
+def read_prompts(
+    given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]], service: Service, going: Going
+) -> list[TextAsk]:
+    """Texts or their tokens, or both in turns: one, or several. Not to be called on the loop.
 
     Raises:
-        Problem: there is none.
+        Problem: there is none, or it has too many parts.
+        ContextError: one does not fit.
+        Cancelled: the caller has gone.
     """
     if isinstance(given, str):
         return [TextAsk(given)]
@@ -29,19 +35,29 @@ def read_prompts(given: str | Sequence[Piece] | Sequence[str | Sequence[Piece]],
     )
     if not items:
         raise Problem(400, "there is no prompt: give a text", param="prompt")
-    return [TextAsk(item) if isinstance(item, str) else TextAsk(tokens=_tokens(item, service)) for item in items]
+    return [TextAsk(item) if isinstance(item, str) else TextAsk(tokens=_tokens(item, service, going)) for item in items]
 
 
-def _tokens(pieces: Sequence[Piece], service: Service) -> tuple[int, ...]:
+def _tokens(pieces: Sequence[Piece], service: Service, going: Going) -> tuple[int, ...]:
     """The first text begins as texts do, those that follow go on."""
+    n_texts = sum(isinstance(piece, str) for piece in pieces)
+    if n_texts > MAX_TEXTS:
+        why = f"a prompt has {n_texts:,} texts among its tokens, at most {MAX_TEXTS:,} may be: join them"
+        raise Problem(400, why, param="prompt")
     found = list[int]()
     for number, piece in enumerate(pieces):
         if isinstance(piece, int):
             service.check_token(piece)
             found.append(piece)
         else:
+            going.check()
             service.check_text(piece)
             found += service.tokenize(piece, add_special=number == 0, parse_special=True)
+        if (n_over := len(found) - service.n_context) > 0:
+            raise ContextError(
+                f"the prompt has {len(found)} tokens and more, {service.n_context} are the whole context: shorten it",
+                n_over,
+            )
     if not found:
         raise Problem(400, "there is no prompt: give a text", param="prompt")
     return tuple(found)

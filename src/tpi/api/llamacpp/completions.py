@@ -15,6 +15,7 @@ from tpi.api.llamacpp.bodies import Bodies
 from tpi.api.llamacpp.schema import CompletionFields, CompletionRequest, InfillRequest
 from tpi.api.service import Service
 from tpi.api.streams import event, stream, whole
+from tpi.api.workers import Going
 from tpi.engine.reading import ChatDelta, Reply
 from tpi.errors import TpiError
 
@@ -34,13 +35,15 @@ class CompletionRoutes:
 
     async def complete(self, asked: CompletionRequest, request: Request) -> Response:
         """One answer, or a list of them where several prompts or answers are asked for."""
-        prompts = await self._service.work(lambda: read_prompts(asked.prompt, self._service))
+        service = self._service
+        read = service.workers.run(lambda going: read_prompts(asked.prompt, service, going))
+        prompts = await while_connected(request, read)
         is_sole = len(prompts) * (asked.n_cmpl or 1) == 1 and not _are_several(asked.prompt)
         return await self._answer(asked, prompts, request, is_sole=is_sole)
 
     async def infill(self, asked: InfillRequest, request: Request) -> Response:
         """What comes between two texts, by a model that was trained to find it."""
-        gap = await self._service.work(lambda: self._gap(asked))
+        gap = await while_connected(request, self._service.workers.run(lambda going: self._gap(asked, going)))
         return await self._answer(asked, [TextAsk(tokens=gap)], request, is_sole=True)
 
     async def _answer(
@@ -72,7 +75,7 @@ class CompletionRoutes:
 
         return stream(answerings, tell, _tell_error)
 
-    def _gap(self, asked: InfillRequest) -> tuple[int, ...]:
+    def _gap(self, asked: InfillRequest, going: Going) -> tuple[int, ...]:
         """The prompt of a gap: other files, what stands before, what after, and a beginning of what is between.
 
         Raises:
@@ -84,6 +87,7 @@ class CompletionRoutes:
             raise unsupported("input_prefix", "filling gaps with a model that has no tokens for that")
         tokens = list[int]()
         for extra in asked.input_extra or ():
+            going.check()
             if sep is not None:
                 tokens += [rep] if rep is not None and not tokens else []
                 tokens += [sep]

@@ -18,6 +18,8 @@ REFUSED: Mapping[str, Collection[Any]] = {
 MAX_CHARS = 1 << 22
 MAX_BIASED_CHARS = 1024
 """Of a text whose tokens are biased."""
+MAX_TEXTS = 1024
+"""Among the tokens of one prompt."""
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
 Piece = int | Text
 Pieces = Annotated[list[Piece], Field(max_length=1 << 20, fail_fast=True)]

@@ -153,7 +153,7 @@ class TextRoutes:
 
         def read(going: Going) -> list[tuple[int, ...]]:
             inputs = list[tuple[int, ...]]()
-            for prompt in read_prompts(given, service):
+            for prompt in read_prompts(given, service, going):
                 going.check()
                 inputs.append(prompt.tokens or service.vectors.read(prompt.text))
             return inputs
