@@ -158,7 +158,7 @@ class Guard:
             if key is None:
                 return Problem(401, "this server wants an API key: Authorization: Bearer KEY", code="invalid_api_key")
             scope[KEY_NAME] = key.name
-        if method == "POST":
+        if method == "POST" and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if kind != "application/json":
                 return Problem(415, f"the content type is {kind!r}, it must be application/json")

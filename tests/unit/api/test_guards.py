@@ -121,7 +121,8 @@ def test_keys(headers: dict[str, str], status: int) -> None:
 )
 def test_only_json_is_read(kind: str, status: int) -> None:
     """A page can send text to any server without asking first, but no JSON."""
-    assert ask(PLAIN, {"content-type": kind}, "POST") == status
+    for length in ({"content-length": "1"}, {"transfer-encoding": "chunked"}):
+        assert ask(PLAIN, {"content-type": kind, **length}, "POST", body=[b"1"]) == status
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,13 @@ def test_what_is_far_too_long_is_not_tokenized(
     assert status == 400 and told["error"]["message"] == "far too long"
 
 
+def test_a_slot_is_erased_without_a_body(server: Played) -> None:
+    """As llama.cpp describes it: ``curl -X POST``, which then tells no type."""
+    request = urllib.request.Request(f"{server.url}/slots/0?action=erase", method="POST")
+    with urllib.request.urlopen(request, timeout=20) as response:
+        assert json.load(response) == {"id_slot": 0, "n_erased": 7}
+
+
 def test_of_what_does_not_fit_no_more_is_tokenized(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     told, plain = list[str](), server.engine.vocabulary.tokenize
 
