@@ -43,7 +43,11 @@ def test_a_saved_text_is_there_in_the_next_session(tmp_path: Path, cache: Path, 
         tokens = array("I", [token["id"] for token in first["completion_probabilities"][:4]]).tobytes()
         assert tokens in (folder / "fox").read_bytes()
         assert len(parts) == 1 and tokens not in parts[0].read_bytes(), "the worker's own part, on its disk"
+        killed = [part.with_name(".fox.abc.tpi-unfinished") for part in (folder / "fox", parts[0])]
+        for path in killed:
+            path.touch()
         with serve_on(homes, file, *options, name=model) as served:
+            assert not any(path.exists() for path in killed), "what was being written when a process was killed"
             ask(served, "The crow sat in a tree.", id_slot=0)
             status, restored = change(served, "restore", 2)
             assert status == 200 and restored["n_restored"] == saved["n_saved"], restored

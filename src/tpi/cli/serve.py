@@ -104,6 +104,8 @@ def command(
     --no-api and without a terminal it answers every line of standard input for itself, until that ends. Keys are shown
     on a terminal only: a log names the file, of yours alone, that holds them.
     """
+    if slot_folder is not None and not api:
+        raise UsageError(f"--slot-folder {slot_folder} is of no use with --no-api: nobody could ask for a save")
     display, file, system = open_display(), find_model(model), options.read_pinned(pin, raw=raw and not api)
     sampling = answers.read_sampling(
         file,

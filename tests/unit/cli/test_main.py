@@ -68,6 +68,7 @@ def test_a_defect_is_one_line_unless_it_is_looked_for(
         (["foo"], "No such command 'foo'; see `tpi --help`"),
         (["status", "--foo"], "No such option: --foo; see `tpi status --help`"),
         (["inspect"], "see `tpi inspect --help`"),
+        (["serve", "demo", "--no-api", "--slot-folder", "x"], "--slot-folder x is of no use with --no-api"),
         (["inspect", "a", "b"], "see `tpi inspect --help`"),
         (["status", "--pid", "x"], "see `tpi status --help`"),
         (["join", "--threads", "0", "key"], "see `tpi join --help`"),

@@ -24,7 +24,7 @@ from tpi.cluster.membership.member import Member
 from tpi.cluster.mesh.datapath import MasterDatapath, with_streams
 from tpi.cluster.prefixes.keeping import follow
 from tpi.cluster.prefixes.orders import PrefixOrder, encode_order
-from tpi.errors import LinkError, LinkTimeoutError
+from tpi.errors import LinkError
 from tpi.runtime.logits import Row
 from tpi.runtime.passes import Pass
 from tpi.runtime.protocols import Float32Array
@@ -110,11 +110,7 @@ class Epoch:
             told = msgspec.structs.replace(order, number=number)
             self._datapath.send_order(self._last_pass, encode_order(told), member.rank)
         done = [follow(order, self.plan, self._seat.host, folder)]
-        for member, number in zip(members, numbers, strict=True):
-            answer = member.wait_answer(number, _KEEP_LIMIT_S)
-            if answer is None or not isinstance(answer.message, PrefixDone):
-                raise member.end or LinkTimeoutError(f"{member.title} did not save or restore within {_KEEP_LIMIT_S} s")
-            done.append(answer.message)
+        done += (wait_done(member, number) for member, number in zip(members, numbers, strict=True))
         return tuple(done)
 
     def interrupt(self, error: LinkError) -> None:
@@ -125,6 +121,20 @@ class Epoch:
         """Ends links and relays; the host can be connected again afterwards."""
         self._seat.close()
         self._relays.close()
+
+
+def wait_done(member: Member, number: int, limit_s: float = _KEEP_LIMIT_S) -> PrefixDone:
+    """What came of an order. Whoever is late has done nothing that counts: what comes next waits for it there.
+
+    Raises:
+        LinkError: the worker is gone.
+    """
+    answer = member.wait_answer(number, limit_s)
+    if answer is not None and isinstance(answer.message, PrefixDone):
+        return answer.message
+    if member.end is not None:
+        raise member.end
+    return PrefixDone(number, 0, f"its disk needs more than {limit_s:g} s: look after it, or use a shorter text")
 
 
 @dataclass(frozen=True)
