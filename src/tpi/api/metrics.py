@@ -93,7 +93,7 @@ class _Figures(Collector):
         n_computed = tally.n_prompt_tokens - tally.n_cached_tokens
         for name, what, value in (
             ("prompt_tokens", "Tokens of prompts that were computed.", n_computed),
-            ("prompt_seconds", "From requests to their first tokens.", tally.first_s.total),
+            ("prompt_seconds", "From places to first tokens, or to vectors.", tally.read_s),
             ("tokens_predicted", "Tokens of answers.", tally.n_tokens),
             ("tokens_predicted_seconds", "From the first tokens of answers to their last.", tally.gap_s.total),
         ):
@@ -101,7 +101,7 @@ class _Figures(Collector):
         for name, what, value in (
             ("requests_processing", "Answers that grow.", load.n_running),
             ("requests_deferred", "Requests that wait for a place.", load.n_waiting),
-            ("prompt_tokens_seconds", "Tokens of prompts a second.", n_computed / (tally.first_s.total or 1.0)),
+            ("prompt_tokens_seconds", "Tokens of prompts a second.", n_computed / (tally.read_s or 1.0)),
             ("predicted_tokens_seconds", "Tokens of an answer a second.", tally.n_tokens / (tally.gap_s.total or 1.0)),
         ):
             yield GaugeMetricFamily(f"llamacpp:{name}", what, value=value)

@@ -59,6 +59,7 @@ class ApiServer:
             loop="asyncio",
             lifespan="off",
             log_config=None,
+            log_level="error",  # what callers send is no business of the log
             access_log=False,
             server_header=False,
             timeout_keep_alive=int(bounds.idle_s) + 1,

@@ -131,7 +131,8 @@ class Sampler:
         if self._settings.xtc_probability > 0:
             chosen = self._without_top(values, chosen)
         kept = values[chosen].astype(np.float64)
-        weights = np.exp((kept - kept.max()) / self._settings.temperature)
+        with np.errstate(over="ignore"):  # by a temperature that is next to nothing
+            weights = np.exp((kept - kept.max()) / self._settings.temperature)
         cumulative = np.cumsum(weights)
         position = int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))
         return int(ids[chosen[min(position, len(chosen) - 1)]])

@@ -43,6 +43,8 @@ class Tally:
         """From the request to the first token, and to the end."""
         self.queue_s = Histogram(_WAITS_S)
         """From the request until it got a place."""
+        self.read_s = 0.0
+        """From places to first tokens, or to vectors: what the tokens of prompts took that were computed."""
         self.gap_s = Histogram(_GAPS_S)
         """Between two tokens of an answer."""
         self.prompt_sizes, self.answer_sizes = Histogram(_SIZES), Histogram(_SIZES)
@@ -83,6 +85,7 @@ class Watch:
                 tally.n_cached_tokens += answer.n_cached_tokens
                 tally.prompt_sizes.add(answer.n_prompt_tokens)
                 tally.queue_s.add(answer.queue_s)
+                tally.read_s += (answer.time_to_first_token_s or now_s - self._started_s) - answer.queue_s
             if n_new:
                 if not self._n_tokens:
                     tally.first_s.add(answer.time_to_first_token_s)

@@ -158,3 +158,13 @@ def test_certificates_that_cannot_be_used(certificate: Certificate, chain: str, 
     folder = certificate.chain.parent
     with pytest.raises(UsageError, match=said):
         read_certificate(folder / chain, None if key is None else folder / key)
+
+
+def test_callers_write_nothing_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    upgrade = REQUEST[:-2] + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with played() as server:
+        for asked, status in ((upgrade, b"200"), (b"nonsense\r\n\r\n", b"400")):
+            with connect(server) as connection:
+                connection.sendall(asked)
+                assert status in connection.recv(1 << 16).split(b"\r\n")[0]
+    assert not caplog.records

@@ -19,7 +19,7 @@ class Sources:
 def test_the_text() -> None:
     sources = Sources()
     sources.tally.n_prompt_tokens, sources.tally.n_cached_tokens, sources.tally.n_tokens = 70, 30, 9
-    sources.tally.ended["cancelled"] = 4
+    sources.tally.ended["cancelled"], sources.tally.read_s = 4, 8.0
     for value in (0.003, 0.3, 10_000):
         sources.tally.first_s.add(value)
     text = metrics('a "model"', sources, cluster_state(2, grown_by=5)).decode()
@@ -30,6 +30,7 @@ def test_the_text() -> None:
         for sample in family.samples
     }
     here = ('a "model"',)
+    assert values["llamacpp:prompt_seconds_total",] == 8 and values["llamacpp:prompt_tokens_seconds",] == 5
     assert values["vllm:num_requests_running", *here] == 2 and values["llamacpp:requests_deferred",] == 3
     assert values["vllm:kv_cache_usage_perc", *here] == 0.25
     assert values["vllm:prompt_tokens_total", *here] == 70 and values["llamacpp:prompt_tokens_total",] == 40

@@ -186,3 +186,9 @@ def test_what_was_drawn_can_be_taken_back() -> None:
     assert draw(rows[4:]) == first
     sampler.restore(state)
     assert draw(rows[4:][::-1]) != first[::-1]
+
+
+@pytest.mark.filterwarnings("error")
+def test_next_to_no_temperature_takes_the_best() -> None:
+    sampler = Sampler(replace(PLAIN, temperature=1e-320))
+    assert sampler.sample(Row(np.array([1, 3, 2], np.float32))) == 1

@@ -1,5 +1,6 @@
 """What is counted of answers."""
 
+import time
 from dataclasses import dataclass, field
 
 from tpi.engine.generation import Answer
@@ -36,12 +37,15 @@ def test_an_answer_is_counted_once_however_often_there_is_news() -> None:
     assert (tally.n_prompt_tokens, tally.n_tokens, dict(tally.ended)) == (10, 5, {"length": 1})
     assert sum(tally.gap_s.counts) == 4 and sum(tally.first_s.counts) == sum(tally.whole_s.counts) == 1
     assert tally.first_s.total == 0.2 and len(told) == 7
-    assert tally.queue_s.total == 0.1 and sum(tally.queue_s.counts) == 1
+    assert tally.queue_s.total == 0.1 and sum(tally.queue_s.counts) == 1 and tally.read_s == 0.1
 
 
 def test_a_prompt_whose_answer_has_no_words_counts_as_read() -> None:
+    """So does a text that becomes a vector, with the time that it took."""
     tally, generation = Tally(), FakeGeneration(Answer(n_prompt_tokens=10, n_cached_tokens=2, finish="stop"))
+    started_s = time.perf_counter()
     tally.watch(lambda: None).begin(generation)  # type: ignore[arg-type]
+    assert 0 < tally.read_s <= time.perf_counter() - started_s
     assert (tally.n_prompt_tokens, tally.n_cached_tokens, sum(tally.prompt_sizes.counts)) == (10, 2, 1)
     assert tally.n_tokens == 0 and sum(tally.first_s.counts) == 0 and tally.ended["stop"] == 1
 
