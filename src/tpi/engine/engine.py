@@ -6,7 +6,7 @@ Owns the embedding table; cluster and language belong to the caller.
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Self
 
@@ -25,7 +25,7 @@ from tpi.engine.scheduler import Scheduler
 from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, Grammar, Message
-from tpi.errors import ContextError, TpiError, UsageError
+from tpi.errors import BusyError, ContextError, TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
 
 _PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
@@ -54,6 +54,7 @@ class Engine:
         self.tally = Tally()
         self.embedder = Embedder(language.gguf, runner.spec)
         self._driver: Driver | None = None
+        self._pinned: Message | None = None
         retention = runner.retention
         self._runner, self._keeps_states = runner, retention.keeps_states
         self.n_sequences = runner.n_sequences - (pins and retention.is_bound)
@@ -107,14 +108,27 @@ class Engine:
         """
         if not self.template.traits.knows_system:
             raise UsageError("the model's chat template has no place for it")
-        first, other = (
-            self._prompts.chat(ChatAsk((Message("system", system), Message("user", words)))).tokens
-            for words in _DIFFERENT
-        )
-        self.scheduler.pin(first[: count_alike(first, other)])
+        self._pinned = Message("system", system)
+        first, n_alike = self._alike(self._pinned)
+        self.scheduler.pin(first[:n_alike])
         request = Request(first, SamplingSettings(temperature=0), GenerationSettings(max_tokens=1))
         for _ in self.follow(self.scheduler.submit(request)):
             pass
+
+    def _alike(self, system: Message) -> tuple[tuple[int, ...], int]:
+        """A chat with this message, and how many of its tokens all others begin with at the moment."""
+        first, other = (self._prompts.chat(ChatAsk((system, Message("user", words)))).tokens for words in _DIFFERENT)
+        return first, count_alike(first, other)
+
+    def _pin_again(self, ask: ChatAsk, tokens: Sequence[int]) -> None:
+        """A template may tell the date: what chats with the pinned message begin with by now is pinned instead."""
+        system, pinned = self._pinned, self.scheduler.pinned
+        if system is None or ask.messages[:1] != (system,) or count_alike(tokens, pinned) == len(pinned):
+            return
+        first, n_alike = self._alike(system)
+        if count_alike(first, pinned) < len(pinned):
+            with suppress(BusyError):  # the next chat does it
+                self.scheduler.pin_again(first[:n_alike])
 
     def drive(self, on_failure: Callable[[Exception], None]) -> None:
         """From now on, until the end, a thread of its own runs the passes; see ``Driver``."""
@@ -140,6 +154,8 @@ class Engine:
         """
         prompt = self._prompts.chat(ask, check, self.check_bytes if is_asked else lambda text: None)
         check()
+        if is_asked:
+            self._pin_again(ask, prompt.tokens)
         return replace(prompt, marks=self._marks(ask, prompt.tokens))
 
     def raw_prompt(self, text: str, grammar: Grammar | None = None) -> Prompt:

@@ -15,11 +15,12 @@ from tpi.runtime.passes import BLOCK_CELLS
 @dataclass
 class Pinned:
     """Whole blocks of ``tokens``; none: nothing is pinned. ``blocks`` have a user more; none: nobody has computed
-    them. The ``seat`` is its alone; None: all lies in cells."""
+    them. The ``seat`` is its alone; None: all lies in cells. ``n_cells`` are not for others."""
 
     tokens: tuple[int, ...] = ()
     blocks: abc.Sequence[CellBlock] = ()
     seat: Seat | None = None
+    n_cells: int = 0
 
     @staticmethod
     def of(beginning: abc.Sequence[int], n_cells: int) -> "Pinned":
@@ -39,7 +40,12 @@ class Pinned:
                 f"its {n_pinned} cells leave no room for a sequence in a context of {n_cells}: shorten it by "
                 f"{n_pinned + BLOCK_CELLS - n_cells} tokens or allow a longer context"
             )
-        return Pinned(tuple(beginning[:n_pinned]))
+        return Pinned(tuple(beginning[:n_pinned]), n_cells=n_pinned)
+
+    def again(self, beginning: abc.Sequence[int]) -> "Pinned":
+        """Of another text's beginning, in its place, as far as there are cells for it."""
+        n_pinned = min(len(beginning) // BLOCK_CELLS * BLOCK_CELLS, self.n_cells)
+        return Pinned(tuple(beginning[:n_pinned]), (), self.seat, self.n_cells)
 
     @property
     def is_awaited(self) -> bool:

@@ -109,6 +109,23 @@ class Scheduler:
         """See ``Sequences.pin``. Before anybody asks."""
         self._sequences.pin(tokens)
 
+    def pin_again(self, tokens: Sequence[int]) -> None:
+        """Pins these instead, soon; but not while somebody is here whose text might have no room then. Any thread.
+        Raises as ``between``."""
+        self.between(partial(self._pin_again, tokens))
+
+    def _pin_again(self, tokens: Sequence[int], sequences: Sequences) -> None:
+        with self._lock:
+            lengths = [len(generation.tokens) for generation in self._waiting]
+            lengths += [generation.sequence.n_most for generation in self._running if generation.sequence is not None]
+            if max(lengths, default=0) <= self._runner.n_cells - sequences.n_pinned:
+                sequences.pin_again(tokens)
+
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        """See ``Sequences.pinned``. Any thread."""
+        return self._sequences.pinned
+
     @property
     def n_pinned(self) -> int:
         """See ``Sequences.n_pinned``. Any thread."""
@@ -121,7 +138,6 @@ class Scheduler:
             UsageError: the prompt is empty, or longer than the context.
             BusyError: too many wait already.
         """
-        self._sequences.check_length(request.prompt, is_new=request.on_streams is not None)
         texts = request.sampling.dry_breakers if request.sampling.dry_multiplier > 0 else ()
         breakers = self._breakers.find(texts)
         tell = partial(self._unheard.append, notify)
@@ -129,6 +145,7 @@ class Scheduler:
         with self._lock:
             if self._failure is not None:
                 raise self._failure
+            self._sequences.check_length(request.prompt, is_new=request.on_streams is not None)
             n_waiting = sum(not other.is_cancelled for other in self._waiting)
             if n_waiting >= self._max_waiting or len(self._waiting) >= _GONE_AS_WELL * self._max_waiting:
                 raise BusyError(f"{n_waiting} requests wait already, at most {self._max_waiting} may: try again later")

@@ -103,10 +103,24 @@ class Sequences:
         self._pinned = Pinned.of(tokens, self._runner.n_cells)
         self._reserve_seat()
 
+    def pin_again(self, tokens: Tokens) -> None:
+        """Those instead, in no more cells; not if that is no block. No sequence may live that needs more than the
+        others."""
+        pinned = self._pinned.again(tokens)
+        if pinned.tokens not in ((), self._pinned.tokens):
+            for block in reversed(self._pinned.blocks):
+                self._leave(block)
+            self._pinned = pinned
+
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        """The tokens that are pinned, or will be."""
+        return self._pinned.tokens
+
     @property
     def n_pinned(self) -> int:
-        """Cells that are pinned, or will be."""
-        return len(self._pinned.tokens)
+        """Cells that are not for others."""
+        return self._pinned.n_cells
 
     def begin(
         self, prompt: Tokens, marks: abc.Sequence[int] = (), seat_number: int | None = None, *, is_new: bool = False
@@ -139,7 +153,7 @@ class Sequences:
         seat.tokens = list(prompt[:n_resumed])
         sequence = Sequence(seat, seat.tokens, path, n_resumed, n_most, n_reserved)
         found = (*marks, *([source.n_alike] if source.n_alike - n_resumed >= _WORTH_KEEPING else []))
-        found += (self.n_pinned,) if self._pinned.is_awaited and self._pinned.begins(prompt) else ()
+        found += (len(self.pinned),) if self._pinned.is_awaited and self._pinned.begins(prompt) else ()
         sequence.marks = tuple(sorted({mark for mark in found if mark < len(prompt)}))
         if n_tail:
             self._own_tail(sequence, n_tail, n_needed + n_missing)
@@ -292,7 +306,7 @@ class Sequences:
 
     def _try_pin(self, sequence: Sequence) -> None:
         """What is pinned is there if a sequence has got just so far, or farther where no seat has to be copied."""
-        pinned, n_pinned, n_tokens = self._pinned, self.n_pinned, len(sequence.tokens)
+        pinned, n_pinned, n_tokens = self._pinned, len(self.pinned), len(sequence.tokens)
         if not pinned.is_awaited or n_tokens < n_pinned or tuple(sequence.tokens[:n_pinned]) != pinned.tokens:
             return
         if pinned.seat is not None:

@@ -2,6 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from tests.models import write_random_model
 from tpi.cluster.mesh.frames import FrameBuffer
 from tpi.cluster.mesh.passframes import PassLimits, pack_pass, pass_capacity, unpack_pass
+from tpi.engine.chat import ChatTemplate
 from tpi.engine.chatprompt import Prompt
 from tpi.engine.engine import Engine
 from tpi.engine.generation import Answer, Delta
@@ -44,21 +47,21 @@ def flat(position: int) -> Float32Array:
 class FakeRunner:
     """Gives rows by ``logits``: whole ones, or those that ``n_slices`` ranks give. Passes go over the wire."""
 
-    def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0) -> None:
+    def __init__(self, language: Language, logits: Logits = peaked, n_slices: int = 0, n_cells: int = N_CELLS) -> None:
         self.spec = read_spec(language.gguf, "")
-        self.n_cells, self.max_tokens, self.n_forgotten, self.is_staged = N_CELLS, MAX_TOKENS, 1, False
+        self.n_cells, self.max_tokens, self.n_forgotten, self.is_staged = n_cells, MAX_TOKENS, 1, False
         self.is_reproducible = False
-        self.n_context, self.max_sampled, self.n_sequences = N_CELLS, 8, 1
+        self.n_context, self.max_sampled, self.n_sequences = n_cells, 8, 1
         self.passes: list[Pass] = []
         self.n_rests = 0
         self.before_pass: Callable[[int], None] = lambda number: None
         self._logits, self._n_slices = logits, n_slices
-        self._limits = PassLimits(MAX_TOKENS, N_CELLS, 8, self.spec.n_vocab, self.spec.n_embd)
+        self._limits = PassLimits(MAX_TOKENS, n_cells, 8, self.spec.n_vocab, self.spec.n_embd)
         self._last: list[Float32Array] = []
 
     @property
     def retention(self) -> Retention:
-        return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, N_CELLS, 1))
+        return Retention(blocks_of(self.spec), RankSettings(MAX_TOKENS, self.n_cells, 1))
 
     def check_alive(self) -> None:
         pass
@@ -71,7 +74,7 @@ class FakeRunner:
 
     def run(self, work: Pass) -> tuple[Row, ...]:
         self.before_pass(len(self.passes))
-        buffer = FrameBuffer(pass_capacity(MAX_TOKENS, N_CELLS, self.spec.n_embd))
+        buffer = FrameBuffer(pass_capacity(MAX_TOKENS, self.n_cells, self.spec.n_embd))
         there = unpack_pass(work.pass_id, buffer.payload[: pack_pass(work, buffer, True)], self._limits)
         assert there is not None
         self.passes.append(there)
@@ -93,6 +96,33 @@ class FakeRunner:
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> Language:
     return Language(write_random_model(Path(tmp_path_factory.mktemp("model")) / "model.gguf"))
+
+
+def test_what_is_pinned_follows_the_date(language: Language, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a template tells it. Chats that begin otherwise for other reasons change nothing."""
+    now, system = [datetime(2026, 1, 31)], Message("system", "w1 w2 w3 w4 " * 9)
+    source = "{{ strftime_now('w%d ') * 9 }}{% for message in messages %}{{ message.content }} {% endfor %}"
+    template = ChatTemplate(source, clock=lambda: now[0])
+    monkeypatch.setattr(language, "template", template)
+    chat = ChatAsk((system, Message("user", "w9 " * 9)))
+    with Engine(FakeRunner(language, n_cells=512), language) as engine:
+        engine.pin(system.content)
+
+        def n_cached(ask: ChatAsk) -> int:
+            prompt = engine.chat_prompt(ask)
+            generation = engine.ask(prompt, SamplingSettings(), GenerationSettings(1))
+            for _ in engine.follow(generation):
+                pass
+            return generation.answer.n_cached_tokens
+
+        pinned = engine.scheduler.pinned
+        for day in (31, 1, 2):
+            now[0] = datetime(2026, 1, day)
+            n_cached(chat)
+            assert (engine.scheduler.pinned == pinned) == (day == 31)
+            pinned = engine.scheduler.pinned
+            n_cached(replace(chat, messages=chat.messages[1:]))
+            assert n_cached(chat) >= len(pinned) >= 32 and engine.scheduler.pinned == pinned
 
 
 def answer(

@@ -112,7 +112,9 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
 
     ranks.before_pass = stop_some
     for _ in range(60):
-        match dice.choice(["submit", "submit", "go on", "cancel", *["step"] * 8] + ["stop"] * (seed % 4 == 0)):
+        match dice.choice(
+            ["submit", "submit", "go on", "cancel", *["step"] * 8] + ["stop"] * (seed % 4 == 0) + ["pin"] * bool(pinned)
+        ):
             case "submit":
                 prompt = text(dice.randint(0, 3), dice.randint(1, min(100, n_free - 8)), dice.choice([0, 31, 32, 50]))
                 if prompt[: len(pinned)] == pinned and n_free < 64:
@@ -127,6 +129,8 @@ def test_whoever_comes_and_goes(language: Language, spec: ModelSpec, kind: str, 
                 scheduler.cancel(dice.choice(asked)[1])
             case "stop":
                 ranks.forget()
+            case "pin":
+                scheduler.pin_again(text(dice.randint(0, 3), dice.randint(1, 70)))
             case _:
                 scheduler.step()
     finish(scheduler)
@@ -221,6 +225,47 @@ def test_a_text_whose_streams_cannot_be_taken_ends_alone(language: Language, spe
     finish(scheduler)
     assert answered.tokens == alone(answered.request)
     assert read.answer.finish == "error" and str(error) in str(read.error) and len(starts) == 2
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_is_pinned_instead_outlives_others_as_well(language: Language, spec: ModelSpec, kind: str) -> None:
+    """As many cells stay reserved, also for a shorter text and one that is longer again."""
+    ranks = FakeRanks(spec, n_cells=256, n_sequences=3, **kinds()[kind])
+    scheduler = scheduler_of(ranks, language)
+    scheduler.pin(text(0, 100))
+    for number, length, n_kept in ((0, 100, 96), (1, 70, 64), (2, 130, 96)):
+        pinned = text(number, length)
+        for _ in range(2):
+            scheduler.pin_again(pinned)
+            scheduler.submit(request([*pinned, 7], 3))
+            finish(scheduler)
+        for other in range(11, 22):
+            scheduler.submit(request(text(other, 90), 3))
+            finish(scheduler)
+        again = scheduler.submit(request([*pinned, 8, 9], 3))
+        finish(scheduler)
+        assert again.tokens == alone(again.request) and again.answer.n_cached_tokens == n_kept
+        assert scheduler.pinned == tuple(pinned[:n_kept]) and scheduler.n_pinned == 96
+    assert len([block for block in scheduler._sequences._pool._blocks.values() if block.n_users]) == 3
+
+
+def test_nothing_else_is_pinned_while_somebody_relies_on_it(language: Language, spec: ModelSpec) -> None:
+    """Whoever waits for cells, or may still need them."""
+    ranks = FakeRanks(spec, n_cells=256, n_sequences=1)
+    ranks.n_context = 256
+    scheduler = scheduler_of(ranks, language)
+    scheduler.pin(pinned := text(0, 160))
+    long = [scheduler.submit(request([*pinned, number], 80, number)) for number in range(2)]
+    waited = scheduler.submit(request([*pinned, *text(3, 60)], 5))
+    for _ in range(40):
+        scheduler.pin_again(text(1, 160))
+        scheduler.step()
+        assert scheduler.pinned == tuple(pinned)
+    finish(scheduler)
+    assert all(generation.tokens == alone(generation.request) for generation in (*long, waited))
+    scheduler.pin_again(text(1, 160))
+    finish(scheduler)
+    assert scheduler.pinned == tuple(text(1, 160))
 
 
 def test_what_is_pinned_is_not_there_for_others(language: Language, spec: ModelSpec) -> None:
