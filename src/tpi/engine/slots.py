@@ -5,6 +5,7 @@ The master's own file, NAME, has the tokens; what was computed of them lies with
 the parts of the other are removed. Blocks its caller; the work is done between two steps.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -206,8 +207,11 @@ def _replaced(path: Path) -> str:
         UsageError: another file has it, or there are too many saves.
     """
     check_replaceable(path)
-    if not path.exists():
-        names = (other.name for other in path.parent.iterdir()) if path.parent.exists() else ()
+    try:
+        names = os.listdir(path.parent)
+    except OSError:  # writing will tell
+        return ""
+    if path.name not in names:
         if sum(name[0] != "." and ".part-" not in name for name in names) >= _MAX_SAVES:
             raise UsageError(
                 f"{_MAX_SAVES} texts are saved, as many as may be: take one of their names, or remove some"
