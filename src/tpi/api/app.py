@@ -1,7 +1,7 @@
 """The application: all routes, behind the guard, and what becomes of errors."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -105,24 +105,50 @@ async def _tell_error(request: Request, error: Any) -> Response:
 
 
 async def _tell_invalid(request: Request, error: Any) -> Response:
-    """The first thing that is wrong, where it is, and what it should be."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"] if part != "body"]
-    place = ".".join(parts)[:_MAX_PLACE_CHARS] or None
-    if first["type"] == "json_invalid":
-        message = f"the request is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    """What is wrong first, where it is, and what it should be. Where a value may have several forms, all of them have
+    something to say: heard is the one that ends it, or the one that got furthest."""
+    errors = error.errors()
+    at_first = (other for other in errors if other["loc"][:2] == errors[0]["loc"][:2])
+    found = max(at_first, key=lambda other: (other["type"] == "too_long", _numbers(other["loc"])))
+    place = _place(found["loc"], error.body, is_missing=found["type"] == "missing")[:_MAX_PLACE_CHARS] or None
+    if found["type"] == "json_invalid":
+        message = f"the request is not JSON: {found.get('ctx', {}).get('error', found['msg'])}"
     else:
-        message = f"{place or 'the request'}: {first['msg']}"
+        message = f"{place or 'the request'}: {found['msg'].replace(' after validation', '')}"
     return await _tell_problem(request, Problem(400, message, param=place))
 
 
+def _numbers(place: Sequence[int | str]) -> list[int]:
+    """Of the items of lists that it lies in."""
+    return [part for part in place if isinstance(part, int)]
+
+
+def _place(place: Sequence[int | str], body: Any, *, is_missing: bool) -> str:
+    """As a caller would name it: what is no name or number in the ``body`` tells a form that a value may have."""
+    source, *parts = place
+    if source != "body":
+        return ".".join(map(str, parts))
+    found, here = list[str](), body
+    for number, part in enumerate(parts):
+        if isinstance(here, dict) and (part in here or (is_missing and number == len(parts) - 1)):
+            found.append(str(part))
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int):
+            found.append(str(part))
+            here = here[part]
+    return ".".join(found)
+
+
 async def _tell_http(request: Request, error: Any) -> Response:
-    if error.status_code == 404:
-        problem = Problem(
-            404, f"there is no {request.method} {request.url.path[:_MAX_PLACE_CHARS]} here", code="not_found"
-        )
-    else:
-        problem = Problem(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    asked = f"there is no {request.method} {request.url.path[:_MAX_PLACE_CHARS]} here"
+    match error.status_code:
+        case 404:
+            problem = Problem(404, asked, code="not_found")
+        case 405:
+            problem = Problem(405, f"{asked}, but {headers.get('Allow', 'others')}", headers=headers)
+        case status:
+            problem = Problem(status, str(error.detail), headers=headers)
     return await _tell_problem(request, problem)
 
 

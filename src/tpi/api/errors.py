@@ -75,7 +75,7 @@ def problem_of(error: TpiError) -> Problem:
     """What a caller is told of one of our errors: what he can mend is his, everything else is the server's."""
     match error:
         case ContextError():
-            return Problem(400, str(error), code="context_length_exceeded", param="messages")
+            return Problem(400, str(error), code="context_length_exceeded")
         case UsageError() | UnsupportedModelError():
             return Problem(400, str(error))
         case BusyError():

@@ -114,18 +114,20 @@ class Service:
         self.check_tokens(ask.tokens)
         return self._engine.token_prompt(ask.tokens, ask.grammar)
 
-    def check_tokens(self, tokens: Sequence[int]) -> None:
+    def check_tokens(self, tokens: Sequence[int], param: str = "prompt") -> None:
         """Raises as ``check_token``."""
         for token in (min(tokens, default=0), max(tokens, default=0)):
-            self.check_token(token)
+            self.check_token(token, param)
 
-    def check_token(self, token: int) -> None:
-        """Raises:
-        Problem: there is none such.
+    def check_token(self, token: int, param: str = "prompt") -> None:
+        """``param`` is where it came from.
+
+        Raises:
+            Problem: there is none such.
         """
         last = self.vocabulary_size - 1
         if not 0 <= token <= last:
-            raise Problem(400, f"{str(token)[:80]} is no token: there are 0 to {last}", param="prompt")
+            raise Problem(400, f"{str(token)[:80]} is no token: there are 0 to {last}", param=param)
 
     def check_model(self, name: str | None) -> None:
         """Raises:

@@ -67,8 +67,8 @@ def test_tools_thinking_formats() -> None:
     [
         ({"messages": [HELLO | {"content": [{"type": "image"}]}]}, "a content of type 'image'"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "a tool of type 'bash_20250124'"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "no such choice among the tools 'weather'"),
-        ({"tool_choice": {"type": "any"}}, "no such choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "x"}}, "there is no tool 'x', but weather"),
+        ({"tool_choice": {"type": "any"}}, "there is none: give tools"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"output_config": {"format": {"type": "xml"}}}, "a format of type 'xml'"),
     ],

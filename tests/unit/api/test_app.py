@@ -48,3 +48,31 @@ def test_what_is_wrong_is_told_in_few_words(server: Played) -> None:
     for body in ({"logit_bias": {"x" * 100_000: "y"}}, {"model": "x" * 100_000}):
         status, told = server.post("/v1/completions", {"prompt": "Hi", **body})
         assert status in (400, 404) and len(told["error"]["message"]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "place", "said"),
+    [
+        ("/v1/embeddings", {"input": ["x"] * 2049}, "input", "List should have at most 2048 items, not 2049"),
+        ("/v1/embeddings", {"input": 5}, "input", "Input should be a valid string"),
+        ("/v1/embeddings", {"input": ["a", 5]}, "input.1", "Input should be a valid string"),
+        ("/v1/embeddings", {"input": [[1], [2, "a"]]}, "input.1.1", "Input should be a valid integer"),
+        ("/v1/embeddings", {"input": [999]}, "input", "999 is no token"),
+        ("/v1/embeddings", {}, "input", "Field required"),
+        ("/v1/completions", {"prompt": {"a": 1}}, "prompt", "Input should be a valid string"),
+        ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "messages.0.role", "Field required"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 4097}]},
+            "messages.0.content",
+            "List should have at most 4096 items, not 4097",
+        ),
+        ("/v1/responses/x/input_items?limit=z", None, "limit", "valid integer"),
+        ("/v1/embeddings", None, None, "there is no GET /v1/embeddings here, but POST"),
+    ],
+)
+def test_what_is_wrong_is_told_as_callers_name_it(
+    server: Played, path: str, asked: Any, place: str | None, said: str
+) -> None:
+    status, told = server.post(path, asked, "POST" if asked is not None else "GET")
+    assert status in (400, 405) and told["error"]["param"] == place and said in told["error"]["message"]

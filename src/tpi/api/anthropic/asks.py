@@ -1,11 +1,11 @@
 """Requests in Anthropic's words, as what is asked of the engine. Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from tpi.api.anthropic.schema import REFUSED, Block, Content, GivenMessage, MessageRequest, PromptFields
 from tpi.api.errors import Problem, unsupported
-from tpi.api.openai.tools import Choosing
+from tpi.api.openai.tools import Choosing, check_some, known_tool
 from tpi.api.values import json_text, refuse, schema_grammar
 from tpi.engine.settings import MAX_TOKENS, GenerationSettings, SamplingSettings
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
@@ -99,21 +99,19 @@ def _joined(blocks: Iterable[Block], place: str) -> str:
 
 def _read_choosing(asked: PromptFields) -> Choosing:
     tools = tuple(_read_tools(asked))
-    names: Sequence[str] = [tool.name for tool in tools]
     choice = asked.tool_choice
     match choice.type if choice is not None else "auto":
         case "auto":
             return Choosing(tools)
         case "none":
             return Choosing(tools, "none")
-        case "any" if tools:
+        case "any":
+            check_some(tools)
             return Choosing(tools, "required")
-        case "tool" if choice is not None and choice.name in names:
-            return Choosing(tools, "required", choice.name or "")
-        case _:
-            raise Problem(
-                400, f"there is no such choice among the tools {', '.join(names)[:200]!r}", param="tool_choice"
-            )
+        case "tool" if choice is not None:
+            return Choosing(tools, "required", known_tool(tools, choice.name))
+        case kind:
+            raise unsupported("tool_choice", f"a choice of tools {kind!r}")
 
 
 def _read_tools(asked: PromptFields) -> Iterator[Tool]:

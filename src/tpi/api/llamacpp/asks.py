@@ -35,6 +35,9 @@ def read_prompts(
     )
     if not items:
         raise Problem(400, "there is no prompt: give a text", param="prompt")
+    if len(items) > MAX_TEXTS:
+        why = f"there are {len(items):,} prompts, at most {MAX_TEXTS:,} may be: ask several times"
+        raise Problem(400, why, param="prompt")
     return [TextAsk(item) if isinstance(item, str) else TextAsk(tokens=_tokens(item, service, going)) for item in items]
 
 

@@ -18,8 +18,8 @@ REFUSED: Mapping[str, Collection[Any]] = {
 MAX_CHARS = 1 << 22
 MAX_BIASED_CHARS = 1024
 """Of a text whose tokens are biased."""
-MAX_TEXTS = 1024
-"""Among the tokens of one prompt."""
+MAX_TEXTS = 2048
+"""In one request, or among the tokens of one prompt."""
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
 Piece = int | Text
 Pieces = Annotated[list[Piece], Field(max_length=1 << 20, fail_fast=True)]
@@ -77,8 +77,8 @@ class DetokenizeRequest(Given):
 
 
 class EmbeddingRequest(Given):
-    content: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048, fail_fast=True)] | None = None
-    input: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=2048, fail_fast=True)] | None = None
+    content: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=MAX_TEXTS, fail_fast=True)] | None = None
+    input: Text | Pieces | Annotated[list[Text | Pieces], Field(max_length=MAX_TEXTS, fail_fast=True)] | None = None
     embd_normalize: int | None = None
 
 

@@ -61,7 +61,7 @@ class EmbeddingRoutes:
             for item in items:
                 going.check()
                 inputs.append(service.vectors.read(item) if isinstance(item, str) else item)
-                service.check_tokens(inputs[-1])
+                service.check_tokens(inputs[-1], "input")
             return inputs
 
         inputs = await while_connected(request, service.workers.run(read))

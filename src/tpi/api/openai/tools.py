@@ -92,27 +92,35 @@ def read_choice(tools: tuple[Tool, ...], given: str | GivenChoice | None) -> Cho
         case "none":
             return Choosing(tools, "none")
         case "required" | "any":
-            _check_some(tools)
+            check_some(tools)
             return Choosing(tools, "required")
         case GivenChoice(type="allowed_tools"):
             allowed = given.allowed_tools or Allowed(mode=given.mode, tools=given.tools)
-            names = [_known(tools, tool.function.name if tool.function else tool.name) for tool in allowed.tools]
+            names = [known_tool(tools, tool.function.name if tool.function else tool.name) for tool in allowed.tools]
             some = tuple(tool for tool in tools if tool.name in names)
             return read_choice(some, allowed.mode)
         case GivenChoice(type="function"):
-            return Choosing(tools, "required", _known(tools, given.function.name if given.function else given.name))
+            return Choosing(tools, "required", known_tool(tools, given.function.name if given.function else given.name))
         case _:
             what = given if isinstance(given, str) else given.type
             raise unsupported("tool_choice", f"a choice of tools {what!r}")
 
 
-def _check_some(tools: Sequence[Tool]) -> None:
+def check_some(tools: Sequence[Tool]) -> None:
+    """Raises:
+    Problem: there is none.
+    """
     if not tools:
         raise Problem(400, "a tool has to be called, and there is none: give tools", param="tool_choice")
 
 
-def _known(tools: Sequence[Tool], name: str | None) -> str:
-    _check_some(tools)
+def known_tool(tools: Sequence[Tool], name: str | None) -> str:
+    """The name.
+
+    Raises:
+        Problem: it is none of theirs.
+    """
+    check_some(tools)
     names = [tool.name for tool in tools]
     if name not in names:
         raise Problem(400, f"there is no tool {name!r}, but {', '.join(names)[:200]}", param="tool_choice")
