@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from tpi.runtime.passes import TILED_TOKENS
 
-_STRETCH = 1.75
-"""So that also the slowest of a hundred passes takes about twice the time; see ``bench readers``."""
+_STRETCH = 2.0
 _TILE_ROWS = 16
 """Kernels compute so many rows at once: 16 cost less than 13 (``bench servers``)."""
-_SMOOTHING = 0.3
+_MOST_GROWTH = 1.25
+"""Of a known time, with one that is longer: that pass may have been disturbed. A shorter one tells what is possible."""
+_LEAST_S = 1e-6
+_MOST_COST = 2.0
+"""Of a token of a prompt ÷ one of an answer: if one seems to have cost more, something else took the time."""
 _MEMORY = 64
 """After so many passes what one takes without prompts is measured again, and a number of rows that took too long is
 tried again if fewer rows seem to allow it."""
@@ -62,7 +65,8 @@ class ChunkSizes:
         while n_rows >= first and self._expected(n_rows, n_answers, usual_s, limit_s) > limit_s:
             n_rows -= _TILE_ROWS
         n_tokens = n_rows - n_answers
-        token_s = usual_s / n_answers if self._token_s is None else max(self._token_s, 1e-9)
+        known_s = usual_s / n_answers if self._token_s is None else self._token_s
+        token_s = min(known_s, _MOST_COST * usual_s / n_answers)
         n_odd = min(int((limit_s - usual_s) / token_s), n_tokens + _TILE_ROWS - 1)
         return max(1, min(n_left, n_tokens if 2 * n_tokens >= n_odd else n_odd))
 
@@ -82,7 +86,7 @@ class ChunkSizes:
         elif n_rows % _TILE_ROWS == 0:
             self._tiles[n_rows] = self._time(self._tiles.get(n_rows), took_s)
         elif (usual_s := self._usual_s(n_answers)) is not None:
-            extra_s = max(took_s - usual_s, 0.0) / n_read
+            extra_s = max(took_s - usual_s, _LEAST_S) / n_read
             self._token_s = extra_s if self._token_s is None else _smoothed(self._token_s, extra_s)
 
     def _expected(self, n_rows: int, n_answers: int, usual_s: float, limit_s: float) -> float:
@@ -115,5 +119,4 @@ class _Time:
 
 
 def _smoothed(known_s: float, took_s: float) -> float:
-    """A short time tells what is possible; a long one may have been disturbed."""
-    return min(took_s, known_s + _SMOOTHING * (took_s - known_s))
+    return min(took_s, known_s * _MOST_GROWTH)

@@ -70,7 +70,7 @@ def test_a_pass_with_prompts_takes_no_more_than_twice_the_time(monkeypatch: pyte
         n_read.append(sizes.budget(n_answers, 512))
         took_s.append(machine.run(sizes, n_answers, n_read[-1]))
     *others_s, longest_s = sorted(took_s[10:])
-    assert max(others_s) <= 2 * usual_s + 0.02 and longest_s <= 2.5 * usual_s  # one is tried again now and then
+    assert max(others_s) <= 2.05 * usual_s and longest_s <= 2.5 * usual_s  # one is tried again now and then
     assert 0.02 * sum(n_read) >= 0.25 * sum(took_s)  # nor is there much less read than might be
 
 
@@ -80,6 +80,16 @@ def test_a_tile_is_filled_where_that_costs_nothing(monkeypatch: pytest.MonkeyPat
     for _ in range(20):
         machine.run(sizes, 8, sizes.budget(8, 512))
     assert sizes.budget(8, 512) == 8
+
+
+def test_passes_that_were_disturbed_starve_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, machine = ChunkSizes(), _Machine(monkeypatch)
+    machine.run(sizes, 4, 0)
+    for _ in range(30):
+        n_tokens = sizes.budget(4, 512)
+        assert n_tokens >= 2
+        with sizes.timed(4, n_tokens):
+            machine.run(ChunkSizes(), 400, 0)
 
 
 def test_where_the_disk_takes_the_time_all_is_read_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
