@@ -1,12 +1,15 @@
 """OpenAI's chats: what requests come down to, and what the official client gets."""
 
+import threading
 from typing import Any
 
 import openai
 import pytest
 
 from tests.unit.api.scripted import Line, Played
+from tpi.api.asks import TextAsk
 from tpi.api.errors import Problem
+from tpi.api.openai import completions
 from tpi.api.openai.chats import read_chat
 from tpi.api.openai.schema import ChatRequest
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
@@ -203,3 +206,15 @@ def test_a_template_that_fails_is_the_request_s(server: Played, monkeypatch: pyt
     monkeypatch.setattr(server.engine, "chat_prompt", fail)
     with pytest.raises(openai.BadRequestError, match="template fails"):
         create(server, Line())
+
+
+def test_long_prompts_of_numbers_do_not_hold_up_the_loop(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, plain = list[str](), completions._prompts
+
+    def prompts(*given: Any) -> tuple[TextAsk, ...]:
+        threads.append(threading.current_thread().name)
+        return plain(*given)
+
+    monkeypatch.setattr(completions, "_prompts", prompts)
+    assert server.post("/v1/completions", {"prompt": [1, 2]})[0] == 200
+    assert threads[0].startswith("tpi-work")

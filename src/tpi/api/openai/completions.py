@@ -31,7 +31,7 @@ class CompletionRoutes:
     async def create(self, asked: CompletionRequest, request: Request) -> Response:
         service, n = self._service, asked.n or 1
         service.check_model(asked.model)
-        ask = self._read(asked)
+        ask = await service.work(lambda: self._read(asked))
         answerings = await while_connected(request, service.begin(ask))
         texts = [""] * len(ask.prompts)
         if asked.echo:
