@@ -6,7 +6,7 @@ Pure bookkeeping. One thread.
 """
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tpi.runtime.passes import BLOCK_CELLS
@@ -104,13 +104,20 @@ class CellPool:
         for block in list(self._roots):
             self.drop_unused_from(block)
 
-    def drop_unused_from(self, block: CellBlock) -> None:
-        """Forgets what nobody uses of a block and of what follows it."""
+    def drop_unused_like(self, tokens: Sequence[int], kept: Collection[int]) -> None:
+        """Forgets what nobody uses of all texts that begin like this one, but for blocks whose first cells are
+        ``kept``."""
+        for block in list(self._roots):
+            if count_alike(block.tokens, tokens):
+                self.drop_unused_from(block, kept)
+
+    def drop_unused_from(self, block: CellBlock, kept: Collection[int] = ()) -> None:
+        """Forgets what nobody uses of a block and of what follows it. ``kept`` as in ``drop_unused_like``."""
         found = [block]
         for other in found:  # grows meanwhile: a text may have more blocks than functions may call each other
             found += other.children
         for other in reversed(found):
-            if not other.n_users and not other.children:
+            if not other.n_users and not other.children and other.first not in kept:
                 self.drop(other)
 
     def drop(self, block: CellBlock) -> None:

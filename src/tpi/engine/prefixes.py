@@ -83,18 +83,16 @@ class Prefixes:
             self._leave(path)
 
     def erase(self, slot: int) -> int:
-        """Forgets the slot's text, but for what others use of it or go on from; how many tokens that were.
+        """Forgets the slot's text, and what begins like it, but for what others use and other slots' texts; how many
+        tokens of it there were.
 
         Raises:
             BusyError: it is being answered.
         """
         seat, kept = self._free(slot), self.kept(slot)
-        path, _ = self._pool.find(kept.tokens)
-        for block in reversed(path):
-            if block.n_users or block.children:
-                break
-            self._pool.drop(block)
-        seat.tokens = []
+        erased, seat.tokens = seat.tokens, []
+        named = {block.first for text in self._seats.texts for block in self._pool.find(text)[0]}
+        self._pool.drop_unused_like(erased, named)
         return len(kept.tokens)
 
     def _free(self, slot: int) -> Seat:

@@ -57,6 +57,11 @@ class Seats:
         """There is none for another."""
         return all(seat.is_taken for seat in self._seats)
 
+    @property
+    def texts(self) -> list[list[int]]:
+        """The tokens of all."""
+        return [seat.tokens for seat in self._seats]
+
     def reserve(self) -> Seat:
         """The last one, which is for no sequence from now on; to be filled by ``copy``."""
         seat = self._seats[-1]

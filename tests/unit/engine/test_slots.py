@@ -307,3 +307,22 @@ def test_what_cannot_be_saved_or_restored(language: Language, spec: ModelSpec, t
     assert slots.erase(generation.answer.slot) == len(generation.tokens) - 1
     assert slots.erase(generation.answer.slot) == 0
     assert answer(scheduler, request(text(2, 41))).answer.n_cached_tokens == 0
+
+
+@pytest.mark.parametrize("n_tokens", [20, 60])
+@pytest.mark.parametrize("kind", kinds())
+def test_of_what_is_erased_nothing_is_there_again(
+    language: Language, spec: ModelSpec, tmp_path: Path, kind: str, n_tokens: int
+) -> None:
+    """However many answers the same prompt had in one slot; what another slot has stays."""
+    ranks = ranks_of(spec, kind, {})
+    scheduler = scheduler_of(ranks, language)
+    slots, prompt = slots_of(scheduler, ranks, tmp_path), text(1, n_tokens)
+    for seed in range(5):
+        answer(scheduler, request(prompt, seed=seed))
+    other = answer(scheduler, request(text(2, 60)))
+    for slot in range(3):
+        if slot != other.answer.slot:
+            slots.erase(slot)
+    assert answer(scheduler, request(prompt)).answer.n_cached_tokens == 0
+    assert answer(scheduler, request([*other.tokens, 9])).answer.n_cached_tokens > 0
