@@ -31,8 +31,9 @@ MAX_BODIES_BYTES = 64 << 20
 BODY_S = 60.0
 _DRAINED_PARTS, _DRAINED_S = 8, 2.0
 _MAX_VALUES, _MAX_NAMES = 300_000, 50_000
-"""Of a body; a prompt of token numbers has one value each. The decoder keeps the interpreter until it is done, and what
-it makes of names, lists and objects takes many times their bytes."""
+"""Of a body; a prompt of token numbers has one value each. The decoder keeps the interpreter until it is done."""
+_VALUE_BYTES, _NAME_BYTES = 64, 128
+"""That each of them takes, about, when a body is parsed."""
 _LARGE_BYTES = 1 << 20
 _OPEN_PATHS = ("/health",)
 _SLOW_BYTES = 1 << 17
@@ -45,7 +46,7 @@ LOCAL_NAMES = frozenset(("localhost", "127.0.0.1", "::1"))
 class Rules:
     """``host`` is the address that is listened at; ``keys``, if any, are what callers must show one of;
     ``cors_origins`` are pages that may ask, ``*`` all. A body must be there within ``body_s``; all that are there at
-    once have ``max_bodies_bytes`` at most."""
+    once have ``max_bodies_bytes`` at most, with what is made of them."""
 
     host: str
     keys: Sequence[Key] = ()
@@ -78,7 +79,7 @@ class Guard:
             await _drain(receive, self._rules.max_body_bytes)
             await _refuse(problem, scope, receive, send)
             return
-        parts, n_bytes = list[bytes](), 0
+        parts, n_bytes, n_made_bytes = list[bytes](), 0, 0
         loop = asyncio.get_running_loop()
 
         def let_go() -> None:
@@ -90,7 +91,9 @@ class Guard:
             await self._read(receive, parts)
             body = b"".join(parts)
             parts[:] = [body]
-            scope[PARSED] = await self._parse(body)
+            scope[PARSED], n_made_bytes = await self._parse(body)
+            self._held_bytes += n_made_bytes
+            self._check_held(has_more=False)
             await self._app(scope, _after(body, receive), send)
         except _Refused as refused:
             if refused.has_more:
@@ -99,14 +102,14 @@ class Guard:
         except ClientDisconnect:
             pass
         finally:
-            n_bytes, body = sum(map(len, parts)), b""
+            n_bytes, body = sum(map(len, parts)) + n_made_bytes, b""
             parts.clear()
             holders.leave()
 
-    async def _parse(self, body: bytes) -> Any:
+    async def _parse(self, body: bytes) -> tuple[Any, int]:
         """Once, for all who read it; large ones by a thread. Raises as ``_parse``."""
         if not body:
-            return None
+            return None, 0
         if len(body) < _SLOW_BYTES:
             return _parse(body)
         try:
@@ -182,6 +185,9 @@ class Guard:
     def _check_size(self, n_bytes: int, *, has_more: bool) -> None:
         if n_bytes > self._rules.max_body_bytes:
             raise _Refused(self._too_much(), has_more=has_more)
+        self._check_held(has_more=has_more)
+
+    def _check_held(self, *, has_more: bool) -> None:
         if self._held_bytes > self._rules.max_bodies_bytes:
             message = f"requests of more than {self._rules.max_bodies_bytes:,} bytes are here already: try again later"
             problem = Problem(503, message, "server_error", headers={"Retry-After": str(RETRY_AFTER_S)})
@@ -195,16 +201,16 @@ def _shown_keys(headers: Headers) -> Iterator[str]:
     yield shown.strip() if scheme.lower() == "bearer" else ""
 
 
-def _parse(body: bytes) -> Any:
-    """What a body says; no number is infinite, no character half.
+def _parse(body: bytes) -> tuple[Any, int]:
+    """What a body says, and about how many bytes that takes; no number is infinite, no character half.
 
     Raises:
         _Refused: it is no JSON, or too much of it.
     """
-    _check_values(body)
     try:
         body.decode()
-        return msgspec.json.decode(body)
+        n_bytes = _count_values(body)
+        return msgspec.json.decode(body), n_bytes
     except UnicodeDecodeError as error:
         raise _Refused(Problem(400, f"the request is not UTF-8 at byte {error.start:,}")) from error
     except RecursionError as error:
@@ -213,28 +219,22 @@ def _parse(body: bytes) -> Any:
         raise _Refused(Problem(400, f"the request is not JSON: {error}")) from error
 
 
-def _check_values(body: bytes) -> None:
-    """Raises:
-    _Refused: it says too many things.
+def _count_values(body: bytes) -> int:
+    """About how many bytes they take.
+
+    Raises:
+        _Refused: there are too many.
     """
-    if _n_values(body) <= _MAX_VALUES and _n_names(body) <= _MAX_NAMES:
-        return
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
     if plain.count(b'"') <= 2 * (_MAX_VALUES + _MAX_NAMES):
         plain = b"".join(plain.split(b'"')[::2])  # what is no text
-    if _n_values(plain) > _MAX_VALUES:
+    n_values, n_names = plain.count(b","), plain.count(b":") + plain.count(b"[") + plain.count(b"{")
+    if n_values >= _MAX_VALUES:
         raise _Refused(Problem(400, f"the request has more than {_MAX_VALUES:,} values: make it smaller"))
-    if _n_names(plain) > _MAX_NAMES:
+    if n_names > _MAX_NAMES:
         what = f"the request has more than {_MAX_NAMES:,} names, lists and objects: make it smaller"
         raise _Refused(Problem(400, what))
-
-
-def _n_values(body: bytes) -> int:
-    return body.count(b",") + 1
-
-
-def _n_names(body: bytes) -> int:
-    return body.count(b":") + body.count(b"[") + body.count(b"{")
+    return n_values * _VALUE_BYTES + n_names * _NAME_BYTES
 
 
 def _after(body: bytes, receive: Receive) -> Receive:

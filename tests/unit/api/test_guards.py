@@ -230,6 +230,13 @@ def test_all_bodies_together_have_a_bound() -> None:
     assert sent == [503, 200, 200] and n_done == 3
 
 
+def test_what_is_made_of_a_body_counts_as_well() -> None:
+    """It takes many times the bytes."""
+    rules = Rules("127.0.0.1", max_bodies_bytes=10_000)
+    for body, status in ((b"[" + b"[]," * 100 + b"0]", 503), (b'["' + b"[]," * 1000 + b'"]', 200)):
+        assert ask(rules, {"content-type": "application/json"}, "POST", body=[body]) == status
+
+
 def test_a_body_is_parsed_once(server: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small ones by the loop, large ones by a thread of the work that is bounded."""
     loads, threads = list[object](), list[str]()
