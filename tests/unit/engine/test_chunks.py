@@ -84,11 +84,11 @@ def test_a_tile_is_filled_where_that_costs_nothing(monkeypatch: pytest.MonkeyPat
 
 def test_passes_that_were_disturbed_starve_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, machine = ChunkSizes(), _Machine(monkeypatch)
-    machine.run(sizes, 4, 0)
+    machine.run(sizes, 8, 0)
     for _ in range(30):
-        n_tokens = sizes.budget(4, 512)
-        assert n_tokens >= 2
-        with sizes.timed(4, n_tokens):
+        n_tokens = sizes.budget(8, 512)
+        assert n_tokens >= 3
+        with sizes.timed(8, n_tokens):
             machine.run(ChunkSizes(), 400, 0)
 
 
