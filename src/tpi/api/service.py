@@ -202,7 +202,8 @@ class Service:
         if n_answers > max(1, n_free // 2):
             raise BusyError(f"{what}, half of the {n_free} places that are free now may be taken: try again later")
         loop = asyncio.get_running_loop()
-        begun = await self.workers.run(lambda going: self._begin(ask, loop, going), _cancel_all)
+        with self._engine.scheduler.expected():
+            begun = await self.workers.run(lambda going: self._begin(ask, loop, going), _cancel_all)
         note_answers(begun)
         return begun
 

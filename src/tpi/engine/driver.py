@@ -41,6 +41,7 @@ class Driver:
         try:
             while not self._is_closed:
                 if self._scheduler.wait(_LOOK_S):
+                    self._scheduler.gather()
                     self._scheduler.step()
                 else:
                     self._check_alive()

@@ -30,6 +30,7 @@ MAX_WAITING = 64
 _GONE_AS_WELL = 8
 """With those who want no more, which are let go with the next pass, so many times as many may wait."""
 
+_GATHER_S = 0.05
 _JUST_BEGUN = 4
 """An answer of fewer tokens; passes are as long then as they are for prompts alone."""
 
@@ -69,6 +70,8 @@ class Scheduler:
         """After this nothing can be computed any more."""
         self._has_work = threading.Condition(self._lock)
         self._waiting: deque[Generation] = deque()
+        self._n_expected = 0
+        """Requests that are being read, and will be submitted."""
         self._running: list[Generation] = []
         """In the order in which they were taken in."""
         self._under_way: _UnderWay | None = None
@@ -104,6 +107,24 @@ class Scheduler:
         """As it is now. Any thread."""
         running = list(self._running)
         return Load(len(running), len(self._waiting), sum(len(generation.tokens) for generation in running))
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """Around what will end in ``submit``, soon. Any thread."""
+        with self._lock:
+            self._n_expected += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._n_expected -= 1
+                self._has_work.notify_all()
+
+    def gather(self) -> None:
+        """Where nobody is answered yet, waits a moment for those who are expected: a crowd begins together."""
+        with self._lock:
+            if not self._running:
+                self._has_work.wait_for(lambda: not self._n_expected, _GATHER_S)
 
     def pin(self, tokens: Sequence[int]) -> None:
         """See ``Sequences.pin``. Before anybody asks."""

@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,9 @@ class ScriptedVocabulary:
 class ScriptedScheduler:
     load = Load(0, 0, 0)
     failure: TpiError | None = None
+
+    def expected(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def cancel(self, generation: Any) -> None:
         pass

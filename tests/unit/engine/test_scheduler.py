@@ -1,5 +1,7 @@
 """Many answers at once: each is what it would be alone, whoever comes and goes, on ranks that keep only text."""
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -504,3 +506,30 @@ def test_how_long_each_waits_for_a_place(language: Language, spec: ModelSpec) ->
     finish(scheduler)
     assert 0 < first.answer.queue_s < first.answer.time_to_first_token_s
     assert second.answer.queue_s > first.answer.time_to_first_token_s + first.answer.decode_s
+
+
+def test_a_crowd_that_is_expected_begins_together(language: Language, spec: ModelSpec) -> None:
+    ranks = FakeRanks(spec, n_cells=320, max_tokens=256)
+    scheduler, is_open = scheduler_of(ranks, language), threading.Event()
+
+    def submit_late() -> None:
+        with scheduler.expected():
+            is_open.set()
+            time.sleep(0.01)
+            scheduler.submit(request(text(1, 20)))
+
+    scheduler.submit(request(text(0, 20)))
+    thread = threading.Thread(target=submit_late)
+    thread.start()
+    is_open.wait()
+    started_s = time.monotonic()
+    scheduler.gather()
+    assert time.monotonic() - started_s < 1
+    scheduler.step()
+    thread.join()
+    assert ranks.passes[-1].n_tokens == 40
+    with scheduler.expected():
+        scheduler.gather()  # somebody is answered: nobody waits
+    finish(scheduler)
+    with scheduler.expected():
+        scheduler.gather()  # for a moment only
