@@ -88,7 +88,7 @@ class ChunkSizes:
             self._tiles[n_rows] = self._time(self._tiles.get(n_rows), took_s)
         elif (usual_s := self._usual_s(n_answers)) is not None:
             extra_s = max(took_s - usual_s, _LEAST_S) / n_read
-            self._token_s = extra_s if self._token_s is None else _smoothed(self._token_s, extra_s)
+            self._token_s = _smoothed(self._token_s, extra_s)
 
     def _expected(self, n_rows: int, n_answers: int, usual_s: float, limit_s: float) -> float:
         """What a pass of whole tiles may take: as measured, or as it seems from those of fewer."""
@@ -108,7 +108,7 @@ class ChunkSizes:
         return self._n_passes - known.pass_number < _MEMORY
 
     def _time(self, known: "_Time | None", took_s: float) -> "_Time":
-        return _Time(took_s if known is None else _smoothed(known.took_s, took_s), self._n_passes)
+        return _Time(_smoothed(None if known is None else known.took_s, took_s), self._n_passes)
 
 
 @dataclass(frozen=True)
@@ -119,5 +119,5 @@ class _Time:
     pass_number: int
 
 
-def _smoothed(known_s: float, took_s: float) -> float:
-    return min(took_s, known_s * _MOST_GROWTH)
+def _smoothed(known_s: float | None, took_s: float) -> float:
+    return took_s if known_s is None else min(took_s, known_s * _MOST_GROWTH)

@@ -248,8 +248,3 @@ def _aligned(n_values: int) -> int:
 def _stride(parts: Sequence[int]) -> int:
     """Bytes of a slot, whole pages: one that is never written costs nothing."""
     return -(-sum(map(_aligned, parts)) // mmap.PAGESIZE) * mmap.PAGESIZE
-
-
-def bytes_of(sizes: Mapping[int, Sequence[int]], n_slots: int) -> int:
-    """What ``n_slots`` take, the one of zeros not counted."""
-    return sum((n_slots - 1) * _stride(parts) for parts in sizes.values() if any(parts))
