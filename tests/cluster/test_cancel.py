@@ -62,6 +62,22 @@ sys.exit(tpi.cli.main.main())
 """
 """A worker that begins no pass while there is a file, but for those that it was told to end."""
 
+TAILS = """
+import sys, time
+from tpi.cluster.allreduce.driver import Sums
+finish = Sums.finish
+
+def finish_later(sums, step):
+    time.sleep(0.1)
+    sums._mesh.check_open()  # as if the others' parts came only now
+    finish(sums, step)
+
+Sums.finish = finish_later
+import tpi.cli.main
+sys.exit(tpi.cli.main.main())
+"""
+"""A worker that is through with every sum a little later than others."""
+
 
 @contextmanager
 def stopped_at(place: str, pass_id: int, engine: Engine, generations: list[Generation]) -> Iterator[None]:
@@ -146,17 +162,31 @@ def test_where_a_rank_is_some_passes_behind_all_is_forgotten(tmp_path: Path, cac
             (lags := tmp_path / "other-1" / "lags").touch()
             n_forgotten = cluster.n_forgotten
             tokens = asked.stop(number, place, 1)
+            cluster.prepare()
             lags.unlink()
             again = asked.ask(tokens)
             found.append(asked.finish(again))
             assert cluster.n_forgotten == n_forgotten + 1, place
             assert again.answer.n_cached_tokens == 0, place
         n_forgotten = cluster.n_forgotten
-        tokens = asked.stop(len(found), "after it is through", 1)
+        tokens = asked.stop(len(found), "after it is through", 5)  # the one before had logits
         found.append(asked.finish(asked.ask(tokens)))
         assert cluster.n_forgotten == n_forgotten, "all had come as far"
         cluster.change()
         assert found == [asked.finish(asked.ask(tokens[:N_PROMPT])) for tokens in found]
+
+
+def test_what_the_master_has_come_through_is_waited_for(tmp_path: Path, cache: Path) -> None:
+    """A pass without logits ends on other ranks after the master has gone on."""
+    with three_ranks(tmp_path, cache, DEMO, TAILS) as (cluster, asked):
+        n_read = len(range(0, N_PROMPT, cluster.max_tokens))
+        assert n_read > 1
+        n_forgotten = cluster.n_forgotten
+        tokens = asked.stop(0, "before it is sent", n_read - 1)
+        again = asked.ask(tokens)
+        assert len(asked.finish(again)) == N_PROMPT + N_ANSWER
+        assert cluster.n_forgotten == n_forgotten
+        assert again.answer.n_cached_tokens == (n_read - 1) * (N_PROMPT // n_read)
 
 
 def test_a_pass_that_fails_while_it_is_stopped(tmp_path: Path, cache: Path) -> None:

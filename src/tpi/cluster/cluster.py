@@ -300,7 +300,7 @@ class Cluster:
         epoch, self._epoch = self._epoch, None
         for member in self._membership.ranked:
             with suppress(LinkError):  # who is gone is noticed when an epoch is opened
-                member.send(EndEpoch(self._number))
+                member.send(EndEpoch(self._number, self._last_pass))
         epoch.close()
         self._ending = self._number
         self._number += 1

@@ -32,6 +32,9 @@ class Session(Protocol):
     def interrupt(self, error: LinkError) -> None:
         """Ends the pass that runs, or what is being measured."""
 
+    def interrupt_after(self, last_pass: int, error: LinkError) -> None:
+        """Ends what runs once the pass of this number is through, or soon."""
+
     def give_up(self, error: LinkError) -> None:
         """The session is over: nothing will come any more."""
 
@@ -119,7 +122,7 @@ class MasterLink:
                 self._stop(Dismissed(one_line(message.reason)))
             case EndEpoch():
                 self._ended_epoch = message.epoch
-                self._session.interrupt(LinkError("the epoch is over"))
+                self._session.interrupt_after(message.last_pass, LinkError("the epoch is over"))
                 self._put(message)
             case _:
                 if not self._session.answer(message):

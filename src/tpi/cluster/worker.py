@@ -7,6 +7,7 @@ runs when the master says so or is gone (``masterlink``). The acceptor's threads
 """
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -68,6 +69,9 @@ MAX_ARRIVED = 1024
 TRACE_EVENTS = 6000
 """In one message."""
 _PROGRESS_STEPS = 50
+_REST_LIMIT_S = 0.25
+"""What the master has come through is computed to its end here when it ends an epoch, or all were to be forgotten;
+no longer than this, since people wait for whoever stops a pass."""
 
 
 Prepare = Callable[[Plan, HostDevice, Provision, RankHost | None], RankHost]
@@ -112,6 +116,8 @@ class _Worker:
         self._mesh: Mesh | None = None
         self._source: LinkSource | None = None
         self._told: tuple[str, int] | None = None
+        self._rest: threading.Timer | None = None
+        """Ends what the master has come through, but this device has not."""
         self._trace: Trace | None = None
         self._stack = ExitStack()
         self._gate = WorkerGate(identity)
@@ -128,6 +134,7 @@ class _Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end_rest()
         self._close_links()
         if self._host is not None:
             self._host.close()
@@ -226,6 +233,7 @@ class _Worker:
 
     def _leave(self, message: EndEpoch) -> None:
         """The epoch is over: nothing of it stays but what the next may use."""
+        self._end_rest()
         self._close_links()
         close_untaken(self._arrived)
         last_pass = 0
@@ -233,6 +241,12 @@ class _Worker:
             self._host.allow()
             last_pass = self._host.last_pass
         self._master.send(EpochEnded(message.epoch, last_pass))
+
+    def _end_rest(self) -> None:
+        if (rest := self._rest) is not None:
+            rest.cancel()
+            rest.join()
+            self._rest = None
 
     # What the states use.
 
@@ -318,6 +332,15 @@ class _Worker:
             mesh.shut_down(error)
         if (host := self._host) is not None:
             host.interrupt()
+
+    def interrupt_after(self, last_pass: int, error: LinkError) -> None:
+        """See ``masterlink.Session``. Links that the master closes end what waits for more."""
+        if (host := self._host) is None or host.last_pass >= last_pass:
+            self.interrupt(error)
+            return
+        self._rest = threading.Timer(_REST_LIMIT_S, self.interrupt, (error,))
+        self._rest.daemon = True
+        self._rest.start()
 
     def give_up(self, error: LinkError) -> None:
         """See ``masterlink.Session``."""

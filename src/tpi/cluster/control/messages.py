@@ -219,9 +219,11 @@ class Begin(Message, frozen=True, tag="begin"):
 
 
 class EndEpoch(Message, frozen=True, tag="end_epoch"):
-    """Master to worker: this epoch is over; stop what runs, close its links, and answer ``EpochEnded``."""
+    """Master to worker: this epoch is over; stop what runs after the pass ``last_pass``, the last that was through at
+    the master, close its links, and answer ``EpochEnded``."""
 
     epoch: Epoch
+    last_pass: PassNumber
 
 
 class EpochEnded(Message, frozen=True, tag="epoch_ended"):

@@ -59,7 +59,7 @@ def test_threads_that_send_at_once_lose_nothing(tls_pairs: TlsPairs) -> None:
 
         def send_all(sender: int) -> None:
             for number in range(200):
-                master.wait_send(EndEpoch(sender * 1000 + number), WAIT_S)
+                master.wait_send(EndEpoch(sender * 1000 + number, 0), WAIT_S)
 
         threads = [threading.Thread(target=send_all, args=(sender,)) for sender in range(4)]
         for thread in threads:

@@ -34,5 +34,5 @@ def test_who_stands_still_and_goes_on_is_kept(tls_pairs: TlsPairs) -> None:
         for _ in range(3):
             called.sendall(encode_message(Heartbeat()))
             time.sleep(STALL_S + USUAL.heartbeat_s)
-        called.sendall(encode_message(EndEpoch(7)))
-        assert link.receive(10) == EndEpoch(7)
+        called.sendall(encode_message(EndEpoch(7, 3)))
+        assert link.receive(10) == EndEpoch(7, 3)
