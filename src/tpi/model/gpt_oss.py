@@ -1,7 +1,7 @@
 """The ``gpt-oss`` architecture: gpt-oss 20B and 120B. Every other layer sees a window; attention has sinks; all FFNs
 are experts; everything has a bias."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpi.model.blocks import Block, Slot
 from tpi.model.common import Head, output_head
@@ -36,7 +36,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         at = f"blk.{layer}."
         slots = _attention_slots(at, heads, n_embd, tensors)
         attention = Attention(heads.dim, eps, rope)
-        state = heads.state_of(windows[layer])
+        state = replace(heads.state_of(windows[layer]), has_sinks=True)
         found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, state))
         experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(Activation.SWIGLU_OAI))
         ffn_slots = (

@@ -23,6 +23,8 @@ class KvState:
     """A token sees so many positions, its own included."""
     is_latent: bool = False
     """Values are the first of the key's, and not kept again."""
+    has_sinks: bool = False
+    """Each query head has a score that takes its part of the attention."""
 
     @property
     def dims(self) -> tuple[int, int]:

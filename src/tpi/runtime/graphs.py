@@ -6,9 +6,11 @@ One thread.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from tpi.model.blocks import Block
+from tpi.runtime.folding import largest_fold, most_folded
 from tpi.runtime.ggml.compute import Compute
 from tpi.runtime.ggml.graph import Graph
 from tpi.runtime.ggml.held import GraphSettings, Held, Structure, held_block, held_expert
@@ -183,11 +185,14 @@ class Graphs:
         pieces, both parts of a pass are under way in it."""
         settings = self._settings
         if self.most_whole_tokens > 1:
-            with self._build_pass(self.most_whole_tokens, self._all_cells) as graph:
-                self.compute.reserve(graph.graph)
+            for seen in (self._all_cells, self._folded()):
+                with self._build_pass(self.most_whole_tokens, seen) as graph:
+                    self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self._pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
             self._n_nodes[self._structures[block.index]] = self._try([held], self._largest(held, n_rows), 0)
+            if held.window is not None:
+                self._try([held], _shape_for(held, BatchShape(most_folded(settings), self._folded())), 0)
             if settings.n_parts > 1 and not block.is_head and len(self._pieces[block.index]) > 1:
                 self._try([held], self._largest(held, -(-settings.max_tokens // 2)), 1)
         for structure, held in {structure: held for held, structure in self._experts.values()}.items():
@@ -199,6 +204,11 @@ class Graphs:
             self.compute.reserve(graph.graph, lane)
             graph.place(self.compute, lane)
             return graph.n_nodes
+
+    def _folded(self) -> Seen:
+        """All cells, where heads are rows of one: these are copied."""
+        folds = {window: largest_fold(self.model.attention(window), self._settings) for window in self.model.windows}
+        return tuple((window, replace(sight, fold=folds[window])) for window, sight in self._all_cells)
 
     def _largest(self, held: Held, n_rows: int) -> BatchShape:
         return _shape_for(held, BatchShape(n_rows, self._all_cells, _even(n_rows, self._settings.n_sequences)))

@@ -73,12 +73,14 @@ class RankSettings:
 
 @dataclass(frozen=True)
 class Attention:
-    """A rank's part of it in one block: query heads, and values of a cell in keys and in values."""
+    """A rank's part of it in one block: query heads, values of a cell in keys and in values, and how many query heads
+    share each KV head and nothing tells apart, 1 if not all are shared by as many."""
 
     n_heads: int
     key_width: int
     value_width: int
     value_dim: int
+    n_sharing: int
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ class RankModel:
         for index in self.pieces_of:
             state, share = self.state_of(self.blocks[index]), self.share(index)
             if isinstance(state, KvState) and state.window == window and share.first.size:
-                found.append(Attention(share.first.size, *state.widths(share), state.value_dim))
+                runs = state.runs(share)
+                n_sharing = runs[0][0].size // runs[0][1].size if len(runs) == 1 and not state.has_sinks else 1
+                found.append(Attention(share.first.size, *state.widths(share), state.value_dim, n_sharing))
         return found
 
     def _states(self) -> Iterator[tuple[Block, State]]:

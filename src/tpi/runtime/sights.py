@@ -5,6 +5,7 @@ sequence's own are copied behind one another by blocks, in the order of their po
 lists of blocks, and where copies go; their addresses stay. One thread.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpi.model.states import FULL
+from tpi.runtime.folding import fold_of, masked_values, rows_of
 from tpi.runtime.ggml.inputs import Group, Seen, Sight
 from tpi.runtime.passes import BLOCK_CELLS, TILED_TOKENS, CellCopy, Pass, Run
 from tpi.runtime.rankmodel import N_KV_STEP, RankModel, RankSettings
@@ -62,7 +64,10 @@ class Sights:
         self._looked = {window: model.attention(window) for window in model.windows}
         self._most_own = {window: self._find_most_own(window) for window in model.windows}
         self.cells = {window: np.zeros(n, np.int64) for window in (FULL, *model.windows)}
-        self.masks = {window: np.zeros(n * cells[window], np.uint16) for window in model.windows}
+        self.masks = {
+            window: np.zeros(masked_values(self._looked[window], settings, cells[window]), np.uint16)
+            for window in model.windows
+        }
         n_blocks = {window: n_runs * cells[window] // BLOCK_CELLS if most else 0 for window, most in self._own_items()}
         self.blocks = {window: np.zeros(n_blocks[window], np.int32) for window in model.windows}
         self._positions = np.zeros(settings.n_cells, np.int32)
@@ -105,15 +110,25 @@ class Sights:
         owns = self._find_own(window, looks, n_kv)
         if owns:
             return Sight(groups=self._load_own(window, owns))
-        mask = self.masks[window][: work.n_tokens * n_kv].reshape(work.n_tokens, n_kv)
+        fold = self._fold(window, 0, 1, work.n_tokens, n_kv)
+        mask = self._mask(window, 0, (1, rows_of(work.n_tokens, fold), n_kv))
         mask[:] = _MINUS_INFINITY
-        start = 0
+        rows, start = _folded(mask, work.n_tokens, fold)[0], 0
         for look in looks:
             n_rows, n = look.seen.shape[0], min(look.seen.shape[1], n_kv - look.first)
-            part = mask[start : start + n_rows, look.first : look.first + n]
-            np.multiply(~look.seen[:, :n], _MINUS_INFINITY, out=part)
+            part = rows[start : start + n_rows, :, look.first : look.first + n]
+            np.multiply(~look.seen[:, None, :n], _MINUS_INFINITY, out=part)
             start += n_rows
-        return Sight(n_kv)
+        return Sight(n_kv, fold=fold)
+
+    def _mask(self, window: int, first: int, extents: tuple[int, int, int]) -> npt.NDArray[np.uint16]:
+        return self.masks[window][first : first + math.prod(extents)].reshape(extents)
+
+    def _fold(self, window: int, first: int, n_sequences: int, n_rows: int, n_kv: int) -> int:
+        """Of rows whose mask begins at value ``first``, if there is room for it."""
+        fold = fold_of(self._looked[window], self._settings, n_sequences, n_rows)
+        n_values = n_sequences * rows_of(n_rows, fold) * n_kv
+        return fold if first + n_values <= len(self.masks[window]) else 1
 
     def _union(self, work: Pass, window: int) -> int:
         """How many cells from the first on hold all that is seen."""
@@ -165,20 +180,22 @@ class Sights:
         return owns if own_cost < n_kv * n_rows * n_checks else []
 
     def _load_own(self, window: int, owns: Sequence[_Own]) -> tuple[Group, ...]:
-        groups, first_value, first_block = list[Group](), 0, 0
+        groups, first_value, first_block, n_left = list[Group](), 0, 0, sum(len(own.seen) for own in owns)
         for some in self._group(window, owns):
             n_rows, n_kv = len(some[0].seen), max(own.n_kv for own in some)
             n_kv = min(n_kv, self._cells_of_one(window))
-            group = Group(len(some), n_rows, n_kv)
-            n_values, n_blocks = len(some) * n_rows * n_kv, len(some) * n_kv // BLOCK_CELLS
-            mask = self.masks[window][first_value : first_value + n_values].reshape(len(some), n_rows, n_kv)
+            n_left -= len(some) * n_rows
+            fold = self._fold(window, first_value + n_left * self._cells_of_one(window), len(some), n_rows, n_kv)
+            group = Group(len(some), n_rows, n_kv, fold)
+            n_blocks, mask = len(some) * n_kv // BLOCK_CELLS, self._mask(window, first_value, group.mask_values)
             blocks = self.blocks[window][first_block : first_block + n_blocks].reshape(len(some), -1)
             mask[:], blocks[:] = _MINUS_INFINITY, 0
+            rows = _folded(mask, n_rows, fold)
             for number, own in enumerate(some):
-                np.multiply(~own.seen, _MINUS_INFINITY, out=mask[number, :, : own.seen.shape[1]])
+                np.multiply(~own.seen[:, None], _MINUS_INFINITY, out=rows[number, :, :, : own.seen.shape[1]])
                 blocks[number, : len(own.blocks)] = own.blocks
             groups.append(group)
-            first_value, first_block = first_value + n_values, first_block + n_blocks
+            first_value, first_block = first_value + mask.size, first_block + n_blocks
         return tuple(groups)
 
     def _group(self, window: int, owns: Sequence[_Own]) -> list[list[_Own]]:
@@ -219,6 +236,12 @@ class Sights:
 
     def _own_items(self) -> Sequence[tuple[int, int]]:
         return [(window, self._most_own[window]) for window in self._model.windows]
+
+
+def _folded(mask: npt.NDArray[np.uint16], n_rows: int, fold: int) -> npt.NDArray[np.uint16]:
+    """A mask as [n_sequences, n_rows, fold, n_kv]; what it has more is padding."""
+    n_sequences, _, n_kv = mask.shape
+    return mask[:, : n_rows * fold].reshape(n_sequences, n_rows, fold, n_kv)
 
 
 def _own_of(look: _Look) -> _Own:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tpi.model.spans import Span
 from tpi.model.states import KvState
 from tpi.model.steps import Rope, RopeStyle, Temperature
+from tpi.runtime.folding import rows_of
 from tpi.runtime.ggml.binding import PREC_F32, ROPE_NEOX, ROPE_NORMAL, TYPE_F32, TYPE_I32, Tensor
 from tpi.runtime.ggml.inputs import Group, data_pointer, new_tensor
 from tpi.runtime.ggml.nodes import NodeBuilder, Place
@@ -77,14 +78,21 @@ class AttentionSteps(NodeBuilder):
         n_tokens]."""
         base, state, result = self._base, self._kv_state(), 0
         q, scores = self.heads(q, state.head_dim), _Scores(scale, softcap, self._sole(sinks) if sinks else None)
-        if self._shape.sight(state.window).groups:
+        sight = self._shape.sight(state.window)
+        if sight.groups:
             return self._attend_own(q, keys, values, to_values, scores)
-        mask = self._inputs.mask(state.window)
+        mask, group = self._inputs.mask(state.window), Group(1, self._shape.n_tokens, sight.n_kv, sight.fold)
         for heads, kv_heads in state.runs(self._held.share):
-            queries = base.ggml_permute(self._context, self.some_heads(q, heads.start, heads.size), 0, 2, 1, 3)
             seen_keys = self._see(keys, self.keys_pointers, kv_heads, state.head_dim, state.head_dim)
             seen_values = self._see(values, to_values, kv_heads, self._value_stride(), state.value_dim)
-            attended = self._append(self._look(queries, seen_keys, seen_values, mask, scores, heads))
+            if group.fold > 1:
+                folded = self._look_folded(q, 0, group, heads, seen_keys, seen_values, mask, scores)
+                attended = self._append(base.ggml_cont(self._context, folded))
+                extents = state.value_dim, heads.size, self._shape.n_tokens
+                attended = int(base.ggml_reshape_3d(self._context, attended, *extents))
+            else:
+                queries = base.ggml_permute(self._context, self.some_heads(q, heads.start, heads.size), 0, 2, 1, 3)
+                attended = self._append(self._look(queries, seen_keys, seen_values, mask, scores, heads))
             result = self._append(base.ggml_concat(self._context, result, attended, 1)) if result else attended
         return result
 
@@ -103,11 +111,16 @@ class AttentionSteps(NodeBuilder):
             else:
                 self._gather(values, to_values, number, to_own_values)
             for heads, kv_heads in state.runs(self._held.share):
-                queries = self._queries(q, heads, first, group)
                 widths = self._extents(keys)[0], self._extents(values)[0]
                 own_keys = self._own(to_keys, group, kv_heads, widths[0], (state.head_dim, state.head_dim))
                 strides = self._value_stride(), state.value_dim
                 own_values = self._own(to_own_values, group, kv_heads, widths[1], strides)
+                if group.fold > 1:
+                    folded = self._look_folded(q, first, group, heads, own_keys, own_values, mask, scores)
+                    target = new_tensor(context, TYPE_F32, self._extents(folded), address + first * row_bytes)
+                    result = self._append(base.ggml_cpy(context, folded, target))
+                    continue
+                queries = self._queries(q, heads, first, group)
                 attended = self._look(queries, own_keys, own_values, mask, scores, heads)
                 if heads.size == n_heads:
                     data_pointer(attended).value = address + first * row_bytes
@@ -128,6 +141,34 @@ class AttentionSteps(NodeBuilder):
             base.ggml_flash_attn_ext_add_sinks(attended, self._some_sinks(scores.sinks, heads))
         base.ggml_prec_set_acc(attended, PREC_F32)
         return int(attended)
+
+    def _look_folded(
+        self, q: int, first: int, group: Group, heads: Span, keys: int, values: int, mask: int, scores: _Scores
+    ) -> int:
+        """The same for the rows of a group, from row ``first`` on, where ``fold`` heads are rows of one, which follow
+        one another row by row: [value_dim, fold, n_heads / fold, n_rows * n_sequences], in another order."""
+        base, context, fold = self._base, self._context, group.fold
+        head_dim, n_heads, n_all = self._extents(q)[0], heads.size // fold, group.n_rows * group.n_sequences
+        _, of_heads, of_rows, _ = Tensor.from_address(q).nb
+        offset = heads.start * of_heads + first * of_rows
+        extents, strides = (head_dim, fold, n_heads, n_all), (of_heads, fold * of_heads, of_rows)
+        by_row = base.ggml_view_4d(context, q, *extents, *strides, offset)
+        by_head = self._append(base.ggml_cont(context, base.ggml_permute(context, by_row, 0, 1, 3, 2)))
+        n_folded, n_rows = fold * group.n_rows, rows_of(group.n_rows, fold)
+        if n_rows > n_folded:
+            few = base.ggml_reshape_3d(context, by_head, head_dim, n_folded, n_heads)
+            queries = self._append(base.ggml_pad(context, few, 0, n_rows - n_folded, 0, 0))
+        else:
+            row_bytes = 4 * head_dim
+            extents = head_dim, n_folded, n_heads, group.n_sequences
+            strides = row_bytes, n_folded * group.n_sequences * row_bytes, n_folded * row_bytes
+            queries = base.ggml_view_4d(context, by_head, *extents, *strides, 0)
+        attended = self._append(self._look(queries, keys, values, mask, scores, heads))
+        value_bytes = 4 * self._extents(attended)[0]
+        extents = self._extents(attended)[0], n_heads, fold, n_all
+        strides = value_bytes, n_heads * value_bytes, fold * n_heads * value_bytes
+        by_row = base.ggml_view_4d(context, attended, *extents, *strides, 0)
+        return int(base.ggml_permute(context, by_row, 0, 2, 1, 3))
 
     def _queries(self, q: int, heads: Span, first: int, group: Group) -> int:
         """Of the rows of a group, from row ``first`` on: [head_dim, n_rows, n_heads, n_sequences]."""

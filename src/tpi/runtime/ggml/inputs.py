@@ -1,9 +1,11 @@
 """What a pass brings into graphs, as tensors of one graph, and where their data's addresses are written. One thread."""
 
 import ctypes
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tpi.runtime.folding import rows_of
 from tpi.runtime.ggml.binding import TYPE_F16, TYPE_F32, TYPE_I32, TYPE_I64, Tensor, ggml
 from tpi.runtime.passes import BLOCK_CELLS
 
@@ -13,20 +15,28 @@ PLACEHOLDER = 4096
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of a pass, one after the other, with ``n_rows`` rows each; ``n_kv`` cells are gathered for each."""
+    """Sequences of a pass, one after the other, with ``n_rows`` rows each; ``n_kv`` cells are gathered for each.
+    ``fold`` heads are rows of one (``runtime.folding``)."""
 
     n_sequences: int
     n_rows: int
     n_kv: int
+    fold: int = 1
+
+    @property
+    def mask_values(self) -> tuple[int, int, int]:
+        """Of all sequences: how many sequences, rows, cells."""
+        return self.n_sequences, rows_of(self.n_rows, self.fold), self.n_kv
 
 
 @dataclass(frozen=True)
 class Sight:
     """What attention of a window looks at: cells 0 to ``n_kv`` behind a mask; or, if there are ``groups``, which have
-    all rows, every sequence at its own."""
+    all rows, every sequence at its own. ``fold``: see ``Group``."""
 
     n_kv: int = 0
     groups: tuple[Group, ...] = ()
+    fold: int = 1
 
 
 Seen = tuple[tuple[int, Sight], ...]
@@ -58,10 +68,11 @@ class Addresses:
 
     ``residual`` and ``embeddings`` f32 [n_tokens, n_embd], ``looked_up`` f32 [n_tokens, n_looked_up], ``summed`` and
     ``left`` f32 [n_tokens, width], ``positions`` i32 [n_tokens], ``temperature`` f32 [n_tokens]; of every window
-    ``cells`` i64 [n_tokens], and ``masks`` f16 [n_tokens, n_kv] or of every group [n_sequences, n_rows, n_kv] and
-    ``blocks`` of cells i32 [n_sequences, n_kv / BLOCK_CELLS]; ``gathered`` keys and values of a group; what is
-    ``attended`` by groups, f32 [n_tokens, n_heads, value_dim]; of experts ``chosen`` i32 [n_tokens, n_used],
-    ``outputs`` f32 [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows, n_embd], ``zeros`` i32 [n_rows].
+    ``cells`` i64 [n_tokens], and ``masks`` f16 [n_tokens, n_kv] or of every group [n_sequences, n_rows, n_kv], where
+    heads are rows of one with a row for each of these, and ``blocks`` of cells i32 [n_sequences, n_kv / BLOCK_CELLS];
+    ``gathered`` keys and values of a group; what is ``attended`` by groups, f32 [n_tokens, n_heads, value_dim]; of
+    experts ``chosen`` i32 [n_tokens, n_used], ``outputs`` f32 [n_tokens, n_used, n_embd], ``expert_rows`` f32 [n_rows,
+    n_embd], ``zeros`` i32 [n_rows].
     """
 
     n_embd: int
@@ -154,14 +165,18 @@ class Inputs:
         return self._make(("cells", window), TYPE_I64, (self._shape.n_tokens,), self._addresses.cells[window], 8)
 
     def mask(self, window: int) -> int:
-        extents = self._shape.sight(window).n_kv, self._shape.n_tokens
+        sight = self._shape.sight(window)
+        extents = sight.n_kv, self._shape.n_tokens
+        if sight.fold > 1:  # such passes are not computed in parts
+            extents = sight.n_kv, rows_of(self._shape.n_tokens, sight.fold)
         return self._make(("mask", window), TYPE_F16, extents, self._addresses.masks[window], 2 * extents[0])
 
     def group_mask(self, window: int, number: int) -> int:
-        """Of the sequences of a group, f16 [n_sequences, 1, n_rows, n_kv]."""
+        """Of the sequences of a group, f16 [n_sequences, 1, n_rows, n_kv], with ``rows_of`` as rows."""
         groups = self._shape.sight(window).groups
-        first = sum(group.n_sequences * group.n_rows * group.n_kv for group in groups[:number])
-        extents = groups[number].n_kv, groups[number].n_rows, 1, groups[number].n_sequences
+        first = sum(math.prod(group.mask_values) for group in groups[:number])
+        n_sequences, n_rows, n_kv = groups[number].mask_values
+        extents = n_kv, n_rows, 1, n_sequences
         return new_tensor(self._context, TYPE_F16, extents, self._addresses.masks[window] + 2 * first)
 
     def group_blocks(self, window: int, number: int) -> int:
