@@ -149,13 +149,17 @@ def _read_beside_others(desk: _Desk, given: argparse.Namespace) -> Report:
     before = _gaps(desk, others, lambda: others[0].answer.n_tokens > _N_GAPS)
     reader = desk.begin(desk.tokens(n_prompt), 1)
     meanwhile = _gaps(desk, others, lambda: reader.is_over)
+    n_told = others[0].answer.n_tokens
+    after = _gaps(desk, others, lambda: others[0].answer.n_tokens > n_told + _N_GAPS)  # their texts are longer by now
     return Report("readers").add(
         model=given.model.name if given.model is not None else given.shape,
         prompt_tokens=n_prompt,
         threads=given.threads,
         gap_p99_before_s=float(np.percentile(before, 99)),
         gap_p99_s=float(np.percentile(meanwhile, 99)),
+        gap_p99_after_s=float(np.percentile(after, 99)),
         gap_ratio=float(np.percentile(meanwhile, 99) / np.percentile(before, 99)),
+        gap_ratio_to_after=float(np.percentile(meanwhile, 99) / np.percentile(after, 99)),
         gap_median_ratio=float(np.median(meanwhile) / np.median(before)),
         reader_rate_ratio=alone / reader.answer.time_to_first_token_s,
         n_gaps=len(meanwhile),
