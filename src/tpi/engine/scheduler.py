@@ -285,6 +285,7 @@ class Scheduler:
         self._under_way = _UnderWay(self._passes.next_pass, generations, self._sequences.can_stop)
         try:
             if self._under_way.is_unwanted:
+                self._passes.next_pass += 1  # somebody may be about to stop the pass of this number
                 raise Cancelled("nobody wants the pass")
             yield
         finally:

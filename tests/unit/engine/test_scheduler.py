@@ -407,8 +407,13 @@ def test_a_pass_that_nobody_wants_does_not_begin(language: Language, spec: Model
         return make_room(sequence, n_tokens)
 
     scheduler._sequences.make_room = leave  # type: ignore[method-assign]
+    number = scheduler._passes.next_pass
     scheduler.step()
     assert generation.answer.finish == "cancelled" and not ranks.passes
+    scheduler._sequences.make_room = make_room  # type: ignore[method-assign]
+    scheduler.submit(request(text(1, 40)))
+    scheduler.step()
+    assert [work.pass_id for work in ranks.passes] == [number + 1], "who was about to stop that pass stops no other"
 
 
 @pytest.mark.parametrize("kind", kinds())
