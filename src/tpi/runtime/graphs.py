@@ -61,6 +61,9 @@ class Graphs:
         """Of the largest graph of a structure."""
         n_cells = tuple((window, settings.cells_of(window)) for window in model.windows)
         self._all_cells: Seen = tuple((window, Sight(n_kv)) for window, n_kv in n_cells)
+        folds = {window: largest_fold(model.attention(window), settings) for window in model.windows}
+        self._all_folded = tuple((window, replace(sight, fold=folds[window])) for window, sight in self._all_cells)
+        """The same where heads are rows of one: these are copied."""
         self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker, settings.is_reproducible)
         n_lanes = settings.n_parts + bool(self._experts)
         self.compute = Compute(settings.n_threads, n_lanes, is_reproducible=settings.is_reproducible)
@@ -185,14 +188,15 @@ class Graphs:
         pieces, both parts of a pass are under way in it."""
         settings = self._settings
         if self.most_whole_tokens > 1:
-            for seen in (self._all_cells, self._folded()):
+            for seen in {self._all_cells, self._all_folded}:
                 with self._build_pass(self.most_whole_tokens, seen) as graph:
                     self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self._pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
             self._n_nodes[self._structures[block.index]] = self._try([held], self._largest(held, n_rows), 0)
-            if held.window is not None:
-                self._try([held], _shape_for(held, BatchShape(most_folded(settings), self._folded())), 0)
+            folded = _shape_for(held, BatchShape(most_folded(settings), self._all_folded))
+            if any(sight.fold > 1 for _, sight in folded.seen):
+                self._try([held], folded, 0)
             if settings.n_parts > 1 and not block.is_head and len(self._pieces[block.index]) > 1:
                 self._try([held], self._largest(held, -(-settings.max_tokens // 2)), 1)
         for structure, held in {structure: held for held, structure in self._experts.values()}.items():
@@ -204,11 +208,6 @@ class Graphs:
             self.compute.reserve(graph.graph, lane)
             graph.place(self.compute, lane)
             return graph.n_nodes
-
-    def _folded(self) -> Seen:
-        """All cells, where heads are rows of one: these are copied."""
-        folds = {window: largest_fold(self.model.attention(window), self._settings) for window in self.model.windows}
-        return tuple((window, replace(sight, fold=folds[window])) for window, sight in self._all_cells)
 
     def _largest(self, held: Held, n_rows: int) -> BatchShape:
         return _shape_for(held, BatchShape(n_rows, self._all_cells, _even(n_rows, self._settings.n_sequences)))
