@@ -207,14 +207,15 @@ class Steps(Protocol[V]):
     # Recurrences, each from the sequence's state and into the next.
 
     def causal_conv(self, x: V, role: str) -> V:
-        """Convolves every value of the rows with those of the rows before, by the kernels of ``role``."""
+        """Convolves every value of the rows with those of the rows before, by the kernels of ``role``. ``x`` is used
+        up: nothing else may need it."""
         ...
 
     def delta_net(self, q: V, k: V, v: V, decay: V, beta: V) -> V:
         """The gated delta rule (Yang et al. 2024): q and k [n_tokens, key heads, dim], v [n_tokens, value heads, dim],
         the logarithm of the decay and beta [n_tokens, value heads]. Every key head has as many value heads as belong to
         a group of the block's state; they come in turns: first one of every key head, as far as the rank has it, then
-        the next ones. The result is value heads, scaled by 1 / sqrt(dim)."""
+        the next ones. The result is value heads, scaled by 1 / sqrt(dim); ``v`` is used up."""
         ...
 
     # Experts.

@@ -193,12 +193,12 @@ class Graphs:
                     self.compute.reserve(graph.graph)
         for block in {self._structures[b.index]: b for b in self.model.blocks if b.index in self._pieces}.values():
             held, n_rows = self._held[block.index], settings.n_sampled if block.is_head else settings.part_tokens
-            self._n_nodes[self._structures[block.index]] = self._try([held], self._largest(held, n_rows), 0)
+            self._n_nodes[self._structures[block.index]] = self._try_largest(held, n_rows, 0)
             folded = _shape_for(held, BatchShape(most_folded(settings), self._all_folded))
             if any(sight.fold > 1 for _, sight in folded.seen):
                 self._try([held], folded, 0)
             if settings.n_parts > 1 and not block.is_head and len(self._pieces[block.index]) > 1:
-                self._try([held], self._largest(held, -(-settings.max_tokens // 2)), 1)
+                self._try_largest(held, -(-settings.max_tokens // 2), 1)
         for structure, held in {structure: held for held, structure in self._experts.values()}.items():
             self._n_nodes[structure] = self._try([held], BatchShape(settings.max_tokens), settings.n_parts)
 
@@ -209,8 +209,11 @@ class Graphs:
             graph.place(self.compute, lane)
             return graph.n_nodes
 
-    def _largest(self, held: Held, n_rows: int) -> BatchShape:
-        return _shape_for(held, BatchShape(n_rows, self._all_cells, _even(n_rows, self._settings.n_sequences)))
+    def _try_largest(self, held: Held, n_rows: int, lane: int) -> int:
+        """Where rows are cut into runs, the longest run decides, and whether there are others; and then where it is."""
+        cuts = _uneven(n_rows, self._settings.n_sequences) if held.is_recurrent else {()}
+        shapes = [_shape_for(held, BatchShape(n_rows, self._all_cells, runs)) for runs in cuts]
+        return max(self._try([held], shape, lane) for shape in shapes)
 
 
 def _recall(graphs: OrderedDict[_Key, Graph], key: _Key, n_kept: int, make: Callable[[], Graph]) -> Graph:
@@ -224,9 +227,11 @@ def _recall(graphs: OrderedDict[_Key, Graph], key: _Key, n_kept: int, make: Call
     return graph
 
 
-def _even(n_rows: int, n_runs: int) -> tuple[int, ...]:
-    n_runs = min(n_runs, n_rows)
-    return tuple(n_rows * (number + 1) // n_runs - n_rows * number // n_runs for number in range(n_runs))
+def _uneven(n_rows: int, n_sequences: int) -> set[tuple[int, ...]]:
+    """The lengths of runs that have so many rows, all but one of them as short as can be."""
+    most = min(n_rows, n_sequences)
+    others = [(1,) * (n_runs - 1) for n_runs in {1, min(2, most), most}]
+    return {runs for ones in others for runs in ((*ones, n_rows - len(ones)), (n_rows - len(ones), *ones))}
 
 
 def _expert_rows(n_rows: int) -> int:

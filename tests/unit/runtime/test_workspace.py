@@ -1,20 +1,27 @@
 """A rank's memory: whatever shape a pass has, what was reserved at the start is enough, and results stay the same."""
 
+import itertools
 import mmap
-import random
+from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
 from tpi.errors import KernelError, MemoryBudgetError
+from tpi.gguf.reader import read_gguf
+from tpi.model.architectures import blocks_of, read_spec
+from tpi.model.partition import divide
 from tpi.runtime import graphs
-from tpi.runtime.ggml.inputs import BatchShape, Sight
+from tpi.runtime.folding import fold_of
+from tpi.runtime.ggml.inputs import BatchShape, Group, Sight
 from tpi.runtime.graphs import Graphs
 from tpi.runtime.kvcache import CacheExtent, KvCache, bytes_for
-from tpi.runtime.rankmodel import RankSettings
+from tpi.runtime.rankmodel import RankModel, RankSettings
 from tpi.runtime.workspace import Workspace
+from tpi.weights.layout import lay_out
 
 N_CELLS = 600
 
@@ -33,11 +40,51 @@ def test_every_shape_fits_what_was_reserved(tmp_path: Path, max_tokens: int, pie
             if 1 <= n <= max_tokens
             for n_kv in (256, 512, N_CELLS)
         ]
-        random.Random(max_tokens).shuffle(shapes)
+        Random(max_tokens).shuffle(shapes)
         for block, shape in shapes * 2:
             space.graphs.of(block, shape)
         intermediates = space.compute._lib.base.ggml_gallocr_get_buffer_size(space.compute._allocators[0], 0)
         assert intermediates <= before
+
+
+def some_groups(model: RankModel, settings: RankSettings, window: int, runs: Sequence[int], of: Random) -> Sight:
+    """As if every sequence looked at its own cells; neighbours with equally many rows at once, or not."""
+    groups = list[Group]()
+    for n_rows, some in itertools.groupby(runs):
+        left = len(list(some))
+        while left:
+            n = of.randint(1, left)
+            fold = fold_of(model.attention(window), settings, n, n_rows)
+            groups.append(Group(n, n_rows, 64 * of.randint(1, 4), fold))
+            left -= n
+    return Sight(groups=tuple(groups))
+
+
+@pytest.mark.parametrize("name", ["deltas", "windowed"])
+@pytest.mark.parametrize(("max_tokens", "n_parts"), [(16, 1), (128, 1), (128, 2)])
+@pytest.mark.parametrize("is_reproducible", [False, True])
+def test_any_company_fits_what_was_reserved(name: str, max_tokens: int, n_parts: int, is_reproducible: bool) -> None:
+    """Runs of any lengths, of any of the sequences."""
+    gguf = read_gguf(Path(__file__).parents[2] / "trained" / f"{name}.gguf")
+    spec = read_spec(gguf, name)
+    blocks = blocks_of(spec)
+    partition, of = divide(blocks, (1, 1, 1)), Random(max_tokens)
+    model = RankModel(spec, blocks, partition, 0, lay_out(blocks, partition, 0))
+    settings = RankSettings(
+        max_tokens, 5 * 512, 2, n_parts=n_parts, n_sequences=5, max_sampled=16, is_reproducible=is_reproducible
+    )
+    with Workspace(model, settings) as space:
+        for _ in range(40):
+            n_rows = of.choice([settings.part_tokens, of.randint(1, settings.part_tokens)])
+            cuts = sorted(of.sample(range(1, n_rows), min(of.randint(0, 4), n_rows - 1)))
+            runs = tuple(stop - start for start, stop in itertools.pairwise([0, *cuts, n_rows]))
+            if of.random() < 0.5:
+                runs = tuple(of.sample((*(1,) * (len(runs) - 1), n_rows - len(runs) + 1), len(runs)))
+            seen = tuple((window, some_groups(model, settings, window, runs, of)) for window in model.windows)
+            shape = BatchShape(n_rows, seen, runs)
+            for block in model.blocks:
+                if block.index in model.pieces_of and not block.is_head:
+                    space.graphs.of(block, shape)
 
 
 def test_a_rank_that_holds_nothing(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ _BASE = {
     "ggml_reshape_3d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64]),
     "ggml_reshape_4d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64, c_int64]),
     "ggml_repeat_4d": (_T, [c_void_p, _T, c_int64, c_int64, c_int64, c_int64]),
+    "ggml_set_inplace": (_T, [c_void_p, _T, _T, c_size_t, c_size_t, c_size_t, c_size_t]),
     "ggml_pad": (_T, [c_void_p, _T, c_int, c_int, c_int, c_int]),
     "ggml_permute": (_T, [c_void_p, _T, c_int, c_int, c_int, c_int]),
     "ggml_add": (_T, [c_void_p, _T, _T]),

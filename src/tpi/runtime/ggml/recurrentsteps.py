@@ -21,7 +21,7 @@ class RecurrentSteps(NodeBuilder):
     def causal_conv(self, x: int, role: str) -> int:
         base, kernels = self._base, self._sole(role)
         n_kernel, n_channels = self._extents(kernels)[:2]
-        result = 0
+        result = self._contiguous(x) if len(self._shape.runs) > 1 else 0
         for run, (start, n_rows) in enumerate(self._runs()):
             before = self._entering(run, 0, (n_kernel - 1, n_channels, 1))
             stride = Tensor.from_address(x).nb[1]
@@ -32,13 +32,14 @@ class RecurrentSteps(NodeBuilder):
             last = base.ggml_view_2d(self._context, window, n_kernel - 1, n_channels, strides[1], n_rows * strides[0])
             self._leave(run, 0, last, (n_kernel - 1, n_channels))
             made = self._append(base.ggml_ssm_conv(self._context, window, kernels))
-            result = self._append(base.ggml_concat(self._context, result, made, 1)) if result else made
+            result = self._put(result, made, start * 4 * n_channels)
         return result
 
     def delta_net(self, q: int, k: int, v: int, decay: int, beta: int) -> int:
         base = self._base
         dim, n_heads = self._extents(v)[:2]
-        q, k, result = self._for_values(q), self._for_values(k), 0
+        q, k = self._for_values(q), self._for_values(k)
+        result = self._contiguous(v) if len(self._shape.runs) > 1 else 0
         for run, (start, n_rows) in enumerate(self._runs()):
             state = self._entering(run, 1, (dim, dim, n_heads, 1))
             q_rows, k_rows, v_rows = (self._some_rows(x, start, n_rows) for x in (q, k, v))
@@ -50,8 +51,16 @@ class RecurrentSteps(NodeBuilder):
             )
             self._leave(run, 1, left, (dim, dim, n_heads))
             heads = base.ggml_view_3d(self._context, made, dim, n_heads, n_rows, head_bytes, head_bytes * n_heads, 0)
-            result = self._append(base.ggml_concat(self._context, result, heads, 2)) if result else heads
+            result = self._put(result, heads, start * head_bytes * n_heads)
         return result
+
+    def _put(self, rows: int, made: int, offset: int) -> int:
+        """``rows`` with what was made of a run at ``offset`` bytes, in their place: with runs of any lengths the
+        intermediates take the same. ``rows`` is 0 where the run is all."""
+        if not rows:
+            return made
+        strides = Tensor.from_address(rows).nb[1:4]
+        return self._append(self._base.ggml_set_inplace(self._context, rows, made, *strides, offset))
 
     def _for_values(self, x: int) -> int:
         """Key heads so that value head i looks at head i modulo their number: as they are, or, where the rank has a
