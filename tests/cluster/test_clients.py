@@ -13,8 +13,9 @@ import numpy as np
 import ollama
 import pytest
 
-from tests.architectures import qwen3, write_made
 from tests.cluster.serving import Served, serve
+from tests.variants.made import write_made
+from tests.variants.qwen3 import qwen3
 from tpi.api.about import describe_model
 from tpi.cli.models import find_model
 from tpi.gguf.reader import read_gguf

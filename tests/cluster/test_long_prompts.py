@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.architectures import write_made
 from tests.cluster.commands import Home
-from tests.fuzz.specs import MODELS
+from tests.variants.all import SMALL
+from tests.variants.made import write_made
 
 PROMPT = " ".join(f"w{number % 50}" for number in range(101))
 """Of 385 tokens: the engine makes passes of 128, which are computed in two parts, from just so many."""
@@ -15,7 +15,7 @@ OPTIONS = ("--raw", "--temperature", "0", "--max-tokens", "4", "--threads", "1",
 
 @pytest.mark.parametrize("name", ["gemma4, shared", "gemma4, experts", "olmo2", "deepseek2", "qwen35moe"])
 def test_devices_say_what_one_says(tmp_path: Path, home: Home, name: str) -> None:
-    path = str(write_made(tmp_path / "model.gguf", MODELS[name](), "F32"))
+    path = str(write_made(tmp_path / "model.gguf", SMALL[name](), "F32"))
     alone = home.run("run", path, PROMPT, *OPTIONS)
     assert alone.code == 0 and alone.out.strip(), alone.err
     for options in (("--local-devices", "2"), ("--local-devices", "3", "--window", "1500kB")):

@@ -16,19 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from tests.architectures import Made, command_r, llama, qwen3, write_made
 from tests.parity.rig import pass_of
 from tests.unit.runtime.rigs import Alike
-from tests.variants_deepseek2 import Shape as deepseek_shape
-from tests.variants_deepseek2 import deepseek2
-from tests.variants_gemma4 import Shape as gemma_shape
-from tests.variants_gemma4 import gemma4
-from tests.variants_gpt_oss import gpt_oss
-from tests.variants_olmo2 import olmo2
-from tests.variants_qwen3moe import Shape as qwen3_shape
-from tests.variants_qwen3moe import qwen3moe
-from tests.variants_qwen35moe import Shape as qwen_shape
-from tests.variants_qwen35moe import qwen35moe
+from tests.variants.all import SMALL
+from tests.variants.made import write_made
 from tpi.errors import TpiError
 from tpi.gguf.reader import Gguf, read_gguf
 from tpi.gguf.types import TYPES_BY_NAME
@@ -42,24 +33,6 @@ from tpi.testing.window import MemoryWindow
 from tpi.weights.layout import lay_out
 
 N_CELLS = 256
-GROUPS = {"expert_group_count": 4, "expert_group_used_count": 2}
-MODELS: dict[str, Callable[[], Made]] = {
-    "llama": lambda: llama(2),
-    "qwen3": lambda: qwen3(n_layers=2),
-    "command-r": lambda: command_r(2, has_norms=False),
-    "command-r, normed": lambda: command_r(2, has_norms=True),
-    "gpt-oss": lambda: gpt_oss(2, 64, 8, 64),
-    "gemma4": lambda: gemma4(gemma_shape(3, 64, 8, 4, 2, 64, period=3, has_global_v=False)),
-    "gemma4, shared": lambda: gemma4(gemma_shape(4, 64, 8, 1, 1, 64, period=2, n_shared=2, has_per_layer=True)),
-    "gemma4, experts": lambda: gemma4(gemma_shape(2, 64, 8, 4, 2, 64, period=2, experts="fused")),
-    "deepseek2": lambda: deepseek2(replace(deepseek_shape(2, 64, 16, GROUPS), has_q_lora=False)),
-    "deepseek2, predicting": lambda: deepseek2(deepseek_shape(2, 64, 16, GROUPS, gating=2, n_predicting=1)),
-    "deepseek2, unsplit": lambda: deepseek2(deepseek_shape(2, 64, 16, {}, is_unsplit=True)),
-    "olmo2": lambda: olmo2(2, 4, 2, window=8),
-    "qwen3moe": lambda: qwen3moe(qwen3_shape(2, 64, 8, 8)),
-    "qwen35moe": lambda: qwen35moe(qwen_shape(2, 64, 10, 2, 4, ("interval", "layers"))),
-}
-
 Change = tuple[str, str, Any]
 """(metadata or tensor, name, value): of a tensor [type, columns, rows], or None: it is not there."""
 
@@ -188,7 +161,7 @@ def fuzz(n_cases: int, seed: int = 0, tell: Callable[[str], None] = lambda line:
     with tempfile.TemporaryDirectory() as folder:
         paths = {
             name: write_made(Path(folder) / f"{number}.gguf", make())
-            for number, (name, make) in enumerate(MODELS.items())
+            for number, (name, make) in enumerate(SMALL.items())
         }
         models = {name: read_gguf(path) for name, path in paths.items()}
         with Child(paths) as child:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.cluster.unrounded import write_unrounded
 from tests.parity.choices import Imposed, Noted
 from tests.parity.rig import cluster_logits, range_difference, reference_logits
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.architectures import VARIANTS
 from tests.parity.architectures import SHARES, against_llama_cpp, against_one_rank
+from tests.variants.all import VARIANTS
 
 FIRST = {variant.split()[0]: variant for variant in reversed(list(VARIANTS))}
 """Of every architecture one."""

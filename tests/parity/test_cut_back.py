@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.parity.rig import range_difference
 from tests.parity.runner import LocalRunner
 from tests.sequences import TokenSequence
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
 from tpi.errors import Cancelled
 from tpi.runtime.ggml.binding import ComputePlan
 from tpi.runtime.ggml.compute import Compute

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.parity.rig import pass_of
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
 from tpi.cluster.allreduce.driver import Sums
 from tpi.cluster.epoch.footprint import piece_sizes
 from tpi.gguf.reader import read_gguf

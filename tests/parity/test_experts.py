@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.parity.choices import Everywhere, Imposed, Noted, Perturbed, differing
 from tests.parity.rig import cluster_logits, range_difference
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums

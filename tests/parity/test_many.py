@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, write_made
 from tests.parity.rig import range_difference
 from tests.parity.runner import LocalRunner
 from tests.parity.test_cut_back import KINDS
 from tests.sequences import TokenSequence
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
 from tpi.engine.passes import Passes, Rows
 from tpi.engine.sequences import Sequence, Sequences
 from tpi.model.states import FULL

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, write_made
 from tests.parity.rig import cluster_logits, count_ranks, range_difference
-from tests.variants_made import normal
-from tests.variants_olmo2 import olmo2
+from tests.variants.made import N_VOCAB, normal, write_made
+from tests.variants.olmo2 import olmo2
 from tpi.cluster.allreduce.algorithm import Scale
 from tpi.cluster.allreduce.algorithms import ALGORITHMS
 from tpi.cluster.allreduce.driver import Sums

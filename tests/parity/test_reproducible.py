@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, Made, llama, write_made
 from tests.parity.runner import LocalRunner
+from tests.variants.all import VARIANTS
+from tests.variants.llama import llama
+from tests.variants.made import N_VOCAB, Made, write_made
 from tpi.engine.passes import Passes, Rows
 from tpi.engine.sequences import Sequences
 from tpi.gguf.types import TYPES_BY_NAME, TensorType

@@ -8,9 +8,11 @@ import llama_cpp
 import numpy as np
 import pytest
 
-from tests.architectures import N_VOCAB, VARIANTS, qwen3, write_made
 from tests.parity.runner import LocalRunner
 from tests.sequences import TokenSequence
+from tests.variants.all import VARIANTS
+from tests.variants.made import N_VOCAB, write_made
+from tests.variants.qwen3 import qwen3
 from tpi.api.vectors import Vectors
 from tpi.api.waking import Waker
 from tpi.api.workers import Workers

@@ -1,15 +1,18 @@
-"""The architectures that can be computed, by their GGUF name. To add one: write its file, list it here."""
+"""The architectures that can be computed, by their GGUF name: each is a file in ``families``."""
 
+import pkgutil
+from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.gguf.types import TYPES_BY_ID
-from tpi.model import command_r, deepseek2, gemma4, gpt_oss, llama, olmo2, qwen3, qwen3moe, qwen35moe
+from tpi.model import families
 from tpi.model.blocks import Block
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata, printable
@@ -29,9 +32,10 @@ _MAX_BYTES = 1 << 42
 
 
 class Architecture(Protocol):
-    """What a file of an architecture offers (a module satisfies this)."""
+    """What a file in ``families`` offers (the module satisfies this)."""
 
-    NAME: str
+    NAMES: tuple[str, ...]
+    """Of the architectures that are computed so."""
 
     def model(self, meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         """All blocks in execution order, the head last, and what enters them.
@@ -43,10 +47,13 @@ class Architecture(Protocol):
         ...
 
 
-_MODULES: tuple[Architecture, ...] = (
-    command_r, deepseek2, gemma4, gpt_oss, llama, olmo2, qwen3, qwen3moe, qwen35moe,
-)  # fmt: skip
-_BY_NAME = {module.NAME: module for module in _MODULES}
+def _modules() -> Iterator[Architecture]:
+    for found in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
+        module: Any = import_module(found.name)
+        yield module
+
+
+_BY_NAME = {name: module for module in _modules() for name in module.NAMES}
 
 
 def read_spec(gguf: Gguf, digest: str) -> ModelSpec:
@@ -57,7 +64,8 @@ def read_spec(gguf: Gguf, digest: str) -> ModelSpec:
         UnsupportedModelError: the architecture, or something that the model has, is not computed.
     """
     found = gguf.metadata.get("general.architecture")
-    architecture = _find(found if isinstance(found, str) else "").NAME
+    architecture = found if isinstance(found, str) else ""
+    _find(architecture)
     entries = _entries_of(gguf, f"{architecture}.")
     meta = Metadata(gguf.paths[0], architecture, entries)
     tensors = {name: _spec_of(tensor) for name, tensor in gguf.tensors.items()}
@@ -87,7 +95,8 @@ def check_spec(spec: ModelSpec, file: Path) -> None:
     n_bytes = sum(tensor.n_bytes for tensor in spec.tensors.values())
     if spec.name != printable(spec.name) or not 0 <= n_bytes < _MAX_BYTES:
         raise ModelFileError(f"{file}: a model of {n_bytes:,} bytes called {printable(spec.name)} cannot be")
-    meta = Metadata(file, _find(spec.architecture).NAME, spec.entries)
+    _find(spec.architecture)
+    meta = Metadata(file, spec.architecture, spec.entries)
     for name, value in msgspec.structs.asdict(_dimensions(meta, Tensors(meta, spec.tensors))).items():
         meta.require(getattr(spec, name) == value, name, getattr(spec, name))
     _model(meta, spec)
@@ -111,7 +120,7 @@ def model_of(spec: ModelSpec) -> Model:
 def _find(name: str) -> Architecture:
     found = _BY_NAME.get(name)
     if found is None:
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {', '.join(_BY_NAME)}")
+        raise UnsupportedModelError(f"architecture {name!r} is not supported; supported: {', '.join(sorted(_BY_NAME))}")
     return found
 
 

@@ -13,7 +13,7 @@ from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import Gguf, GgufTensor, MetadataValue, read_gguf
 from tpi.gguf.types import F16, F32
 from tpi.model.architectures import blocks_of, check_spec, read_spec
-from tpi.model.llama import Attention
+from tpi.model.families.llama import Attention
 from tpi.model.metadata import printable
 from tpi.model.spec import ModelSpec
 from tpi.model.states import KvState

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.architectures import command_r, write_made
 from tests.unit.model.specs import make_spec
+from tests.variants.command_r import command_r
+from tests.variants.made import write_made
 from tpi.errors import UsageError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import blocks_of, check_spec, read_spec

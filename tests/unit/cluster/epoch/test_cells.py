@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.architectures import write_made
-from tests.fuzz.specs import MODELS
 from tests.unit.model.specs import make_spec
+from tests.variants.all import SMALL
+from tests.variants.made import write_made
 from tpi.cluster.control.messages import Offer, Plan
 from tpi.cluster.epoch.cells import most_possible, n_cells_of
 from tpi.cluster.epoch.footprint import Claim, needs_of
@@ -113,7 +113,7 @@ def test_where_weights_are_read_anyway_a_longer_context_makes_that_little_more(l
 @pytest.mark.parametrize("name", ["gemma4, experts", "gpt-oss", "qwen35moe"])
 def test_windows_and_states_leave_less_room(tmp_path: Path, name: str, kv_type: str) -> None:
     """Rings and states are there for every sequence, however many cells there are."""
-    path = write_made(tmp_path / "model.gguf", MODELS[name](), "F32")
+    path = write_made(tmp_path / "model.gguf", SMALL[name](), "F32")
     spec = msgspec.structs.replace(read_spec(read_gguf(path), ""), n_context_train=1 << 20)
     memory, found = (120 * MB,), list[int]()
     for n_parallel in (1, 64):

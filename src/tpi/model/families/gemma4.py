@@ -18,7 +18,7 @@ from tpi.model.states import KvState
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
-NAME = "gemma4"
+NAMES = ("gemma4",)
 
 _USUAL_CAP = 30.0
 _COLUMNS = 1

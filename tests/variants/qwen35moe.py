@@ -5,7 +5,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.variants_made import Made, add_ends, add_experts, add_ffn, add_router, base_entries, normal
+from tests.variants.made import (
+    Made,
+    add_ends,
+    add_experts,
+    add_ffn,
+    add_router,
+    add_scales,
+    base_entries,
+    fuse_qkv,
+    normal,
+)
 
 _N_HEADS, _N_KV_HEADS, _HEAD = 4, 2, 64
 _ROTATED, _SECTIONS = 16, (3, 3, 2, 0)
@@ -112,11 +122,17 @@ _SMALL = Shape(40, 256, 10, 2, 4, ("interval",))
 _MIDDLE = Shape(48, 96, 16, 4, 16, ("interval", "layers"))
 _LARGE = Shape(60, 96, 16, 2, 8)
 
-QWEN35MOE: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "qwen35moe 35B-A3B": lambda: qwen35moe(_SMALL),
     "qwen35moe 35B-A3B fused": lambda: qwen35moe(replace(_SMALL, is_fused=True)),
     "qwen35moe 35B-A3B predicting": lambda: qwen35moe(replace(_SMALL, n_predicting=1)),
     "qwen35moe 122B-A10B": lambda: qwen35moe(_MIDDLE),
     "qwen35moe 122B-A10B predicting": lambda: qwen35moe(replace(_MIDDLE, is_fused=True, n_predicting=1)),
     "qwen35moe 397B-A17B": lambda: qwen35moe(_LARGE),
+    "qwen35moe 35B-A3B scaled": lambda: add_scales(VARIANTS["qwen35moe 35B-A3B"]()),
+    "qwen35moe 35B-A3B fused qkv": lambda: fuse_qkv(VARIANTS["qwen35moe 35B-A3B"]()),
 }
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "qwen35moe": lambda: qwen35moe(Shape(2, 64, 10, 2, 4, ("interval", "layers"))),
+}
+"""With which headers are falsified."""

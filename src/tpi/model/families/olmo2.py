@@ -15,7 +15,7 @@ from tpi.model.states import KvState
 from tpi.model.steps import Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
-NAME = "olmo2"
+NAMES = ("olmo2",)
 _PATTERN = 4
 """Of so many layers the last one sees everything."""
 

@@ -18,7 +18,7 @@ from tpi.model.states import RecurrentState
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
-NAME = "qwen35moe"
+NAMES = ("qwen35moe",)
 
 _SHARED = 1
 """Number of the measure of the shared expert; the others are the first."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from tests.variants_made import Made, add_ends, add_ffn, base_entries
+from tests.variants.made import Made, add_ends, add_ffn, base_entries, fuse_qkv
 
 _HEAD = 32
 
@@ -36,11 +36,16 @@ def olmo2(n_layers: int, n_heads: int, n_kv_heads: int, *, window: int = 0) -> M
     return made
 
 
-OLMO2: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "olmo2 1B": lambda: olmo2(16, 8, 8),
     "olmo2 7B": lambda: olmo2(32, 8, 8),
     "olmo2 13B": lambda: olmo2(40, 6, 6),
     "olmo2 32B": lambda: olmo2(64, 8, 2),
     "olmo2 3 7B": lambda: olmo2(32, 8, 8, window=32),
     "olmo2 3 32B": lambda: olmo2(64, 8, 2, window=32),
+    "olmo2 32B fused": lambda: fuse_qkv(VARIANTS["olmo2 32B"]()),
 }
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "olmo2": lambda: olmo2(2, 4, 2, window=8),
+}
+"""With which headers are falsified."""

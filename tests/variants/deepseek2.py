@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tests.variants_made import (
+from tests.variants.made import (
     N_VOCAB,
     Entries,
     Made,
@@ -17,7 +17,7 @@ from tests.variants_made import (
     exactly,
     normal,
 )
-from tests.variants_topics import Choice
+from tests.variants.topics import Choice
 
 _N_HEADS, _NOPE, _ROPE, _VALUE = 4, 32, 32, 32
 _KEY, _N_LORA_KV, _N_LORA_Q = _NOPE + _ROPE, 64, 64
@@ -212,7 +212,7 @@ _MISTRAL = Shape(
 )
 _OLD = {"expert_weights_scale": 1.0, **_yarn(40.0, 0.0707)}
 
-DEEPSEEK2: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "deepseek2 V2-Lite": lambda: deepseek2(_LITE),
     "deepseek2 V2-Lite fused": lambda: deepseek2(replace(_LITE, is_fused=True)),
     "deepseek2 V2-Lite unsplit": lambda: deepseek2(replace(_LITE, more=_OLD, gating=None, is_unsplit=True)),
@@ -231,3 +231,10 @@ DEEPSEEK2: Mapping[str, Callable[[], Made]] = {
 }
 """GLM-4.7-Flash silent does not say how it gates: llama.cpp takes the sigmoid because of the size of its vocabulary. By
 layers and vocabulary it also knows whose queries have no latent vector."""
+_GROUPED = {"expert_group_count": 4, "expert_group_used_count": 2}
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "deepseek2": lambda: deepseek2(replace(Shape(2, 64, 16, _GROUPED), has_q_lora=False)),
+    "deepseek2, predicting": lambda: deepseek2(Shape(2, 64, 16, _GROUPED, gating=2, n_predicting=1)),
+    "deepseek2, unsplit": lambda: deepseek2(Shape(2, 64, 16, {}, is_unsplit=True)),
+}
+"""With which headers are falsified."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from tests.variants_made import Made, add_ends, add_experts, add_router, base_entries, normal
+from tests.variants.made import Made, add_ends, add_experts, add_router, base_entries, normal
 
 
 def gpt_oss(n_layers: int, n_embd: int, n_experts: int, n_ff: int, expert_kind: str | None = None) -> Made:
@@ -52,9 +52,13 @@ def gpt_oss(n_layers: int, n_embd: int, n_experts: int, n_ff: int, expert_kind: 
     return made
 
 
-GPT_OSS: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "gpt-oss 20B": lambda: gpt_oss(24, 256, 8, 64),
     "gpt-oss 20B MXFP4": lambda: gpt_oss(24, 256, 8, 64, "MXFP4"),
     "gpt-oss 120B": lambda: gpt_oss(36, 96, 16, 64),
     "gpt-oss 120B MXFP4": lambda: gpt_oss(36, 96, 16, 64, "MXFP4"),
 }
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "gpt-oss": lambda: gpt_oss(2, 64, 8, 64),
+}
+"""With which headers are falsified."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tests.variants_made import N_VOCAB, Made, add_experts, add_ffn, add_router, base_entries, exactly, normal, uniform
-from tests.variants_topics import topical
+from tests.variants.made import N_VOCAB, Made, add_experts, add_ffn, add_router, base_entries, exactly, normal, uniform
+from tests.variants.topics import topical
 
 _LOCAL_DIM, _GLOBAL_DIM = 32, 64
 _N_PER_LAYER = 32
@@ -126,10 +126,16 @@ def _add_experts(made: Made, at: str, n_embd: int, is_fused: bool) -> None:
 _E2B = Shape(35, 256, 8, 1, 1, 256, period=5, n_shared=20, is_double_wide=True, has_per_layer=True)
 _E4B = Shape(42, 128, 8, 2, 2, 256, n_shared=18, has_unused_kv=True, has_per_layer=True)
 
-GEMMA4: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "gemma4 31B": lambda: gemma4(Shape(60, 128, 8, 4, 2, 256, has_global_v=False)),
     "gemma4 E2B": lambda: gemma4(_E2B),
     "gemma4 E4B": lambda: gemma4(_E4B),
     "gemma4 26B-A4B": lambda: gemma4(Shape(30, 128, 8, 4, 2, 96, has_global_v=False, experts="fused")),
     "gemma4 26B-A4B split": lambda: gemma4(Shape(30, 128, 8, 4, 2, 96, has_global_v=False, experts="split")),
 }
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "gemma4": lambda: gemma4(Shape(3, 64, 8, 4, 2, 64, period=3, has_global_v=False)),
+    "gemma4, shared": lambda: gemma4(Shape(4, 64, 8, 1, 1, 64, period=2, n_shared=2, has_per_layer=True)),
+    "gemma4, experts": lambda: gemma4(Shape(2, 64, 8, 4, 2, 64, period=2, experts="fused")),
+}
+"""With which headers are falsified."""

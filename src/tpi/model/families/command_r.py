@@ -14,7 +14,7 @@ from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
-NAME = "command-r"
+NAMES = ("command-r",)
 
 _COLUMNS = 1
 """Number of a layer's second measure; heads are the first."""

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from tests.models import add_tokenizer, quantize
-from tests.variants_topics import Choice, Draw, added, router, topical
+from tests.variants.topics import Choice, Draw, added, router, topical
 from tpi.gguf.types import TYPES_BY_NAME
 
 N_VOCAB, CONTEXT = 517, 512
@@ -86,6 +86,28 @@ def base_entries(
         "attention.layer_norm_rms_epsilon": 1e-5,
         **more,
     }
+
+
+def dense(
+    architecture: str, n_layers: int, n_embd: int, n_heads: int, n_kv_heads: int, head_dim: int, n_ff: int, **more: Any
+) -> Made:
+    """What nearly all models have: entries, embedding, and the matrices of attention and FFN."""
+    entries = base_entries(n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, **more)
+    made = Made(architecture, {**entries, "rope.dimension_count": head_dim, "vocab_size": N_VOCAB})
+    made.add("token_embd", N_VOCAB, n_embd)
+    made.add("output_norm", n_embd)
+    for layer in range(n_layers):
+        at = f"blk.{layer}."
+        made.add(at + "attn_norm", n_embd)
+        made.add(at + "attn_q", n_heads * head_dim, n_embd)
+        made.add(at + "attn_k", n_kv_heads * head_dim, n_embd)
+        made.add(at + "attn_v", n_kv_heads * head_dim, n_embd)
+        made.add(at + "attn_output", n_embd, n_heads * head_dim)
+        made.add(at + "ffn_norm", n_embd)
+        made.add(at + "ffn_gate", n_ff, n_embd)
+        made.add(at + "ffn_up", n_ff, n_embd)
+        made.add(at + "ffn_down", n_embd, n_ff)
+    return made
 
 
 def add_ends(made: Made, n_embd: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from tests.variants_made import Made, add_ends, add_experts, add_router, base_entries
+from tests.variants.made import Made, add_ends, add_experts, add_router, base_entries
 
 _N_KV_HEADS, _HEAD = 2, 32
 _N_FF = 64
@@ -60,9 +60,13 @@ def qwen3moe(shape: Shape) -> Made:
 _SMALL = Shape(48, 128, 8, 8)
 _LARGE = Shape(94, 96, 16, 16)
 
-QWEN3MOE: Mapping[str, Callable[[], Made]] = {
+VARIANTS: Mapping[str, Callable[[], Made]] = {
     "qwen3moe 30B-A3B": lambda: qwen3moe(_SMALL),
     "qwen3moe 30B-A3B tied": lambda: qwen3moe(replace(_SMALL, is_tied=True)),
     "qwen3moe 30B-A3B stretched": lambda: qwen3moe(replace(_SMALL, is_stretched=True)),
     "qwen3moe 235B-A22B": lambda: qwen3moe(_LARGE),
 }
+SMALL: Mapping[str, Callable[[], Made]] = {
+    "qwen3moe": lambda: qwen3moe(Shape(2, 64, 8, 8)),
+}
+"""With which headers are falsified."""

@@ -19,7 +19,7 @@ from tpi.model.states import KvState
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Temperature, V
 from tpi.model.tensors import Tensors
 
-NAME = "deepseek2"
+NAMES = ("deepseek2",)
 
 _SHARED = 1
 """Number of the measure of shared experts; the others are the first."""

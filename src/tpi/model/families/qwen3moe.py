@@ -15,7 +15,7 @@ from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
-NAME = "qwen3moe"
+NAMES = ("qwen3moe",)
 
 
 def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:

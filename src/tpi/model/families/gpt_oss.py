@@ -15,7 +15,7 @@ from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
-NAME = "gpt-oss"
+NAMES = ("gpt-oss",)
 _PATTERN = 2
 """Of so many layers the last one sees everything."""
 

@@ -1,0 +1,1 @@
+"""One file for each architecture; they do not import one another."""

@@ -1,0 +1,1 @@
+"""Small models with random weights, by architecture. Imported by tests only."""
