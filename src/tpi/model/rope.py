@@ -5,8 +5,12 @@ from math import inf
 import numpy as np
 
 from tpi.errors import UnsupportedModelError
+from tpi.model.blocks import Slot
 from tpi.model.metadata import Metadata
 from tpi.model.steps import Rope, RopeStyle
+from tpi.model.tensors import Tensors
+
+_FACTORS = "rope_freqs.weight"
 
 
 def read_rope(
@@ -53,6 +57,15 @@ def read_rope(
         attention_factor=attention_factor,
         original_context=meta.integer("rope.scaling.original_context_length", n_context_train),
     )
+
+
+def factors_slot(tensors: Tensors, rope: Rope) -> Slot | None:
+    """What frequencies are divided by, if the file has it (Llama 3.1): the role ``rope_factors``.
+
+    Raises:
+        ModelFileError: its shape or type is not the one.
+    """
+    return tensors.copy("rope_factors", _FACTORS, rope.n_dims // 2) if _FACTORS in tensors else None
 
 
 def scaling_factor(meta: Metadata) -> float:

@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from enum import Enum
 from math import lcm
 
-from tpi.model.blocks import Experts, Slot, aligned_columns
-from tpi.model.common import FFN_UNIT_COLUMNS
+from tpi.model.blocks import Block, Experts, Slot, aligned_columns, measure_of
+from tpi.model.common import FFN_UNIT_COLUMNS, Norm, feed_forward, ffn_slots, norm_slots
 from tpi.model.metadata import Metadata
 from tpi.model.spans import Span
 from tpi.model.steps import Activation, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
 _MOST_USED = 64
+_SHARED = 1
+"""Number of the measure of shared experts; the others are the first."""
 
 
 class Gating(Enum):
@@ -25,7 +27,7 @@ class Gating(Enum):
 @dataclass(frozen=True)
 class Routing:
     """How experts are chosen and weighted. Roles: ``choice_bias``, if the rank has it, is added to what decides;
-    ``down_bias`` goes by expert."""
+    ``experts_bias`` goes by expert."""
 
     gating: Gating
     is_normalised: bool = False
@@ -52,8 +54,8 @@ class Routing:
         if self.scale not in (0.0, 1.0):
             weights = g.scale(weights, self.scale)
         outputs = g.expert_outputs()
-        if g.has("down_bias"):
-            outputs = g.plus_chosen(outputs, "down_bias")
+        if g.has("experts_bias"):
+            outputs = g.plus_chosen(outputs, "experts_bias")
         return g.weighted_sum(outputs, weights)
 
 
@@ -65,12 +67,31 @@ class GatedExpert:
 
     def build(self, g: Steps[V]) -> V:
         x = g.residual()
-        gate, up = self._product(g, "gate", x), self._product(g, "up", x)
+        gate, up = g.biased("gate", x), g.biased("up", x)
         return g.matmul("down", g.gated(self.activation, gate, up))
 
-    def _product(self, g: Steps[V], role: str, x: V) -> V:
-        made = g.matmul(role, x)
-        return g.plus(made, f"{role}_bias") if g.has(f"{role}_bias") else made
+
+@dataclass(frozen=True)
+class ExpertFfn:
+    """Experts of the normed stream and, where the block has them, a network of the shared ones, which every token uses,
+    times the sigmoid of ``shared_gate`` if there is one."""
+
+    norm: Norm
+    routing: Routing
+    activation: Activation = Activation.SWIGLU
+    """Of the shared ones."""
+    out_scale: float = 1.0
+    """By which the result is multiplied."""
+
+    def build(self, g: Steps[V]) -> V:
+        x = self.norm.build(g, g.residual(), "ffn_norm")
+        made = self.routing.build(g, g.biased("router", x), x)
+        if g.has("down"):
+            shared = feed_forward(g, x, self.activation)
+            if g.has("shared_gate"):
+                shared = g.multiply(shared, g.apply(Unary.SIGMOID, g.matmul("shared_gate", x)))
+            made = g.add(made, shared)
+        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,49 @@ def read_groups(meta: Metadata) -> tuple[int, int]:
     n_chosen = meta.integer("expert_used_count", 1)
     meta.require(n_groups == 1 or n_chosen <= n // n_groups * n_used, "expert_used_count", n_chosen)
     return n_groups, n_used
+
+
+def expert_block(
+    index: int,
+    layer: int,
+    n_embd: int,
+    sizes: ExpertSizes,
+    tensors: Tensors,
+    graph: ExpertFfn,
+    *,
+    expert: Activation = Activation.SWIGLU,
+    norm: str | None = "ffn_norm",
+    n_shared: int = 0,
+    has_choice_bias: bool = False,
+    has_biases: bool = False,
+    is_kept: bool = False,
+) -> Block:
+    """Experts, and ``n_shared`` columns of those that every token uses, in a measure of their own. ``norm``: what the
+    file calls the norm before; ``has_choice_bias``: of what decides, if the file has it; ``has_biases``: the router and
+    what experts make have one.
+
+    Raises:
+        ModelFileError: a tensor is missing, or its shape or type is not the one.
+    """
+    at = f"blk.{layer}."
+    experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(expert))
+    slots = [
+        *(norm_slots(tensors, "ffn_norm", at + norm, n_embd, graph.norm) if norm else ()),
+        tensors.matrix("router", at + "ffn_gate_inp.weight", (n_embd, sizes.n)),
+    ]
+    if has_biases:
+        slots.append(tensors.copy("router_bias", at + "ffn_gate_inp.bias", sizes.n))
+    if has_choice_bias and f"{at}exp_probs_b.bias" in tensors:
+        slots.append(tensors.copy("choice_bias", at + "exp_probs_b.bias", sizes.n))
+    if has_biases:
+        slots.append(tensors.first("experts_bias", at + "ffn_down_exps.bias", (n_embd, sizes.n)))
+    if not n_shared:
+        return Block(index, "ffn", layer, (experts.whole(),), tuple(slots), graph, experts=experts, is_kept=is_kept)
+    slots += ffn_slots(at, n_embd, n_shared, tensors, graph.activation, suffix="_shexp", measure=_SHARED)
+    if f"{at}ffn_gate_inp_shexp.weight" in tensors:
+        slots.append(tensors.matrix("shared_gate", at + "ffn_gate_inp_shexp.weight", (n_embd, 1)))
+    measures = experts.whole(), measure_of("columns", n_shared, FFN_UNIT_COLUMNS, slots, number=_SHARED)
+    return Block(index, "ffn", layer, measures, tuple(slots), graph, experts=experts, is_kept=is_kept)
 
 
 def gated_experts(at: str, n_embd: int, sizes: ExpertSizes, tensors: Tensors, graph: GatedExpert) -> Experts:

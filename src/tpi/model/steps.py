@@ -61,6 +61,7 @@ class Unary(Enum):
     GELU = "gelu"
     SOFTPLUS = "softplus"
     TANH = "tanh"
+    SQUARED_RELU = "squared relu"
 
 
 class Steps(Protocol[V]):
@@ -100,6 +101,10 @@ class Steps(Protocol[V]):
 
     def matmul(self, role: str, x: V) -> V:
         """``x`` times the transposed slice of ``role``."""
+        ...
+
+    def biased(self, role: str, x: V) -> V:
+        """The same plus the vector of the role's bias, if the rank has one."""
         ...
 
     def matmul_heads(self, role: str, x: V) -> V:

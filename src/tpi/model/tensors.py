@@ -17,6 +17,11 @@ def scale_of(role: str) -> str:
     return f"{role}.scale"
 
 
+def bias_of(role: str) -> str:
+    """The role of what is added to products with ``role``."""
+    return f"{role}_bias"
+
+
 class Tensors:
     """Makes slots. Shapes are (columns, rows), as GGUF has them.
 

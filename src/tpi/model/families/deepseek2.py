@@ -8,21 +8,18 @@ from math import inf
 import numpy as np
 
 from tpi.errors import UnsupportedModelError
-from tpi.model.blocks import Block, Measure, Slot, measure_of
-from tpi.model.common import FFN_UNIT_COLUMNS, GatedFfn, Head, gated_ffn, output_head
+from tpi.model.blocks import Block, Slot, measure_of
+from tpi.model.common import Ffn, Head, Norm, ffn_block, output_head
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
-from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
+from tpi.model.routing import ExpertFfn, Gating, Routing, expert_block, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.states import KvState
-from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Temperature, V
+from tpi.model.steps import Rope, RopeStyle, Steps, Temperature, V
 from tpi.model.tensors import Tensors
 
 NAMES = ("deepseek2",)
-
-_SHARED = 1
-"""Number of the measure of shared experts; the others are the first."""
 
 _GLM_LAYERS, _GLM_VOCAB = (47, 48), 154_880
 """Of a model whose files do not say that it gates by sigmoids."""
@@ -42,7 +39,8 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     state = KvState(shape.latent, shape.n_heads, shape.n_lora, is_latent=True)
     if shape.is_unsplit:
         state = KvState(shape.key, 1, shape.value)
-    dense, routed = GatedFfn(eps), ExpertFfn(eps, _read_routing(meta, dimensions))
+    norm = Norm(eps)
+    dense, routed = Ffn(norm), ExpertFfn(norm, _read_routing(meta, dimensions))
     for layer in range(dimensions.n_layers):
         at = f"blk.{layer}."
         slots = _attention_slots(at, n_embd, shape, tensors)
@@ -51,11 +49,14 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         if layer < n_dense:
             n_ff = meta.each("feed_forward_length", dimensions.n_layers)[layer]
             meta.require(n_ff > 0, "feed_forward_length", n_ff)
-            found.append(gated_ffn(len(found), layer, n_embd, n_ff, tensors, dense))
+            found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, dense))
         else:
-            n_shared = meta.positive("expert_shared_count")
-            found.append(_expert_ffn(len(found), layer, n_embd, read_sizes(meta), n_shared, tensors, routed))
-    found.append(output_head(len(found), dimensions, tensors, Head(eps)))
+            sizes = read_sizes(meta)
+            n_shared = sizes.width * meta.positive("expert_shared_count")
+            found.append(
+                expert_block(len(found), layer, n_embd, sizes, tensors, routed, n_shared=n_shared, has_choice_bias=True)
+            )
+    found.append(output_head(len(found), dimensions, tensors, Head(norm)))
     temperature = attention.temperature
     return Model(tuple(found), ModelInputs(temperatures=() if temperature is None else (temperature,)))
 
@@ -149,24 +150,6 @@ def _attention_slots(at: str, n_embd: int, shape: Shape, tensors: Tensors) -> tu
     )
 
 
-def _expert_ffn(
-    index: int, layer: int, n_embd: int, sizes: ExpertSizes, n_shared: int, tensors: Tensors, graph: "ExpertFfn"
-) -> Block:
-    at, n_ff = f"blk.{layer}.", sizes.width * n_shared
-    experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(Activation.SWIGLU))
-    has_bias = f"{at}exp_probs_b.bias" in tensors
-    slots = (
-        tensors.copy("norm", at + "ffn_norm.weight", n_embd),
-        tensors.matrix("router", at + "ffn_gate_inp.weight", (n_embd, sizes.n)),
-        *((tensors.copy("choice_bias", at + "exp_probs_b.bias", sizes.n),) if has_bias else ()),
-        tensors.rows("gate", at + "ffn_gate_shexp.weight", (n_embd, n_ff), measure=_SHARED),
-        tensors.rows("up", at + "ffn_up_shexp.weight", (n_embd, n_ff), measure=_SHARED),
-        tensors.columns("down", at + "ffn_down_shexp.weight", (n_ff, n_embd), measure=_SHARED),
-    )
-    shared: Measure = measure_of("columns", n_ff, FFN_UNIT_COLUMNS, slots, number=_SHARED)
-    return Block(index, "ffn", layer, (experts.whole(), shared), slots, graph, experts=experts)
-
-
 @dataclass(frozen=True)
 class Attention:
     """Queries look at the latent vectors themselves: what makes keys of them is applied to the queries, and what makes
@@ -207,19 +190,3 @@ class Attention:
 
     def _temper(self, g: Steps[V], q: V) -> V:
         return q if self.temperature is None else g.tempered(q, self.temperature)
-
-
-@dataclass(frozen=True)
-class ExpertFfn:
-    """Experts, and a network of the shared ones, that every token uses."""
-
-    rms_eps: float
-    routing: Routing
-
-    def build(self, g: Steps[V]) -> V:
-        x = g.rms_norm(g.residual(), "norm", self.rms_eps)
-        made = self.routing.build(g, g.matmul("router", x), x)
-        if not g.has("gate"):
-            return made
-        gate = g.matmul("gate", x)
-        return g.add(made, g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x))))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from math import lcm
 
 from tpi.model.blocks import OWN, Block, Measure, Slot, aligned_columns, measure_of
-from tpi.model.common import FFN_UNIT_COLUMNS, PostNorm, after_sum, output_head
+from tpi.model.common import FFN_UNIT_COLUMNS, Head, Norm, PostNorm, after_sum, output_head
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
-from tpi.model.numbers import inverse, inverse_root, root
+from tpi.model.numbers import inverse_root, root
 from tpi.model.rope import read_rope
 from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_sizes
 from tpi.model.spans import Span
@@ -47,12 +47,12 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
                 reads_state_of=None if is_source else 4 * shape.source,
             )
         )  # fmt: skip
-        found.append(after_sum(len(found), "attention", shape.layer, dimensions.n_embd, tensors, PostNorm(eps)))
+        found.append(after_sum(len(found), "attention", shape.layer, dimensions.n_embd, tensors, PostNorm(Norm(eps))))
         found.append(_ffn(len(found), shape, meta, dimensions.n_embd, tensors, eps))
         found.append(_after_ffn(len(found), shape, dimensions, n_extra, tensors, eps))
     cap = meta.number("final_logit_softcapping", _USUAL_CAP)
     meta.require(cap >= 0, "final_logit_softcapping", cap)
-    found.append(output_head(len(found), dimensions, tensors, Head(eps, cap)))
+    found.append(output_head(len(found), dimensions, tensors, Head(Norm(eps), cap=cap)))
     inputs = ModelInputs(root(dimensions.n_embd))
     if n_extra:
         table = tensors.find("per_layer_token_embd.weight")
@@ -285,17 +285,3 @@ class AfterFfn:
         own = g.scale(g.add(made, g.looked_up(extra.first, extra.width)), inverse_root(2))
         gated = g.multiply(g.apply(Unary.GELU, g.matmul("input_gate", x)), own)
         return g.rms_norm(g.matmul("proj", gated), "extra_norm", self.rms_eps)
-
-
-@dataclass(frozen=True)
-class Head:
-    """Logits of the normed stream, bounded by ``cap`` if it is not 0."""
-
-    rms_eps: float
-    cap: float
-
-    def build(self, g: Steps[V]) -> V:
-        logits = g.matmul("head", g.rms_norm(g.residual(), "head_norm", self.rms_eps))
-        if not self.cap:
-            return logits
-        return g.scale(g.apply(Unary.TANH, g.scale(logits, inverse(self.cap))), self.cap)

@@ -4,7 +4,7 @@ all ranks before attention; sums are normed before they are added. OLMo 3 sees a
 from dataclasses import dataclass, replace
 
 from tpi.model.blocks import Block, Leavings
-from tpi.model.common import GatedFfn, Head, PostNorm, after_sum, gated_ffn, output_head
+from tpi.model.common import Ffn, Head, Norm, PostNorm, after_sum, ffn_block, output_head
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
@@ -34,7 +34,8 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     windows = (0,) * dimensions.n_layers
     if meta.integer("attention.sliding_window", 0):
         windows = meta.windows(dimensions.n_layers, _PATTERN)
-    ffn, post_norm = GatedFfn(None), PostNorm(eps)
+    norm = Norm(eps)
+    ffn, post_norm = Ffn(norm), PostNorm(norm)
     leavings = Leavings(2, ((dim, 1), (dim, heads.group), (dim, heads.group)))
     for layer, window in enumerate(windows):
         at, state = f"blk.{layer}.", heads.state_of(window)
@@ -53,9 +54,9 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         attention = Attention(heads, eps, near if window else rope)
         found.append(Block(len(found), "attention", layer, measures, o, attention, state, is_kept=True))
         found.append(after_sum(len(found), "attention", layer, n_embd, tensors, post_norm))
-        found.append(replace(gated_ffn(len(found), layer, n_embd, n_ff, tensors, ffn), is_kept=True))
+        found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, ffn, norm=None, is_kept=True))
         found.append(after_sum(len(found), "ffw", layer, n_embd, tensors, post_norm))
-    found.append(output_head(len(found), dimensions, tensors, Head(eps)))
+    found.append(output_head(len(found), dimensions, tensors, Head(norm)))
     return Model(tuple(found))
 
 

@@ -5,23 +5,20 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from tpi.errors import UnsupportedModelError
-from tpi.model.blocks import EVERY, Block, Measure, Slot, measure_of
-from tpi.model.common import FFN_UNIT_COLUMNS, Head, output_head
+from tpi.model.blocks import EVERY, Block, Measure, Slot
+from tpi.model.common import Head, Norm, output_head
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
 from tpi.model.rope import read_rope
-from tpi.model.routing import ExpertSizes, GatedExpert, Gating, Routing, gated_experts, read_groups, read_sizes
+from tpi.model.routing import ExpertFfn, Gating, Routing, expert_block, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.states import RecurrentState
-from tpi.model.steps import Activation, Rope, RopeStyle, Steps, Unary, V
+from tpi.model.steps import Rope, RopeStyle, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
 NAMES = ("qwen35moe",)
-
-_SHARED = 1
-"""Number of the measure of the shared expert; the others are the first."""
 
 _INTERVAL = 4
 
@@ -38,7 +35,8 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     n_shared = meta.integer("expert_shared_feed_forward_length", 0) or meta.sole("feed_forward_length")
     attention, net = Attention(heads.dim, eps, _read_rope(meta, dimensions, heads)), _read_net(meta)
     recurrence = Recurrence(net, eps)
-    routing = Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta))
+    norm = Norm(eps)
+    ffn = ExpertFfn(norm, Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta)))
     for layer, is_recurrent in enumerate(_read_kinds(meta, dimensions.n_layers)):
         at = f"blk.{layer}."
         if is_recurrent:
@@ -48,8 +46,10 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         else:
             slots = _attention_slots(at, n_embd, heads, tensors)
             found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
-        found.append(_expert_ffn(len(found), layer, n_embd, sizes, n_shared, tensors, ExpertFfn(eps, routing)))
-    found.append(output_head(len(found), dimensions, tensors, Head(eps)))
+        found.append(
+            expert_block(len(found), layer, n_embd, sizes, tensors, ffn, norm="post_attention_norm", n_shared=n_shared)
+        )
+    found.append(output_head(len(found), dimensions, tensors, Head(norm)))
     return Model(tuple(found))
 
 
@@ -167,23 +167,6 @@ def _attention_slots(at: str, n_embd: int, heads: Heads, tensors: Tensors) -> tu
     )
 
 
-def _expert_ffn(
-    index: int, layer: int, n_embd: int, sizes: ExpertSizes, n_shared: int, tensors: Tensors, graph: "ExpertFfn"
-) -> Block:
-    at = f"blk.{layer}."
-    experts = gated_experts(at, n_embd, sizes, tensors, GatedExpert(Activation.SWIGLU))
-    slots = (
-        tensors.copy("norm", at + "post_attention_norm.weight", n_embd),
-        tensors.matrix("router", at + "ffn_gate_inp.weight", (n_embd, sizes.n)),
-        tensors.rows("gate", at + "ffn_gate_shexp.weight", (n_embd, n_shared), measure=_SHARED),
-        tensors.rows("up", at + "ffn_up_shexp.weight", (n_embd, n_shared), measure=_SHARED),
-        tensors.columns("down", at + "ffn_down_shexp.weight", (n_shared, n_embd), measure=_SHARED),
-        tensors.matrix("shared_gate", at + "ffn_gate_inp_shexp.weight", (n_embd, 1)),
-    )
-    shared = measure_of("columns", n_shared, FFN_UNIT_COLUMNS, slots, number=_SHARED)
-    return Block(index, "ffn", layer, (experts.whole(), shared), slots, graph, experts=experts)
-
-
 @dataclass(frozen=True)
 class Attention:
     """Grouped-query attention with normed heads; the query's matrix also makes a gate for every head."""
@@ -230,20 +213,3 @@ class Recurrence:
         """Every head of length 1."""
         dim = self.net.dim
         return g.scale(g.rms_norm(x, None, self.rms_eps / dim), inverse_root(dim))
-
-
-@dataclass(frozen=True)
-class ExpertFfn:
-    """Experts, and the shared one times its own gate."""
-
-    rms_eps: float
-    routing: Routing
-
-    def build(self, g: Steps[V]) -> V:
-        x = g.rms_norm(g.residual(), "norm", self.rms_eps)
-        made = self.routing.build(g, g.matmul("router", x), x)
-        if not g.has("gate"):
-            return made
-        gate = g.matmul("gate", x)
-        shared = g.matmul("down", g.gated(Activation.SWIGLU, gate, g.matmul("up", x)))
-        return g.add(made, g.multiply(shared, g.apply(Unary.SIGMOID, g.matmul("shared_gate", x))))

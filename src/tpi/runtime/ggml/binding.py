@@ -132,7 +132,7 @@ _BASE = {
     "ggml_soft_max": (_T, [c_void_p, _T]),
     "ggml_argsort_top_k": (_T, [c_void_p, _T, c_int]),
     "ggml_get_rows": (_T, [c_void_p, _T, _T]),
-    **{f"ggml_{name}": (_T, [c_void_p, _T]) for name in ("sigmoid", "silu", "gelu", "softplus", "tanh")},
+    **{f"ggml_{name}": (_T, [c_void_p, _T]) for name in ("sigmoid", "silu", "gelu", "softplus", "tanh", "relu", "sqr")},
     "ggml_concat": (_T, [c_void_p, _T, _T, c_int]),
     "ggml_rms_norm": (_T, [c_void_p, _T, c_float]),
     "ggml_norm": (_T, [c_void_p, _T, c_float]),

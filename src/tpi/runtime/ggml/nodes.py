@@ -11,7 +11,7 @@ from tpi.model.numbers import inverse
 from tpi.model.spans import Span
 from tpi.model.states import KvState
 from tpi.model.steps import Activation, Unary
-from tpi.model.tensors import scale_of
+from tpi.model.tensors import bias_of, scale_of
 from tpi.runtime.ggml.binding import Tensor, ggml
 from tpi.runtime.ggml.held import GraphSettings, Held
 from tpi.runtime.ggml.inputs import BatchShape, Inputs, data_pointer, new_tensor
@@ -107,6 +107,10 @@ class NodeBuilder:
             result = self._append(self._base.ggml_concat(self._context, result, rows, 0)) if result else rows
         return self.times(result, scale_of(role)) if self.has(scale_of(role)) else result
 
+    def biased(self, role: str, x: int) -> int:
+        made = self.matmul(role, x)
+        return self.plus(made, bias_of(role)) if self.has(bias_of(role)) else made
+
     def _product(self, weight: int, x: int) -> int:
         """An expert's is computed by the kernel for experts, which sums in another order than the one for matrices."""
         if not self._held.is_expert:
@@ -157,6 +161,9 @@ class NodeBuilder:
         return self._append(self._base.ggml_scale(self._context, x, factor))
 
     def apply(self, function: Unary, x: int) -> int:
+        if function is Unary.SQUARED_RELU:
+            bounded = self._append(self._base.ggml_relu(self._context, x))
+            return self._append(self._base.ggml_sqr(self._context, bounded))
         return self._append(getattr(self._base, f"ggml_{function.value}")(self._context, x))
 
     def gated(self, activation: Activation, gate: int, up: int) -> int:
