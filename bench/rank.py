@@ -34,6 +34,8 @@ from tpi.runtime.ggml.probe import probe_kernels
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.shard import open_shard
 
+_OWN_TOKENS = 16
+"""Of prompts that are alike."""
 _ANSWER_CELLS = 8
 """What the longest prompt leaves of the context for its answer."""
 
@@ -83,10 +85,15 @@ def measure(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path
             return Measured(cluster.start, answer, _peaks(cluster, ranks))
 
 
-def measure_crowd(model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path, n_sequences: int) -> Crowd:
-    """The same for several at once, after one alone."""
+def measure_crowd(
+    model: RandomModel, ranks: Ranks, conditions: Conditions, work: Path, n_sequences: int, *, are_alike: bool = False
+) -> Crowd:
+    """The same for several at once, after one alone. ``are_alike``: prompts have all but their last words in common,
+    so that these alone are read of all but the first."""
     with _prepared(model, ranks, conditions, work) as start, start(n_sequences) as cluster:
-        prompts = [make_prompt(conditions.n_prompt_tokens, seed=seed) for seed in range(n_sequences + 1)]
+        n_own = min(_OWN_TOKENS, conditions.n_prompt_tokens - 2) if are_alike else conditions.n_prompt_tokens
+        common = make_prompt(conditions.n_prompt_tokens - n_own + 1, seed=0) if are_alike else ""
+        prompts = [f"{common} {make_prompt(n_own, seed)}".strip() for seed in range(1, n_sequences + 2)]
         one = cluster.ask_many(prompts[:1], conditions.n_tokens).growing_tokens_per_s
         many = cluster.ask_many(prompts[1:], conditions.n_tokens).growing_tokens_per_s
         return Crowd(n_sequences, one, many, _peaks(cluster, ranks))
@@ -221,6 +228,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     parser.add_argument(
         "--sequences", type=int, default=1, metavar="N", help="that many at once ÷ one, with --prefill and --tokens"
     )
+    parser.add_argument("--alike", action="store_true", help="prompts of --sequences differ in their last words")
     parser.add_argument("--window", default="64MB", metavar="SIZE", help="weights in memory (default: 64MB)")
     parser.add_argument("--memory", metavar="SIZE", help="--memory of both tpi processes")
     parser.add_argument("--threads", type=int, default=1, help="of each (default: 1)")
@@ -240,7 +248,7 @@ def main(arguments: Sequence[str]) -> Iterator[Report]:
     types = {tensor.type.name for tensor in tensors_of(model.shape, model.quantisation)}
     probe_kernels(work / "tpi").require(types, given.kv_type)
     if given.sequences > 1:
-        crowd = measure_crowd(model, ranks, conditions, work, given.sequences)
+        crowd = measure_crowd(model, ranks, conditions, work, given.sequences, are_alike=given.alike)
         yield Report("rank").add(
             shape=model.shape.name,
             quantisation=model.quantisation,
