@@ -4,7 +4,7 @@ PYTHON ?= python3
 TPI_RUN = .venv/bin/tpi run demo --local-devices 4 --memory 160MiB --window 1MB
 PROMPT ?= Tell me a story about a fox and a lantern.
 
-.PHONY: run test parity fuzz-api lint bench kernels clean setup setup-dev
+.PHONY: run test parity templates fuzz-api lint bench kernels clean setup setup-dev
 MAKEFLAGS += --no-print-directory
 
 run: setup  ## talk with four devices on this machine; without a terminal: one story
@@ -16,6 +16,9 @@ test: setup-dev  ## everything that must hold
 
 parity: setup-dev  ## every architecture against llama.cpp, and cut among ranks: a table
 	@.venv/bin/python -m tests.parity.architectures
+
+templates: setup-dev  ## our own chat templates as transformers renders them, which it installs in build/: a table
+	@.venv/bin/python -m tests.parity.templates
 
 fuzz-api: setup-dev  ## the API against its own description, with 10,000 requests
 	@.venv/bin/python -m tests.fuzz.api --requests 10000

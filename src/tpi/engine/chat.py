@@ -12,8 +12,8 @@ import functools
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from tpi.engine.sandbox import ChatEnvironment, TemplateRefusal, render_within_bounds
@@ -84,7 +84,8 @@ class ChatTemplate:
     @functools.cached_property
     def traits(self) -> TemplateTraits:
         """Found by trying."""
-        tool = Tool("probe_tool", "d", {"type": "object", "properties": {"probe_key": {"type": "string"}}})
+        properties = {"probe_key": {"type": "string", "description": "d"}}
+        tool = Tool("probe_tool", "d", {"type": "object", "properties": properties, "required": ["probe_key"]})
         call = ToolCall("probecall", "probe_tool", '{"probe_key": "probe_value"}')
         user = Message("user", "probe_user")
         chat = (
@@ -97,10 +98,10 @@ class ChatTemplate:
         system = self._try_text(TemplateInput((Message("system", "probe_system"), user)))
         values = self._try_text(TemplateInput(chat, (tool,)))
         text = self._try_text(TemplateInput(chat, (tool,)), TemplateTraits(True, True, True))
-        written = re.compile(r'"probe_key" ?: ?"probe_value"|<parameter=probe_key>|<arg_key>probe_key')
+        takes_values = "probe_value" in values and "{'probe_key'" not in values
         return TemplateTraits(
             "probe_tool" in is_there,
-            not written.search(values) and bool(written.search(text)),
+            not takes_values and "probe_value" in text,
             "probe_system" in system,
         )
 
@@ -143,6 +144,21 @@ class ChatTemplate:
             f"template changes it: take that text out; {_RAW}"
         )
 
+    def render_begun(self, asked: TemplateInput, is_suspect: Callable[[str], bool]) -> tuple[Segment, ...] | None:
+        """As ``render``, up to the end of the last message's content, where an answer goes on; None where the template
+        leaves that out or the thinking before it. Raises as ``render``."""
+        last, mark = asked.messages[-1], secrets.token_hex(16)
+        # Behind the mark a space tells whether the template trims contents.
+        marked = replace(last, content=f"{last.content}{mark} ")
+        messages = (*asked.messages[:-1], marked)
+        segments = self.render(replace(asked, messages=messages, add_generation_prompt=False), is_suspect)
+        text = "".join(segment.text for segment in segments)
+        place = text.rfind(mark)
+        if place < 0 or any(part.strip() not in text for part in (last.content, last.reasoning)):
+            return None
+        begun = text[:place] if text.startswith(" ", place + len(mark)) else text[:place].rstrip()
+        return tuple(_first(segments, len(begun)))
+
     def _segments(
         self,
         text: str,
@@ -174,6 +190,14 @@ class ChatTemplate:
 
 
 _RAW = "a raw prompt needs no template"
+
+
+def _first(segments: Iterable[Segment], n_chars: int) -> Iterator[Segment]:
+    """So many characters of them."""
+    for segment in segments:
+        if n_chars > 0:
+            yield replace(segment, text=segment.text[:n_chars])
+            n_chars -= len(segment.text)
 
 
 def _align(text: str, literals: Sequence[str], contents: Sequence[str]) -> tuple[Segment, ...] | None:

@@ -116,10 +116,19 @@ class ChatPrompts:
         last = messages[-1] if ask.continues_last and messages else None
         if ask.continues_last and (last is None or last.role != "assistant" or last.tool_calls):
             raise UsageError("only an assistant's words, as the last message, can be gone on with")
+        if last is not None and last.content and (begun := self._try_begun(ask, tools)) is not None:
+            return begun
         before = messages if last is None else messages[:-1]
         segments = self._template.render(self._input(before, ask, tools), self._is_suspect)
         segments += tuple(self._silence(ask, segments))
         return segments if last is None else (*segments, *self._begun(last, segments))
+
+    def _try_begun(self, ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Segment, ...] | None:
+        """The beginning of an answer as the template writes it; some refuse an assistant's turn at the end."""
+        try:
+            return self._template.render_begun(self._input(ask.messages, ask, tools), self._is_suspect)
+        except UsageError:
+            return None
 
     def _input(self, messages: tuple[Message, ...], ask: ChatAsk, tools: tuple[Tool, ...]) -> TemplateInput:
         needs_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)

@@ -25,6 +25,8 @@ from tpi.engine.templatebounds import (
     Allotment,
     bounded_join,
     check_size,
+    format_percent,
+    format_text,
     indent,
     join,
     replace,
@@ -47,8 +49,8 @@ _FILTERS = (
 _TEXT_FILTERS = ("capitalize", "e", "escape", "lower", "safe", "string", "title", "trim", "upper")
 _LIST_FILTERS = ("sort", "unique")
 _OWN_FILTERS: dict[str, Callable[..., Any]] = {
-    "indent": indent, "join": join, "list": to_list, "replace": replace, "round": round_number, "sum": total,
-    "tojson": to_json,
+    "format": lambda text, *values: format_percent(text_of(text), values), "indent": indent, "join": join,
+    "list": to_list, "replace": replace, "round": round_number, "sum": total, "tojson": to_json,
 }
 _STRING_METHODS = (
     "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha",
@@ -117,10 +119,12 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """``str.format`` is not available: it pads to any width, too."""
-        if super().wrap_str_format(value) is not None:
-            raise SecurityError("str.format is not available in chat templates")
-        return None
+        """``str.format`` without widths, and without what it can reach by attributes."""
+        if super().wrap_str_format(value) is None:
+            return None
+        if value.__name__ != "format":
+            raise SecurityError("str.format_map is not available in chat templates")
+        return partial(format_text, value.__self__)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Sends the string methods that can make long texts through their bounded versions."""
@@ -134,7 +138,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Refuses operations with huge results before they are computed."""
         if operator == "%" and isinstance(left, str):
-            raise SecurityError("formatting with % is not available in chat templates")
+            return self.allotment.made(format_percent(left, right))
         if isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
             check_size(bits, _MAX_INTEGER_BITS, "an integer of")

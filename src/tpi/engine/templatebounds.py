@@ -7,6 +7,8 @@ made. Knows nothing of Jinja's compiler (``sandbox``). Master only; each renderi
 import functools
 import itertools
 import json
+import re
+import string
 import sys
 import threading
 import time
@@ -29,6 +31,7 @@ MAX_ITEMS = 1 << 18
 _MAX_INDENT = 16
 _MAX_DIGITS = 16
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_PERCENT = re.compile(r"%(?:%|[-0+ ]?[0-9]{0,2}(?:\.[0-9]{1,2})?[sdf])")
 _NODE_CHARS = 4
 """At least so many characters are counted for whatever stands in a list that is written out."""
 _CONTAINERS = (list, tuple, dict)
@@ -192,6 +195,30 @@ def total(value: Iterable[Any], attribute: str | None = None, start: float = 0) 
 def round_number(value: Any, precision: int = 0, method: Any = "common") -> Any:
     check_size(abs(precision), _MAX_DIGITS, "a number of digits of")
     return FILTERS["round"](value, precision, method)
+
+
+def format_text(text: str, *args: Any, **named: Any) -> str:
+    """``str.format``, of fields that are a number, a name or nothing, and have no width."""
+    pieces, count = list[str](), itertools.count()
+    for literal, field, spec, conversion in string.Formatter().parse(text):
+        pieces.append(literal)
+        if field is None:
+            continue
+        if spec or conversion:
+            raise SecurityError(f"the field {field!r} has more than a name, which chat templates cannot have")
+        place = field or str(next(count))
+        pieces.append(text_of(args[int(place)] if place.isdecimal() else named[place]))
+    return bounded_join(pieces)
+
+
+def format_percent(text: str, values: Any) -> str:
+    """The ``%`` of texts, for texts and numbers in widths of two digits at most."""
+    if "%" in _PERCENT.sub("", text):
+        raise SecurityError("formatting with % knows %s, %d and %f alone in chat templates")
+    given = values if isinstance(values, tuple) else (values,)
+    shown = tuple(value if isinstance(value, int | float) else text_of(value) for value in given)
+    check_size(len(text) * 100 + sum(len(value) for value in shown if isinstance(value, str)))
+    return text % shown
 
 
 def split(text: str, sep: str | None = None, maxsplit: int = -1) -> list[str]:

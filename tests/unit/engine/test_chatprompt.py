@@ -202,7 +202,13 @@ def test_an_answer_that_goes_on(vocabulary: Vocabulary) -> None:
         return text_of(vocabulary, prompts(vocabulary, template).chat(ask)).rpartition("<assistant>")[2]
 
     assert end(NONE, Message("assistant", "Once")) == "Once"
-    assert end(THINKING, Message("assistant", "Once")) == "<think>\n\n</think>\n\nOnce"
+    assert end(THINKING, Message("assistant", "Once ")) == "Once "
+    assert end(NONE.replace("m.content", "m.content | trim"), Message("assistant", " Once\n")) == "Once"
+    assert end(HERMES, Message("assistant", "Once", "Hm")) == "<think>\nHm\n</think>\n\nOnce"
+    stubborn = NONE + "{# </think> #}{% if not add_generation_prompt %}{{ raise_exception('no') }}{% endif %}"
+    assert end(stubborn.replace("<assistant>", "<assistant><think>"), Message("assistant", "Once")).endswith(
+        "<think>\n</think>\n\nOnce"
+    )
     assert end(THINKING, Message("assistant", "", "Hm")) == "<think>\nHm"
     assert end(THINKING, Message("assistant", "Once", "Hm")) == "<think>\nHm\n</think>\n\nOnce"
     with pytest.raises(UsageError, match="gone on with"):

@@ -26,6 +26,8 @@ MEMORY = {
     "tabs": "{{ '\t'.expandtabs(1000000000) }}",
     "format": "{{ '{:1000000000}'.format(1) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
+    "percent of much": "{% set x = 'a' * 999999 %}{{ ('%s' * 9) % (x, x, x, x, x, x, x, x, x) }}",
+    "format of much": "{% set x = 'a' * 999999 %}{{ ('{0}' * 99).format(x) }}",
     "format filter": "{{ '%1000000000d' | format(1) }}",
     "centred": "{{ 'a' | center(1000000000) }}",
     "indented": "{{ 'a\nb' | indent(1000000000) | length }}{{ 'x' * 9999999 }}",
@@ -70,6 +72,8 @@ MEMORY = {
     "output": "{% set x = 'a' * 1000000 %}{% for i in range(100000) %}{{ x }}{% endfor %}",
 }
 OTHER = {
+    "format of attributes": "{{ '{0.__class__}'.format(messages) }}",
+    "format of a map": "{{ '{a}'.format_map({'a': 1}) }}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__['sys'] }}",
     "change": "{{ messages.append(1) }}",
@@ -135,6 +139,9 @@ def test_what_templates_need_still_works() -> None:
     assert render("{{ ['a', 'b'] | join(', ') ~ 1 ~ none }}") == "a, b1None"
     assert render("{{ messages | map(attribute='role') | list }}") == "['user']"
     assert render("{{ 'aXa'.replace('X', 'b') | replace('a', 'c', 1) }}{{ '-'.join(['x', 'y']) }}") == "cbax-y"
+    assert render("{{ '{}:{b} {{}}'.format('x', b=1) }}{{ '%02d %s %%' % (7, 'y') }}{{ '%s' | format(2) }}") == (
+        "x:1 {}07 y %2"
+    )
     assert render("{% for m in messages %}{% break %}{% endfor %}{{ undefined_name }}") == ""
     assert render("{{ (7 + 2 * 3) % 5 }}{{ 'a' * 3 }}{{ [1] + [2] }}{{ 2 ** 10 }}") == "3aaa[1, 2]1024"
     assert render("{{ messages[0].get('content').split('h')[1] }}") == "i"
