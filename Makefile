@@ -4,7 +4,7 @@ PYTHON ?= python3
 TPI_RUN = .venv/bin/tpi run demo --local-devices 4 --memory 160MiB --window 1MB
 PROMPT ?= Tell me a story about a fox and a lantern.
 
-.PHONY: run test parity templates fuzz-api lint bench kernels clean setup setup-dev
+.PHONY: run test parity templates hub-twins fuzz-api lint bench kernels clean setup setup-dev
 MAKEFLAGS += --no-print-directory
 
 run: setup  ## talk with four devices on this machine; without a terminal: one story
@@ -19,6 +19,13 @@ parity: setup-dev  ## every architecture against llama.cpp, and cut among ranks:
 
 templates: setup-dev  ## our own chat templates as transformers renders them, which it installs in build/: a table
 	@.venv/bin/python -m tests.parity.templates
+
+hub-twins: setup-dev  ## what transformers and llama.cpp's converter make of small models of every family, noted for the tests
+	@test -d build/hub || $(PYTHON) -m venv build/hub
+	@build/hub/bin/pip install -q -r tests/parity/hubtwins.txt
+	@build/hub/bin/pip download -q --no-deps --no-binary llama-cpp-python -d build/hub llama-cpp-python==0.3.36
+	@tar -C build/hub -xzf build/hub/llama_cpp_python-0.3.36.tar.gz
+	@build/hub/bin/python -m tests.parity.hubtwins build/hub/llama_cpp_python-0.3.36/vendor/llama.cpp
 
 fuzz-api: setup-dev  ## the API against its own description, with 10,000 requests
 	@.venv/bin/python -m tests.fuzz.api --requests 10000

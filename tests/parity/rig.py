@@ -10,8 +10,8 @@ from unittest import mock
 import llama_cpp
 import numpy as np
 
-from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import F16, TensorType
+from tpi.hub.reader import read_model
 from tpi.model.architectures import blocks_of, inputs_of, read_spec
 from tpi.model.blocks import Block
 from tpi.model.layout import divide_layers, parse_layout
@@ -123,7 +123,7 @@ def cluster_logits(
 ) -> list[Float32Array]:
     """Every rank's slice of the logits, f32 [n_tokens, its rows]: ranks as threads, windows in memory. ``shares``, or
     the text of a layout whose devices are ranks. ``choices``: of every rank who may change which experts it chooses."""
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     spec = read_spec(gguf, "test")
     blocks = blocks_of(spec)
     partition = make_partition(spec, blocks, shares)

@@ -15,7 +15,7 @@ import tpi
 
 PACKAGE_FOLDER = Path(tpi.__file__).parent
 
-LAYERS = ("native", "gguf", "model", "weights", "runtime", "planner", "cluster", "engine", "api", "cli")
+LAYERS = ("native", "gguf", "hub", "model", "weights", "runtime", "planner", "cluster", "engine", "api", "cli")
 BASE = ("errors", "config", "observe", "trace", "version")
 HEIGHTS = dict.fromkeys(BASE, 0) | {layer: height for height, layer in enumerate(LAYERS, start=1)}
 HEIGHTS["__main__"] = HEIGHTS["cli"]

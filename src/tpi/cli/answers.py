@@ -11,7 +11,7 @@ from tpi.engine.settings import GenerationSettings, SamplingSettings
 from tpi.engine.suggestions import suggested_sampling
 from tpi.engine.turns import Grammar
 from tpi.errors import UsageError
-from tpi.gguf.reader import read_gguf
+from tpi.hub.reader import read_model
 
 _USUAL = SamplingSettings()
 GENERATION = GenerationSettings()
@@ -71,11 +71,11 @@ def read_sampling(model: Path, display: Display, **given: float | int | None) ->
 
     Raises:
         UsageError: a given value lies outside its limits.
-        ModelFileError, UnsupportedModelError: see ``read_gguf``.
+        ModelFileError, UnsupportedModelError: see ``read_model``.
     """
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     SamplingSettings(**wanted)
-    suggested = {name: v for name, v in suggested_sampling(read_gguf(model).metadata).items() if name not in wanted}
+    suggested = {name: v for name, v in suggested_sampling(read_model(model).metadata).items() if name not in wanted}
     if suggested:
         told = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in suggested.items())
         display.note(f"tokens are drawn as the model suggests: {told}")

@@ -18,8 +18,8 @@ from tpi.cli.memorytable import MemoryQuestion, RankOfModel, memory_facts, memor
 from tpi.cli.models import find_digest, find_model
 from tpi.config import MAX_RANKS, parse_shares
 from tpi.errors import MemoryBudgetError, ModelFileError, TpiError, UsageError
-from tpi.gguf.reader import read_gguf
 from tpi.gguf.types import TYPES_BY_ID
+from tpi.hub.reader import read_model
 from tpi.model.architectures import blocks_of, model_of, read_spec
 from tpi.model.blocks import Block
 from tpi.model.partition import divide
@@ -77,7 +77,7 @@ def command(
         return
     facts = _shard_facts(file) if is_shard else _model_facts(file)
     if verify:
-        facts["verified"] = _verify(file) if is_shard else "headers and sizes; GGUF files have no checksums"
+        facts["verified"] = _verify(file) if is_shard else "headers and sizes; model files have no checksums"
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
     else:
@@ -92,7 +92,7 @@ def _rank_of_shard(file: Path, ranks: int | None, rank: int | None, shares: str 
 
 
 def _rank_of_model(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
-    gguf = read_gguf(file)
+    gguf = read_model(file)
     spec = read_spec(gguf, digest="")
     n_ranks = ranks or (len(parse_shares(shares)) if shares else 1)
     weights = options.read_shares(shares, n_ranks) or (1.0,) * n_ranks
@@ -123,6 +123,8 @@ def _show_cuts(file: Path, is_shard: bool, ranks: int | None, shares: str | None
 
 
 def _starts_like_shard(file: Path) -> bool:
+    if file.is_dir():
+        return False
     try:
         with file.open("rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC
@@ -140,12 +142,12 @@ def _verify(file: Path) -> str:
 
 
 def _model_facts(file: Path) -> Facts:
-    gguf = read_gguf(file)
+    gguf = read_model(file)
     types = Counter[str]()
     for tensor in gguf.tensors.values():
         types[tensor.type.name] += tensor.n_bytes
     facts: Facts = {
-        "kind": "GGUF model",
+        "kind": "folder of a model hub" if file.is_dir() else "GGUF model",
         "files": [str(path) for path in gguf.paths],
         "bytes": sum(types.values()),
         "tensors": len(gguf.tensors),

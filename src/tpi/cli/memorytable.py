@@ -22,6 +22,7 @@ from tpi.cluster.transfer.stock import find_repacker
 from tpi.config import AUTO, DEFAULT_CHUNK_TOKENS, ContextSize, Resources
 from tpi.errors import MemoryBudgetError
 from tpi.gguf.reader import Gguf
+from tpi.hub.reader import path_of
 from tpi.model.partition import Partition
 from tpi.model.spec import ModelSpec
 from tpi.native.allocator import give_back_freed
@@ -123,7 +124,7 @@ def _become(of: RankOfModel, stack: ExitStack) -> int:
     before = resident_bytes()
     if is_master and of.gguf is not None:
         language = importlib.import_module("tpi.engine.language")
-        stack.enter_context(language.Language(of.gguf.paths[0]))
+        stack.enter_context(language.Language(path_of(of.gguf)))
     give_back_freed()
     return max(0, resident_bytes() - before)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tpi.cli.display import Display
 from tpi.errors import ModelFileError
-from tpi.gguf.reader import Gguf, read_gguf
+from tpi.gguf.reader import Gguf
+from tpi.hub.folder import CONFIG
+from tpi.hub.reader import path_of, read_model
 from tpi.runtime.ggml.probe import probe_kernels
 from tpi.weights.identity import model_digest
 
@@ -17,7 +19,7 @@ _SHORT_S = 1.0
 
 
 def find_model(name: str) -> Path:
-    """The path of the file called ``name``, or of the model in this package for the word ``demo``.
+    """The path of the file or folder called ``name``, or of the model in this package for the word ``demo``.
 
     Raises:
         ModelFileError: there is none.
@@ -28,15 +30,20 @@ def find_model(name: str) -> Path:
         if not demo.is_file():
             raise ModelFileError("the demo model is missing from this installation: install tpi again")
         return demo
-    if path.is_dir():
-        raise ModelFileError(f"{path} is a folder: name the GGUF file in it")
+    if path.is_dir() and not (path / CONFIG).is_file():
+        raise ModelFileError(f"{path} is a folder without {CONFIG}: name the GGUF file in it, or a model hub's folder")
     if not path.exists():
-        raise ModelFileError(f"there is no file {path}: name a GGUF file, or `{DEMO}` for the model that comes along")
+        raise ModelFileError(
+            f"there is no file {path}: name a GGUF file, a model hub's folder, or `{DEMO}`, the model that comes along"
+        )
     return path
 
 
 def model_name(path: Path) -> str:
-    """What callers of an API call the model: its file's name, without what numbers the parts of a split one."""
+    """What callers of an API call the model: its folder's name, or its file's without what numbers the parts of a split
+    one."""
+    if path.is_dir():
+        return path.resolve().name
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
 
 
@@ -44,10 +51,10 @@ def open_model(path: Path, cache: Path) -> Gguf:
     """Reads the model's header and makes sure that this machine computes with its data types.
 
     Raises:
-        ModelFileError, UnsupportedModelError: see ``read_gguf``.
+        ModelFileError, UnsupportedModelError: see ``read_model``.
         KernelError: a kernel is missing or broken.
     """
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     probe_kernels(cache).require(sorted({tensor.type.name for tensor in gguf.tensors.values()}))
     return gguf
 
@@ -62,7 +69,7 @@ def find_digest(gguf: Gguf, cache: Path, display: Display) -> str:
 
     def progress(n_done: int, n_bytes: int) -> None:
         if time.monotonic() - started_s > _SHORT_S:
-            display.progress(f"reading {gguf.paths[0].name}", n_done, n_bytes)
+            display.progress(f"reading {model_name(path_of(gguf))}", n_done, n_bytes)
 
     try:
         return model_digest(gguf, cache, progress)

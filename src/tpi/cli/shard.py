@@ -15,7 +15,8 @@ from tpi.cli.figures import part, size
 from tpi.cli.models import find_digest, find_model
 from tpi.config import MAX_RANKS
 from tpi.errors import DiskSpaceError, UsageError
-from tpi.gguf.reader import Gguf, read_gguf
+from tpi.gguf.reader import Gguf
+from tpi.hub.reader import read_model
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import divide
 from tpi.weights.layout import Piece, lay_out
@@ -39,7 +40,7 @@ def command(
     """
     weights = options.read_shares(shares, ranks) or (1.0,) * ranks
     path = find_model(model)
-    gguf = read_gguf(path)
+    gguf = read_model(path)
     spec = read_spec(gguf, digest="")
     blocks = blocks_of(spec)
     partition = divide(blocks, weights)

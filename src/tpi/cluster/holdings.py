@@ -10,7 +10,7 @@ from tpi.cluster.epoch.speeds import measure_speeds
 from tpi.cluster.transfer.stock import Stock, find_stock, stock_of
 from tpi.config import Resources, WorkerSettings
 from tpi.errors import ModelFileError
-from tpi.gguf.reader import read_gguf
+from tpi.hub.reader import read_model
 from tpi.native.allocator import give_back_freed
 from tpi.observe import available_memory_bytes, resident_bytes
 from tpi.runtime.rankmodel import RankModel
@@ -95,7 +95,7 @@ class Holdings:
         path = self._model
 
         def open_model() -> GgufSource:
-            gguf = read_gguf(path)
+            gguf = read_model(path)
             if model_digest(gguf, self._cache, progress("reads its model")) != model.spec.digest:
                 raise ModelFileError(f"{path} is not the model that the master serves")
             return GgufSource(gguf)

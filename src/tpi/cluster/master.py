@@ -27,7 +27,7 @@ from tpi.cluster.tracing.tracing import Tracing
 from tpi.cluster.transfer.stock import Stock, find_stock
 from tpi.config import MasterSettings
 from tpi.errors import LinkError, LinkTimeoutError, MissingDevicesError
-from tpi.gguf.reader import read_gguf
+from tpi.hub.reader import read_model
 from tpi.model.architectures import model_of, read_spec
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import Digesting
@@ -53,7 +53,7 @@ class Master:
         LinkError: the port cannot be opened.
         """
         self._settings = settings
-        self.gguf = read_gguf(settings.model)
+        self.gguf = read_model(settings.model)
         self.spec = read_spec(self.gguf, digest="")
         """Without its digest until ``form`` has read the whole model."""
         check_settings(settings, self.spec)

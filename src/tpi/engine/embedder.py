@@ -17,7 +17,7 @@ from tpi.model.architectures import CLASSES, blocks_of
 from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.dequantize import to_float
 from tpi.runtime.protocols import Float32Array
-from tpi.weights.files import open_for_reading, read_exactly
+from tpi.weights.modelfiles import ModelFiles
 
 _CLASSES = f"{CLASSES}weight"
 _MOST_CLASSES = 16
@@ -105,10 +105,9 @@ class Embedder:
                 raise ModelFileError(
                     f"{name} of {self._gguf.paths[0]} has {tensor.n_rows} rows, at most {_MOST_CLASSES} can be"
                 )
-            path = self._gguf.paths[tensor.file]
             data = bytearray(tensor.n_bytes)
-            with open(open_for_reading(path), "rb", buffering=0) as file:
-                read_exactly(file.fileno(), path, tensor.offset, memoryview(data))
+            with ModelFiles(self._gguf) as files:
+                files.read_rows(tensor, 0, memoryview(data))
             values = np.empty(tensor.n_rows * tensor.n_columns, np.float32)
             to_float(tensor.type.id, bytes(data), values)
             self._vectors[name] = values.reshape(tensor.n_rows, tensor.n_columns)

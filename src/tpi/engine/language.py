@@ -9,7 +9,9 @@ from typing import Self
 
 from tpi.engine.chat import ChatTemplate
 from tpi.engine.vocabulary import Vocabulary
-from tpi.gguf.reader import Gguf, read_gguf
+from tpi.gguf.reader import Gguf
+from tpi.hub.reader import read_model
+from tpi.hub.vocabularyfile import vocabulary_file
 
 TEMPLATE_KEY = "tokenizer.chat_template"
 
@@ -21,8 +23,9 @@ class Language:
         """Raises:
         ModelFileError, UnsupportedModelError: ``model`` cannot be read, or has no tokenizer that can be used.
         """
-        self.gguf: Gguf = read_gguf(model)
-        self.vocabulary = Vocabulary(self.gguf.paths[0])
+        self.gguf: Gguf = read_model(model)
+        with vocabulary_file(self.gguf) as file:
+            self.vocabulary = Vocabulary(file)
         self.template = self._template()
 
     def __enter__(self) -> Self:

@@ -8,9 +8,13 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.types import TYPES_BY_ID, TensorType
@@ -38,16 +42,35 @@ _SCALARS: dict[int, tuple[str, Any]] = {
 }
 
 
+ReadBytes: TypeAlias = Callable[[int, int, memoryview], None]
+"""Fills memory with the bytes of the model's file of a number, from an offset on; blocks, raises ModelFileError."""
+
+
+class Recipe(Protocol):
+    """How the rows of a tensor are made of what lies in the model's files."""
+
+    def make(self, read: ReadBytes, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Rows ``start`` to ``stop`` as the tensor's type has them, uint8 [rows, bytes], the caller's; takes a few
+        times their memory.
+
+        Raises:
+            ModelFileError: a file cannot be read.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class GgufTensor:
-    """Where a tensor lies: ``n_columns`` (ne[0], contiguous) by ``n_rows``, ``offset`` bytes into file ``file``."""
+    """Where a tensor lies: ``n_columns`` (ne[0], contiguous) by ``n_rows``, ``offset`` bytes into file ``file``; or the
+    ``recipe`` by which it is made, and no place."""
 
     name: str
     type: TensorType
     n_columns: int
     n_rows: int
-    file: int
-    offset: int
+    file: int = 0
+    offset: int = 0
+    recipe: Recipe | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -56,10 +79,11 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A model file, or a set of split files read as one.
+    """A model file, a set of split files read as one, or other files as the GGUF file that they would make.
 
     ``metadata`` holds scalars, strings and numeric arrays of up to 65,536 values; ``array_lengths`` has the length of
-    every array. ``header_digest`` is the sha256 (hex) over everything before the tensor data of all files.
+    every array. ``header_digest`` is the sha256 (hex) over everything before the tensor data of all files, and over all
+    that decides how tensors are made.
     """
 
     paths: tuple[Path, ...]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from tpi.gguf.reader import Gguf
 from tpi.weights.layout import PART_ALIGNMENT, Part, Piece
+from tpi.weights.modelfiles import ModelFiles
 from tpi.weights.shards.repacking import RepackingKernels, repacks
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -59,9 +60,13 @@ def _allocate(n_bytes: int) -> _Bytes:
 
 def _cut(gguf: Gguf, part: Part) -> _Bytes:
     tensor = gguf.tensors[part.tensor]
-    whole = np.memmap(
-        gguf.paths[tensor.file], np.uint8, "r", tensor.offset, (tensor.n_rows, tensor.n_bytes // tensor.n_rows)
-    )
+    shape = tensor.n_rows, tensor.n_bytes // tensor.n_rows
+    if tensor.recipe is None:
+        whole: _Bytes = np.memmap(gguf.paths[tensor.file], np.uint8, "r", tensor.offset, shape)
+    else:
+        whole = np.empty(shape, np.uint8)
+        with ModelFiles(gguf) as files:
+            files.read_rows(tensor, 0, whole.data.cast("B"))
     row_bytes = tensor.type.row_bytes
     rows = np.concatenate([whole[rows.start : rows.stop] for rows in part.rows])
     memory = _allocate(part.n_bytes)

@@ -2,7 +2,8 @@
 
 A digest is the sha256 over, in this order: the size of every file as 8 bytes little-endian, and the sha256 of every
 4 MiB of every file, the last of each being shorter. Holes are not read: they have the sum of the zeros that they stand
-for. What was computed is kept in ``digests.json`` in a cache folder, with what the file system says of the files.
+for. Where tensors are made of what lies in the files, it is the sha256 over that and the header's digest, which says
+how. What was computed is kept in ``digests.json`` in a cache folder, with what the file system says of the files.
 """
 
 import contextlib
@@ -61,19 +62,19 @@ def model_digest(gguf: Gguf, cache: Path | None = None, progress: ByteProgress |
             descriptors.append(open_for_reading(path))
             stack.callback(os.close, descriptors[-1])
         for tensor in gguf.tensors.values():
-            if tensor.offset + tensor.n_bytes > os.fstat(descriptors[tensor.file]).st_size:
+            if tensor.recipe is None and tensor.offset + tensor.n_bytes > os.fstat(descriptors[tensor.file]).st_size:
                 path = gguf.paths[tensor.file]
                 raise ends_early(path, descriptors[tensor.file], tensor.offset + tensor.n_bytes)
         files = _states(descriptors)
         for known in _read_cache(cache):
             if known.files == files:
-                return known.digest
+                return _of_model(gguf, known.digest)
         digest = _hash(gguf.paths, descriptors, files, progress)
         for path, before, after in zip(gguf.paths, files, _states(descriptors), strict=True):
             if before != after:
                 raise ModelFileError(f"{path} was changed while it was read: start again when it is complete")
     _write_cache(cache, _Cached(files, digest))
-    return digest
+    return _of_model(gguf, digest)
 
 
 class Digesting:
@@ -122,6 +123,13 @@ class Digesting:
         self.n_done, self.n_bytes = n_done, n_bytes
         if self._is_closing:
             raise Cancelled("reading the model was ended")
+
+
+def _of_model(gguf: Gguf, digest: str) -> str:
+    """The digest of a model whose files have ``digest``."""
+    if all(tensor.recipe is None for tensor in gguf.tensors.values()):
+        return digest
+    return hashlib.sha256(f"{digest} {gguf.header_digest}".encode()).hexdigest()
 
 
 def _states(descriptors: Sequence[int]) -> tuple[_FileState, ...]:

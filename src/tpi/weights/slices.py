@@ -1,9 +1,8 @@
-"""Cuts slices out of GGUF files. Keeps the files open, holds a few MB at most; knows no pieces and no shards.
+"""Cuts slices out of a model's files. Keeps them open, holds a few MB at most; knows no pieces and no shards.
 
 One thread at a time uses a source.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,8 @@ import numpy.typing as npt
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf, GgufTensor
 from tpi.model.spans import Span, Spans
-from tpi.weights.files import open_for_reading, read_exactly
+from tpi.weights.files import read_exactly
+from tpi.weights.modelfiles import ModelFiles
 from tpi.weights.patches import Patch, gather
 from tpi.weights.strips import StripReader, WholeRows
 
@@ -72,18 +72,11 @@ class RowTable:
 
 
 class GgufSource:
-    """The slices of a GGUF model; opens its files and closes them in the end. ``strips``: several ranks cut columns of
-    it at the same time."""
+    """The slices of a model; opens its files and closes them in the end. ``strips``: several ranks cut columns of it at
+    the same time."""
 
     def __init__(self, gguf: Gguf, strips: StripReader | None = None) -> None:
-        self._gguf, self._strips = gguf, strips
-        self._descriptors: list[int] = []
-        try:
-            for path in gguf.paths:
-                self._descriptors.append(open_for_reading(path))
-        except ModelFileError:
-            self.close()
-            raise
+        self._gguf, self._strips, self._files = gguf, strips, ModelFiles(gguf)
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +86,7 @@ class GgufSource:
 
     def close(self) -> None:
         """Closes the files; may be called again."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        self._files.close()
 
     def read(self, patch: Patch, out: memoryview) -> None:
         """See :class:`SliceSource`. A column cut reads whole rows through a buffer of 4 MB, or shares strips of them
@@ -106,22 +98,28 @@ class GgufSource:
         tensor, strips = self._tensor(patch), self._strips
         row_bytes, runs = tensor.type.row_bytes(tensor.n_columns), patch.runs_in((Span(0, tensor.n_columns),))
         if strips is not None and patch.row_bytes < row_bytes and patch.rows.size:
-            source = WholeRows(patch.tensor, tensor.n_rows, row_bytes, lambda row, rows: self._read(tensor, row, rows))
+            source = WholeRows(
+                patch.tensor, tensor.n_rows, row_bytes, lambda row, rows: self._files.read_rows(tensor, row, rows)
+            )
             strips.read(source, patch.rows, runs, np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1))
             return
         if strips is not None:
             strips.pass_by(patch.tensor)
-        self._table(tensor, patch.rows.start).read(runs, patch.rows.size, out)
+        if tensor.recipe is None:
+            place = tensor.offset + patch.rows.start * row_bytes
+            table = RowTable(self._files.descriptor(tensor.file), self._gguf.paths[tensor.file], place, row_bytes)
+            table.read(runs, patch.rows.size, out)
+        else:
+            self._make(tensor, patch.rows, runs, np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1))
 
-    def _table(self, tensor: GgufTensor, row: int) -> RowTable:
+    def _make(self, tensor: GgufTensor, rows: Span, runs: Spans, out: npt.NDArray[np.uint8]) -> None:
+        """Fills ``out`` with these ranges of bytes of rows that are made, a buffer full at a time."""
         row_bytes = tensor.type.row_bytes(tensor.n_columns)
-        path, place = self._gguf.paths[tensor.file], tensor.offset + row * row_bytes
-        return RowTable(self._descriptors[tensor.file], path, place, row_bytes)
-
-    def _read(self, tensor: GgufTensor, row: int, out: memoryview) -> None:
-        """Fills ``out`` with whole rows."""
-        table = self._table(tensor, row)
-        table.read((Span(0, table.row_bytes),), len(out) // table.row_bytes, out)
+        step = max(1, BUFFER_BYTES // row_bytes)
+        for first in range(0, rows.size, step):
+            whole = np.empty((min(step, rows.size - first), row_bytes), np.uint8)
+            self._files.read_rows(tensor, rows.start + first, whole.data.cast("B"))
+            gather(whole, runs, out[first : first + len(whole)])
 
     def _tensor(self, patch: Patch) -> GgufTensor:
         tensor = self._gguf.tensors.get(patch.tensor)

@@ -70,7 +70,7 @@ def lies_in_gguf(gguf: Gguf, pieces: Iterable[Piece]) -> bool:
     """Whether every part is a run of bytes of ``gguf``, so that no shard is needed: one range of whole rows, or of one
     row's columns."""
     return all(
-        _is_run(part, gguf.tensors[part.tensor].n_columns)
+        gguf.tensors[part.tensor].recipe is None and _is_run(part, gguf.tensors[part.tensor].n_columns)
         for piece in pieces
         for part in piece.parts
         if part.tensor in gguf.tensors
