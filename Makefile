@@ -14,8 +14,9 @@ test: setup-dev  ## everything that must hold
 	@.venv/bin/python -m pytest tests/cluster  # alone: real processes, whose times and memory are measured
 	@.venv/bin/python -m pytest -n auto --maxprocesses 4 tests/unit tests/parity tests/fuzz
 
-parity: setup-dev  ## every architecture against llama.cpp, and cut among ranks: a table
+parity: setup-dev  ## every architecture and every data type against llama.cpp, and cut among ranks: two tables
 	@.venv/bin/python -m tests.parity.architectures
+	@.venv/bin/python -m tests.parity.types
 
 templates: setup-dev  ## our own chat templates as transformers renders them, which it installs in build/: a table
 	@.venv/bin/python -m tests.parity.templates

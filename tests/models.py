@@ -14,6 +14,7 @@ from gguf.quants import quantize as quantize_in_python
 
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.native.libraries import load_ggml
+from tpi.runtime.ggml.dequantize import to_float
 
 Types = str | Mapping[str, str] | Callable[[str], str]
 """One type for all matrices; or types by short name (``attn_q``, ``output``, ``token_embd``; ``*`` for the rest, else
@@ -23,6 +24,7 @@ Q4_K_M = {"*": "Q4_K", "attn_v": "Q6_K", "ffn_down": "Q6_K", "output": "Q6_K"}
 """A mixture as llama.cpp's files of that name have it."""
 
 _BY_PACKAGE = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+_SEED = 11
 END_TOKEN = 2
 _N_BYTE_TOKENS = 256
 
@@ -130,8 +132,7 @@ def write_model(
             writer.add_int32("split.tensors.count", len(tensors))
         for name, values in tensors[number * len(tensors) // n_files : (number + 1) * len(tensors) // n_files]:
             type_name = "F32" if values.ndim == 1 else _type_of(types, name)
-            kind = gguf.GGMLQuantizationType[type_name]
-            writer.add_tensor(name, quantize(values, type_name), raw_dtype=kind)
+            add_tensor(writer, name, quantize(values, type_name), type_name)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -145,6 +146,13 @@ def _type_of(types: Types, name: str) -> str:
     if callable(types):
         return types(name)
     return types.get(name.removesuffix(".weight").split(".")[-1], types.get("*", "F16"))
+
+
+def add_tensor(writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.generic], type_name: str) -> None:
+    """Adds a tensor with these bytes, of any type in our table: the package's may be shorter."""
+    kind = TYPES_BY_NAME[type_name]
+    gguf.constants.GGML_QUANT_SIZES.setdefault(kind.id, (kind.block_elements, kind.block_bytes))
+    writer.add_tensor(name, rows, raw_dtype=kind.id)
 
 
 def add_tokenizer(writer: gguf.GGUFWriter, n_vocab: int) -> None:
@@ -180,10 +188,19 @@ def quantize(values: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.
     ]  # fmt: skip
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_init(kind.id)
-    source, importance = np.ascontiguousarray(values), np.ones(n_columns, np.float32)
+    source = np.ascontiguousarray(values)
+    importance = np.random.default_rng(_SEED).uniform(0.5, 1.5, (n_columns,)).astype(np.float32)
     out = np.empty((n_rows, kind.row_bytes(n_columns)), np.uint8)
     written = lib.ggml_quantize_chunk(
         kind.id, source.ctypes.data_as(floats), out.ctypes.data, 0, n_rows, n_columns, importance.ctypes.data_as(floats)
     )
     assert written == out.nbytes, f"{type_name}: ggml wrote {written} bytes instead of {out.nbytes}"
     return out
+
+
+def dequantize(rows: npt.NDArray[np.generic], type_name: str, n_columns: int) -> npt.NDArray[np.float32]:
+    """The values, [n_rows, n_columns], that the bytes of a matrix stand for."""
+    values = np.empty((len(rows), n_columns), np.float32)
+    for row, out in zip(rows, values, strict=True):
+        to_float(TYPES_BY_NAME[type_name].id, row.tobytes(), out)
+    return values

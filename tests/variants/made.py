@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from tests.models import add_tokenizer, quantize
+from tests.models import add_tensor, add_tokenizer, dequantize, quantize
 from tests.variants.topics import Choice, Draw, added, router, topical
 from tpi.gguf.types import TYPES_BY_NAME
 
@@ -170,24 +170,34 @@ def add_router(
     made.add(at + "ffn_gate_inp", n_experts, n_embd, draw=router(choice or Choice(), scale))
 
 
-def write_made(path: Path, made: Made, kind: str = "F16", seed: int = 0) -> Path:
-    """Writes a model with its matrices in the type ``kind``, or as llama.cpp's quantizer would for that."""
+def write_made(path: Path, made: Made, kind: str = "F16", seed: int = 0, unrounded: Path | None = None) -> Path:
+    """Writes a model with its matrices in the type ``kind``, or as llama.cpp's quantizer would for that; to
+    ``unrounded`` one with the same weights in F32, with which kernels do not round activations to fewer bits."""
     random = np.random.default_rng(seed)
+    writers = [_begin(path, made), *([_begin(unrounded, made)] if unrounded else [])]
+    for name, tensor in made.tensors.items():
+        values = tensor.draw(random, tensor.shape).astype(np.float32)
+        type_name = _type_of(name, tensor, kind)
+        rows = quantize(values.reshape(-1, tensor.shape[-1]), type_name)
+        add_tensor(writers[0], name, rows.reshape(*tensor.shape[:-1], -1), type_name)
+        if unrounded:
+            same = dequantize(rows, type_name, tensor.shape[-1])
+            add_tensor(writers[1], name, same.reshape(tensor.shape), "F32")
+    for writer in writers:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return path
+
+
+def _begin(path: Path, made: Made) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(str(path), made.architecture)
     writer.add_name(f"random {made.architecture}")
     for key, value in made.entries.items():
         _add_entry(writer, f"{made.architecture}.{key}", value)
     add_tokenizer(writer, N_VOCAB)
-    for name, tensor in made.tensors.items():
-        values = tensor.draw(random, tensor.shape).astype(np.float32)
-        type_name = _type_of(name, tensor, kind)
-        rows = quantize(values.reshape(-1, tensor.shape[-1]), type_name)
-        writer.add_tensor(name, rows.reshape(*tensor.shape[:-1], -1), raw_dtype=gguf.GGMLQuantizationType[type_name])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return writer
 
 
 def _usual_draw(name: str, shape: tuple[int, ...]) -> Draw:

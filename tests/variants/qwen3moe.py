@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 from tests.variants.made import Made, add_ends, add_experts, add_router, base_entries
 
-_N_KV_HEADS, _HEAD = 2, 32
-_N_FF = 64
+_N_KV_HEADS = 2
 
 
 @dataclass(frozen=True)
@@ -17,21 +16,23 @@ class Shape:
     n_embd: int
     n_experts: int
     n_heads: int
+    n_head: int = 32
+    n_ff: int = 64
     is_tied: bool = False
     is_stretched: bool = False
 
 
 def qwen3moe(shape: Shape) -> Made:
     """Normed heads, together wider than the residual stream, and experts in every layer."""
-    n_embd, n_heads = shape.n_embd, shape.n_heads
-    entries = base_entries(shape.n_layers, n_embd, n_heads, _N_KV_HEADS, _HEAD, 4 * _N_FF)
+    n_embd, n_heads, n_head = shape.n_embd, shape.n_heads, shape.n_head
+    entries = base_entries(shape.n_layers, n_embd, n_heads, _N_KV_HEADS, n_head, 4 * shape.n_ff)
     made = Made("qwen3moe", entries)
     made.entries |= {
         "attention.layer_norm_rms_epsilon": 1e-6,
         "rope.freq_base": 1000000.0,
         "expert_count": shape.n_experts,
         "expert_used_count": 4,
-        "expert_feed_forward_length": _N_FF,
+        "expert_feed_forward_length": shape.n_ff,
     }
     if shape.is_stretched:
         made.entries |= {
@@ -45,15 +46,15 @@ def qwen3moe(shape: Shape) -> Made:
     for layer in range(shape.n_layers):
         at = f"blk.{layer}."
         made.add(at + "attn_norm", n_embd)
-        made.add(at + "attn_q", n_heads * _HEAD, n_embd)
-        made.add(at + "attn_q_norm", _HEAD)
-        made.add(at + "attn_k", _N_KV_HEADS * _HEAD, n_embd)
-        made.add(at + "attn_k_norm", _HEAD)
-        made.add(at + "attn_v", _N_KV_HEADS * _HEAD, n_embd)
-        made.add_output(at + "attn_output", n_embd, n_heads * _HEAD)
+        made.add(at + "attn_q", n_heads * n_head, n_embd)
+        made.add(at + "attn_q_norm", n_head)
+        made.add(at + "attn_k", _N_KV_HEADS * n_head, n_embd)
+        made.add(at + "attn_k_norm", n_head)
+        made.add(at + "attn_v", _N_KV_HEADS * n_head, n_embd)
+        made.add_output(at + "attn_output", n_embd, n_heads * n_head)
         made.add(at + "ffn_norm", n_embd)
         add_router(made, at, n_embd, shape.n_experts)
-        add_experts(made, at, n_embd, _N_FF, shape.n_experts)
+        add_experts(made, at, n_embd, shape.n_ff, shape.n_experts)
     return made
 
 
