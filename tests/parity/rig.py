@@ -59,6 +59,8 @@ def reference_logits(
     with mock.patch.object(llama_cpp.llama_cpp, "llama_model_default_params", lambda: plain):
         model = llama_cpp.Llama(
             str(path),
+            yarn_beta_fast=-1.0,  # as the file has it
+            yarn_beta_slow=-1.0,
             n_ctx=context,
             n_batch=512,
             n_ubatch=512,

@@ -12,7 +12,7 @@ class Metadata:
 
     def __init__(self, file: Path, architecture: str, entries: Mapping[str, Entry]) -> None:
         self.file = file
-        self._architecture, self._entries = architecture, entries
+        self.architecture, self._entries = architecture, entries
 
     def __contains__(self, key: str) -> bool:
         return key in self._entries
@@ -21,7 +21,7 @@ class Metadata:
         value = self._entries.get(key, default)
         if value is None:
             raise ModelFileError(
-                f"{self.file} has no metadata entry {self._architecture}.{key}: it is incomplete, fetch or convert it "
+                f"{self.file} has no metadata entry {self.architecture}.{key}: it is incomplete, fetch or convert it "
                 "again"
             )
         return value
@@ -143,7 +143,7 @@ class Metadata:
         ModelFileError: the condition does not hold.
         """
         if not condition:
-            raise ModelFileError(f"{self.file}: {key} = {value} does not fit a {self._architecture} model")
+            raise ModelFileError(f"{self.file}: {key} = {value} does not fit a {self.architecture} model")
 
     def require_tensor(self, present: bool, name: str) -> None:
         """Raises:
