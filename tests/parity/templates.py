@@ -87,8 +87,11 @@ class Ours:
         return ENDED if is_off and is_ended and begins_alike else DIFFERENT
 
     def asked(self, source: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The same for ``transformers``: there callers know whether a template wants arguments as values."""
+        """The same for ``transformers``: there callers know whether a template wants arguments as values, and what
+        calls are named."""
         messages = copy.deepcopy(body["messages"])
+        if self._prompts.dialect.named_ids:
+            _name_calls(messages)
         if not self.template.traits.wants_arguments_as_text:
             for call in (call for message in messages for call in message.get("tool_calls", ())):
                 call["function"]["arguments"] = json.loads(call["function"]["arguments"])
@@ -98,6 +101,16 @@ class Ours:
         continues = bool(body.get("continue_final_message"))
         return {"template": source, "messages": messages, "tools": body.get("tools"), "variables": variables,
                 "continues": continues}  # fmt: skip
+
+
+def _name_calls(messages: list[dict[str, Any]]) -> None:
+    names = dict[str, str]()
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            given = call["id"]
+            names[given] = call["id"] = f"functions.{call['function']['name']}:{len(names)}"
+        if "tool_call_id" in message:
+            message["tool_call_id"] = names[message["tool_call_id"]]
 
 
 def written_templates() -> dict[str, str]:

@@ -5,7 +5,8 @@ Knows the model's template, dialect and vocabulary; no passes. Master only, any 
 
 import functools
 import hashlib
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +16,7 @@ from tpi.engine.constraint import Constraint
 from tpi.engine.dialects.calls import check_tools, loosened
 from tpi.engine.dialects.dialect import Dialect
 from tpi.engine.dialects.reader import DialectReader
-from tpi.engine.dialects.registry import find_dialect
+from tpi.engine.dialects.registry import GENERIC, find_dialect
 from tpi.engine.grammar import GrammarTokens, LarkRules, body_of, lark_of
 from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
 from tpi.engine.reading import MakeReader, PlainReader
@@ -52,7 +53,13 @@ class ChatPrompts:
     def __init__(self, vocabulary: Vocabulary, template: ChatTemplate) -> None:
         self._vocabulary, self._template = vocabulary, template
         self._grammars = GrammarTokens(vocabulary)
-        self.dialect: Dialect = find_dialect(template.source, self._is_token)
+        self._native: Dialect = find_dialect(template.source, self._is_token)
+
+    @functools.cached_property
+    def dialect(self) -> Dialect:
+        """Whose template knows no tools is told in words how to write calls."""
+        is_native = self._native.is_harmony or self._template.traits.knows_tools
+        return self._native if is_native else replace(self._native, calls=GENERIC.calls)
 
     def chat(
         self,
@@ -137,6 +144,8 @@ class ChatPrompts:
             tools = ()
         if self.dialect.short_ids:
             messages = tuple(map(_with_short_ids, messages))
+        if self.dialect.named_ids:
+            messages = tuple(_with_named_ids(messages))
         variables = dict(ask.template_variables)
         if ask.thinking.is_on is not None:
             variables = {"enable_thinking": ask.thinking.is_on, "thinking": ask.thinking.is_on} | variables
@@ -252,6 +261,19 @@ def _with_short_ids(message: Message) -> Message:
 def _short(call_id: str) -> str:
     is_short = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
     return call_id if is_short else hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
+
+
+def _with_named_ids(messages: Sequence[Message]) -> Iterator[Message]:
+    names = dict[str, str]()
+    count = itertools.count()
+    for message in messages:
+        calls = []
+        for call in message.tool_calls:
+            names[call.id] = f"functions.{call.name}:{next(count)}"
+            calls.append(replace(call, id=names[call.id]))
+        yield replace(
+            message, tool_calls=tuple(calls), tool_call_id=names.get(message.tool_call_id, message.tool_call_id)
+        )
 
 
 def _chosen(ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:

@@ -29,7 +29,7 @@ MAX_TEXT_BYTES = 1 << 22
 _OWN_STACK_BYTES = 1 << 13
 _STACK_PER_BYTE = 512
 
-_KINDS = ("llama", "gpt2")
+_KINDS = ("llama", "gpt2", "gemma4")
 _SENTENCEPIECE = 1
 _UNKNOWN_OR_CONTROL = 1 << 0 | 1 << 3
 _LOAD_MODE_MMAP = 1

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from tests.unit.engine.dialects.families import FAMILIES, HERMES, NONE
 from tpi.engine.chat import ChatTemplate
 from tpi.engine.chatprompt import ChatPrompts, Prompt
 from tpi.engine.constraint import Constraint
+from tpi.engine.detokenizer import Detokenizer
 from tpi.engine.generation import Answer, Delta
 from tpi.engine.reading import Reply, ReplyBuilder
 from tpi.engine.turns import ChatAsk, Grammar, Message, Thinking, Tool, ToolCall
@@ -59,7 +61,7 @@ def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 20
     constraint: Constraint | None = prompt.make_constraint()
     wanted = vocabulary.tokenize(wishes, add_special=False, parse_special=True)
     builder, generator = ReplyBuilder(prompt.make_reader()), np.random.default_rng(1)
-    n = 0
+    decoder, n = Detokenizer(), 0
     while n < n_most:
         mask = constraint.mask() if constraint is not None else None
         if mask is None and not wanted:
@@ -72,7 +74,7 @@ def answer(vocabulary: Vocabulary, prompt: Prompt, wishes: str, n_most: int = 20
         if has_ends and vocabulary.is_end_of_generation(token):
             break
         n += 1
-        builder.push(Delta(vocabulary.token_bytes(token, special=token in prompt.shown).decode(errors="replace"), n))
+        builder.push(Delta(decoder.push(vocabulary.token_bytes(token, special=token in prompt.shown)), n))
         if constraint is not None:
             constraint.accept(token)
             if constraint.is_complete:
@@ -132,6 +134,37 @@ def test_a_schema_that_no_grammar_can_follow_is_followed_loosely(vocabulary: Voc
             "qwen xml": "<tool_call>\n<function=a>\n<parameter=x>\n12\n</parameter>\n</function>"}  # fmt: skip
     [call] = answer(vocabulary, prompt, wish[name]).tool_calls
     assert call.name == "a" and json.loads(call.arguments)["x"] == 12
+
+
+STAY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Rome", "Oslo"]},
+        "near": {"type": "boolean"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+        "who": {"type": "array", "items": {"type": "string", "enum": ["Ada", "Bo"]}, "maxItems": 2},
+        "rooms": {"type": "object", "properties": {"beds": {"enum": [1, 2], "type": "integer"}}, "required": ["beds"]},
+    },
+    "required": ["near", "rooms"],
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_call_that_must_come_has_its_familys_form(vocabulary: Vocabulary, name: str) -> None:
+    """As its template writes it, and whatever else a model would write: then one of those that the schema allows."""
+    made, tool = prompts(vocabulary, FAMILIES[name].template), Tool("book", "", STAY)
+    values = {"city": "Oslo", "near": True, "days": 3, "who": ["Bo"], "rooms": {"beds": 2}}
+    chat = (USER, Message("assistant", "", tool_calls=(ToolCall("functions.book:0", "book", json.dumps(values)),)))
+    written = text_of(vocabulary, made.chat(ChatAsk(chat, (tool,)))).rpartition("<assistant>")[0]
+    wish = written.rpartition("<assistant>")[2].removesuffix("<end>").lstrip()
+    if made.dialect.calls.begins_bare:
+        wish = wish.removeprefix(made.dialect.calls.openers[0]).removesuffix("<|python_end|>")
+    prompt = made.chat(ChatAsk((USER,), (tool,), "required", calls_in_parallel=False))
+    for wishes in (wish, "No, I would not do that."):
+        [call] = answer(vocabulary, prompt, wishes, 900).tool_calls
+        found = json.loads(call.arguments)
+        jsonschema.validate(found, STAY)
+        assert call.name == "book" and (found == values or wishes != wish)
 
 
 def test_ids_that_a_template_does_not_take_are_made_short(vocabulary: Vocabulary) -> None:

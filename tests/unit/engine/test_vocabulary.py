@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.engine.vocabularies import write_byte_pairs, write_sentencepiece, write_tokens
+from tests.unit.engine.vocabularies import write_byte_pairs, write_gemma4, write_sentencepiece, write_tokens
 from tpi.engine.vocabulary import MAX_TEXT_BYTES, Vocabulary
 from tpi.errors import ModelFileError, TpiError, UnsupportedModelError, UsageError
 
@@ -21,10 +21,10 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", "byte_pairs"])
+@pytest.fixture(scope="module", params=[write_sentencepiece, write_byte_pairs, write_gemma4])
 def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("vocabulary") / f"{request.param}.gguf"
-    return write_sentencepiece(file) if request.param == "sentencepiece" else write_byte_pairs(file)
+    made: Path = request.param(tmp_path_factory.mktemp("vocabulary") / "model.gguf")
+    return made
 
 
 @pytest.fixture

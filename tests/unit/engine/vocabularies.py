@@ -11,8 +11,11 @@ LLAMA3_SPECIALS = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|
 WORDS = ("the", "quick", "brown", "fox", "user", "hello", "world", "INST", "system", "It", "is", "no", "trap")
 
 
-def write_sentencepiece(path: Path, specials: Sequence[str] = (), *, byte_tokens: bool = True) -> Path:
-    """Llama-2 style: <unk> <s> </s>, byte tokens, all prefixes of some words with and without a space before."""
+def write_sentencepiece(
+    path: Path, specials: Sequence[str] = (), *, byte_tokens: bool = True, space_prefix: bool = True, eos: bool = False
+) -> Path:
+    """Llama-2 style: <unk> <s> </s>, byte tokens, all prefixes of some words with and without a space before. With
+    ``eos`` a text ends with its token; Gemma's have no ``space_prefix``."""
     tokens = ["<unk>", "<s>", "</s>", *specials]
     types = [UNKNOWN, *[CONTROL] * (len(tokens) - 1)]
     scores = [0.0] * len(tokens)
@@ -35,6 +38,33 @@ def write_sentencepiece(path: Path, specials: Sequence[str] = (), *, byte_tokens
     writer.add_token_types(types)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(eos)
+    writer.add_add_space_prefix(space_prefix)
+    return _written(writer, path)
+
+
+def write_gemma4(path: Path) -> Path:
+    """Byte pairs over characters instead of bytes: spaces are ``▁``, what has no token is bytes."""
+    tokens, merges = ["<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>"], list[str]()
+    types = [CONTROL] * len(tokens) + [BYTE] * 256
+    tokens += [f"<0x{byte:02X}>" for byte in range(256)]
+    texts = ["▁", "\n", "\n\n", "▁▁", *(chr(code) for code in range(33, 127))]
+    for word in WORDS:
+        for start in (word[0], "▁" + word[0]):
+            texts.append(start)
+            merges += [f"▁ {word[0]}"] if len(start) == 2 else []
+            for index in range(1, len(word)):
+                merges.append(f"{start + word[1:index]} {word[index]}")
+                texts.append(start + word[1 : index + 1])
+    texts = list(dict.fromkeys(texts))
+    writer = _writer(path)
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens + texts)
+    writer.add_token_types(types + [NORMAL] * len(texts))
+    writer.add_token_merges(list(dict.fromkeys(merges)))
+    writer.add_bos_token_id(2)
+    writer.add_eos_token_id(1)
     writer.add_add_bos_token(True)
     return _written(writer, path)
 

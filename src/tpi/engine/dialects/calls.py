@@ -11,12 +11,16 @@ from tpi.engine.turns import Tool
 from tpi.errors import UsageError
 
 TOOL_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+MAX_DEPTH = 64
+"""Of values in values, where they are no JSON."""
 
 
 class CallSink(Protocol):
     """Whoever is told what calls are read; with each, what was read so far is settled."""
 
-    def begin(self, name: str) -> None: ...
+    def begin(self, name: str, call_id: str = "") -> None:
+        """``call_id``: as the model has it."""
 
     def grow(self, arguments: str) -> None:
         """More of the JSON text of the last one's arguments."""
@@ -52,8 +56,8 @@ class CallFormat(Protocol):
         """All that stands around and in calls, which may be special tokens."""
 
     @property
-    def begins_bare(self) -> bool:
-        """An answer that is a call from its first character on needs no opener."""
+    def begins_bare(self) -> str:
+        """The character with which an answer begins that is a call, and needs no opener; empty: none does."""
 
     def read(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
         """Raises ``Malformed``, or ``Ended``."""
@@ -120,14 +124,41 @@ def find_tool(name: str, tools: Sequence[Tool]) -> Tool | None:
     return next((tool for tool in tools if tool.name == name), None)
 
 
-def value_text(text: str, parameter: Parameter | None) -> str:
-    """JSON of a value that was written without quotes: by the schema, else JSON if it is that, else a text."""
+def value_text(text: str, parameter: Parameter | None = None) -> str:
+    """JSON of a value that was written without quotes: by the schema, else JSON (or one of Python's words, which some
+    templates write) if it is that, else a text."""
     if parameter is None or not parameter.is_text:
         try:
-            return json.dumps(json.loads(text), ensure_ascii=False)
-        except ValueError:
+            return PYTHON_WORDS.get(text) or json.dumps(json.loads(text), ensure_ascii=False)
+        except (ValueError, RecursionError):
             pass
     return json.dumps(text, ensure_ascii=False)
+
+
+def with_definitions(schema: Any, tool: Tool) -> Any:
+    """An argument's schema, with what it may refer to."""
+    definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
+    return {**schema, **definitions} if isinstance(schema, dict) else schema
+
+
+def text_choice(rules: Rules, schema: Any, end: str) -> str:
+    """A rule's body: a text without quotes, one of those that the schema of an argument allows, and its end."""
+    choices = schema.get("enum") if isinstance(schema, dict) else None
+    if isinstance(choices, list) and choices:
+        return f"({' | '.join(rules.text(str(choice)) for choice in choices)}) {rules.text(end)}"
+    return rules.until(end)
+
+
+def listed(parts: Sequence[tuple[str, bool]], joint: str) -> str:
+    """A rule's body: in their order those parts that are required, and any others, with ``joint`` between them."""
+    choices = list[str]()
+    for number, (first, is_required) in enumerate(parts):
+        rest = [f"({joint} {part})" + ("" if needed else "?") for part, needed in parts[number + 1 :]]
+        choices.append(" ".join((first, *rest)))
+        if is_required:
+            break
+    body = f"({' | '.join(choices)})" if choices else ""
+    return body if any(needed for _, needed in parts) or not body else f"{body}?"
 
 
 def repeated(first: str, joint: str, *, is_many: bool) -> str:

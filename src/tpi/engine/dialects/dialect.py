@@ -29,6 +29,8 @@ class Dialect:
     """Everything stands in channels, which ``harmony`` reads."""
     short_ids: bool = False
     """Calls are named by nine letters and digits."""
+    named_ids: bool = False
+    """Calls are named by their tool and their number in the chat."""
 
     @property
     def marks(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from tpi.engine.turns import Tool
 class HarmonyCalls:
     """One a turn: the model ends it with each."""
 
-    begins_bare = False
+    begins_bare = ""
 
     @property
     def openers(self) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
-"""Calls that are JSON objects with name and arguments: Hermes and Qwen, Llama 3, Mistral until 7, Command A. Pure."""
+"""Calls that are JSON objects with name and arguments: Hermes and Qwen, Llama, Mistral until 7, Command, Granite, Phi,
+Hunyuan, Nemotron, Apertus. Pure."""
 
 import json
 from collections.abc import Sequence
@@ -25,15 +26,21 @@ class JsonCalls:
     is_array: bool = False
     joint: str = ""
     """Between calls that follow the same opener."""
-    begins_bare: bool = False
+    begins_bare: str = ""
+    is_keyed: bool = False
+    """The name is the only key, and its value are the arguments."""
+    array: tuple[str, str, str] = ("[", ", ", "]")
+    """What begins it, stands between calls, and ends it."""
+    other_openers: tuple[str, ...] = ()
+    """Which some models write; nothing need close these."""
 
     @property
     def openers(self) -> tuple[str, ...]:
-        return (self.opener,)
+        return (self.opener, *self.other_openers)
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return (self.opener, self.closer)
+        return (*self.openers, self.closer)
 
     def read(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
         character = yield from source.skip_space()
@@ -41,14 +48,19 @@ class JsonCalls:
             yield from self._read_array(source, sink, tools)
         else:
             yield from self._read_call(source, sink, tools)
-            while self.joint:
-                yield from source.skip_space()
-                if not (yield from source.try_take(self.joint)):
-                    break
+            while (yield from self._goes_on(source)):
                 yield from self._read_call(source, sink, tools)
         if self.closer:
             yield from source.skip_space()
-            yield from source.expect(self.closer)
+            if self.other_openers:
+                yield from source.try_take(self.closer.strip())
+            else:
+                yield from source.expect(self.closer)
+
+    def _goes_on(self, source: TextSource) -> Steps[bool]:
+        """Whether another object follows."""
+        character = yield from source.skip_space()
+        return bool(self.joint and (yield from source.try_take(self.joint))) or bool(self.closer and character == "{")
 
     def _read_array(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
         yield from source.expect("[")
@@ -63,6 +75,16 @@ class JsonCalls:
         yield from source.skip_space()
         yield from source.expect("{")
         name, early, has_begun = "", list[str](), False
+        if self.is_keyed:
+            yield from source.skip_space()
+            sink.begin(checked_name((yield from read_string(source))))
+            yield from source.skip_space()
+            yield from source.expect(":")
+            yield from read_value(source, sink.grow)
+            sink.end_call()
+            yield from source.skip_space()
+            yield from source.expect("}")
+            return
         while True:
             yield from source.skip_space()
             if (yield from source.try_take("}")):
@@ -113,8 +135,9 @@ class JsonCalls:
         calls = rules.rule(" | ".join(self._call(rules, tool) for tool in tools))
         line = rules.text(self.line) if self.line else ""
         if self.is_array:
-            body = f"{rules.text('[')} {repeated(calls, rules.text(', '), is_many=is_many)} {rules.text(']')}"
-            return f"{line} {body} {line} {rules.text(self.closer) if self.closer else ''}"
+            start, joint, end = map(rules.text, self.array)
+            closer = rules.text(self.closer) if self.closer else ""
+            return f"{line} {start} {repeated(calls, joint, is_many=is_many)} {end} {closer}"
         if not self.closer:
             return calls  # more than one is read, but templates do not take them back
         body = rules.rule(f"{line} {calls} {line} {rules.text(self.closer)}")
@@ -124,6 +147,8 @@ class JsonCalls:
         leading = f'"{self.leading_key}": "' if self.leading_key else ""
         start = f'"{self.name_key}": {json.dumps(tool.name)}, "{self.arguments_key}": '
         arguments = rules.json(schema_of(tool))
+        if self.is_keyed:
+            start = f"{json.dumps(tool.name)}: "
         if leading:
             number = rules.rule("/[0-9]{1,3}/")
             head = f"{rules.text('{' + leading)} {number} {rules.text(chr(34) + ', ' + start)}"
@@ -133,9 +158,21 @@ class JsonCalls:
 
 
 HERMES = JsonCalls("<tool_call>", "</tool_call>", line="\n")
-LLAMA = JsonCalls("<|python_tag|>", arguments_key="parameters", joint=";", begins_bare=True)
+LLAMA = JsonCalls("<|python_tag|>", arguments_key="parameters", joint=";", begins_bare="{")
+LLAMA_4_JSON = JsonCalls("<|python_start|>", arguments_key="parameters", joint=";", begins_bare="{")
 MISTRAL_ARRAY = JsonCalls("[TOOL_CALLS]", is_array=True)
 COMMAND = JsonCalls(
-    "<|START_ACTION|>", "<|END_ACTION|>", line="\n", name_key="tool_name", arguments_key="parameters",
-    leading_key="tool_call_id", is_array=True,
+    "<|START_ACTION|>", "<|END_ACTION|>", name_key="tool_name", arguments_key="parameters",
+    leading_key="tool_call_id", is_array=True, array=("[\n    ", ",\n    ", "\n]"),
 )  # fmt: skip
+OLD_COMMAND = JsonCalls(
+    "Action:\n```json", "\n```", line="\n", name_key="tool_name", arguments_key="parameters", is_array=True,
+    other_openers=("Action: ```json",),
+)  # fmt: skip
+GRANITE = JsonCalls("<|tool_call|>", is_array=True)
+PHI = JsonCalls("<|tool_call|>", "<|/tool_call|>", is_array=True, other_openers=("functools",))
+FUNCTOOLS = JsonCalls("functools", is_array=True)
+LISTED = JsonCalls("<tool_calls>", "</tool_calls>", is_array=True)
+LINES = JsonCalls("<tool_calls>", "</tool_calls>", line="\n")
+NEMOTRON = JsonCalls("<TOOLCALL>", "</TOOLCALL>", is_array=True)
+APERTUS = JsonCalls("<|tools_prefix|>", "<|tools_suffix|>", is_array=True, is_keyed=True)

@@ -1,4 +1,4 @@
-"""Calls that begin with the tool's name, their arguments as JSON: Mistral from 11 on, DeepSeek. Pure."""
+"""Calls that begin with the tool's name, their arguments as JSON: Mistral from 11 on, DeepSeek to 3.1, Kimi. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ _SECTION = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")
 _CALL = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>")
 _SEPARATOR = "<｜tool▁sep｜>"
 _KIND = "function"
+_KIMI_SECTION = ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>")
+_KIMI_CALL = ("<|tool_call_begin|>", "<|tool_call_end|>")
+_KIMI_ARGUMENT = "<|tool_call_argument_begin|>"
 _FENCE = ("\n```json\n", "\n```")
 
 
@@ -20,7 +23,7 @@ _FENCE = ("\n```json\n", "\n```")
 class MistralCalls:
     """``[TOOL_CALLS]name[ARGS]{…}`` and so on; an array, as older models write it, is read, too."""
 
-    begins_bare = False
+    begins_bare = ""
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -54,7 +57,7 @@ class DeepSeekCalls:
     """Of V3 and R1, with the kind of tool and a fence around the arguments, or of V3.1, without both."""
 
     is_fenced: bool
-    begins_bare = False
+    begins_bare = ""
 
     @property
     def openers(self) -> tuple[str, ...]:
@@ -99,6 +102,42 @@ class DeepSeekCalls:
         return f"{repeated(call, joint, is_many=is_many)} {rules.text(_SECTION[1])}"
 
 
+@dataclass(frozen=True, slots=True)
+class KimiCalls:
+    """Named like ``functions.NAME:0``, which is the call's id as well."""
+
+    begins_bare = ""
+
+    @property
+    def openers(self) -> tuple[str, ...]:
+        return (_KIMI_SECTION[0],)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        return (*_KIMI_SECTION, *_KIMI_CALL, _KIMI_ARGUMENT)
+
+    def read(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
+        while True:
+            yield from source.skip_space()
+            if (yield from source.try_take(_KIMI_SECTION[1])):
+                return
+            yield from source.expect(_KIMI_CALL[0])
+            call_id = yield from read_name(source, "<{")
+            yield from source.expect(_KIMI_ARGUMENT)
+            name, _, number = call_id.removeprefix("functions.").rpartition(":")
+            yield from read_call(source, sink, checked_name(name) if number.isdecimal() else call_id, call_id)
+            yield from source.skip_space()
+            yield from source.expect(_KIMI_CALL[1])
+
+    def rules(self, rules: Rules, tools: Sequence[Tool], *, is_many: bool) -> str:
+        number, joint = rules.rule("/[0-9]{1,4}/"), rules.text(_KIMI_ARGUMENT)
+        names = " | ".join(
+            f"{rules.text(f'functions.{tool.name}:')} {number} {joint} {rules.json(schema_of(tool))}" for tool in tools
+        )
+        call = rules.rule(f"{rules.text(_KIMI_CALL[0])} ({names}) {rules.text(_KIMI_CALL[1])}")
+        return f"{repeated(call, '', is_many=is_many)} {rules.text(_KIMI_SECTION[1])}"
+
+
 def read_name(source: TextSource, ends: str) -> Steps[str]:
     """Up to one of the characters ``ends``. Raises ``Malformed``."""
     name = ""
@@ -109,13 +148,13 @@ def read_name(source: TextSource, ends: str) -> Steps[str]:
     return checked_name(name.strip())
 
 
-def read_call(source: TextSource, sink: CallSink, name: str) -> Steps[None]:
+def read_call(source: TextSource, sink: CallSink, name: str, call_id: str = "") -> Steps[None]:
     """Arguments, which are an object."""
     if (yield from source.skip_space()) not in ("{", ""):
         raise Malformed
     yield from source.try_take(" ")
     character = yield from source.peek()
     if character:
-        sink.begin(name)
+        sink.begin(name, call_id)
         yield from read_value(source, sink.grow)
         sink.end_call()

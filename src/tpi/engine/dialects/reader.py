@@ -79,7 +79,7 @@ class DialectReader:
         openers = calls.openers if self._tools else ()
         if not self._is_begun:
             first = yield from self._source.skip_space()
-            if self._tools and calls.begins_bare and first == "{":
+            if self._tools and first and first == calls.begins_bare:
                 yield from self._call()
         thinks = () if tags is None else (tags.opener,)
         while marker := (yield from self._source.take_until((*openers, *thinks, *self._dialect.silent), self._say)):
@@ -140,9 +140,10 @@ class DialectReader:
 
     # What is told.
 
-    def begin(self, name: str) -> None:
+    def begin(self, name: str, call_id: str = "") -> None:
         self._has_begun, self._strips, self._space = True, True, ""
-        self._told.calls.append(ToolCallDelta(self._n_calls, self._make_id(self._dialect.short_ids), name))
+        call_id = call_id or self._make_id(self._dialect.short_ids)
+        self._told.calls.append(ToolCallDelta(self._n_calls, call_id, name))
         self._source.settle()
 
     def grow(self, arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""Calls with a tag around every argument: Qwen 3 Coder and 3.5, GLM 4. Pure.
+"""Calls with a tag around every argument: Qwen 3 Coder and 3.5, Nemotron 3, Seed, GLM 4. Pure.
 
 Texts stand there as they are, other values as JSON: which it is, the tool's schema says.
 """
@@ -15,7 +15,9 @@ from tpi.engine.dialects.calls import (
     find_tool,
     parameters_of,
     repeated,
+    text_choice,
     value_text,
+    with_definitions,
 )
 from tpi.engine.dialects.source import Ended, Malformed, Steps, TextSource
 from tpi.engine.turns import Tool
@@ -23,8 +25,8 @@ from tpi.engine.turns import Tool
 
 @dataclass(frozen=True, slots=True)
 class TaggedCalls:
-    """``<tool_call>`` ``head`` NAME ``head_end`` (``key`` KEY ``key_end`` ``value`` VALUE ``value_end``)* ``foot``
-    ``</tool_call>``. Line breaks in ``value`` and ``value_end`` are not the value's."""
+    """``opener`` ``head`` NAME ``head_end`` (``key`` KEY ``key_end`` ``value`` VALUE ``value_end``)* ``foot``
+    ``closer``. Line breaks in ``value`` and ``value_end`` are not the value's."""
 
     head: str
     head_end: str
@@ -33,15 +35,19 @@ class TaggedCalls:
     value: str
     value_end: str
     foot: str
-    begins_bare = False
+    opener: str = "<tool_call>"
+    closer: str = "</tool_call>"
+    line: str = "\n"
+    """Between arguments."""
+    begins_bare = ""
 
     @property
     def openers(self) -> tuple[str, ...]:
-        return ("<tool_call>",)
+        return (self.opener,)
 
     @property
     def marks(self) -> tuple[str, ...]:
-        return ("<tool_call>", "</tool_call>", self.key, self.key_end, self.value, self.value_end, self.foot)
+        return (self.opener, self.closer, self.key, self.key_end, self.value, self.value_end, self.foot)
 
     def read(self, source: TextSource, sink: CallSink, tools: Sequence[Tool]) -> Steps[None]:
         yield from source.skip_space()
@@ -75,7 +81,7 @@ class TaggedCalls:
         if self.foot:
             yield from source.expect(self.foot)
             yield from source.skip_space()
-        yield from source.expect("</tool_call>")
+        yield from source.expect(self.closer)
 
     def _read_name(self, source: TextSource) -> Steps[str]:
         """Up to ``head_end``, or a tag."""
@@ -99,28 +105,37 @@ class TaggedCalls:
 
     def rules(self, rules: Rules, tools: Sequence[Tool], *, is_many: bool) -> str:
         calls = rules.rule(" | ".join(self._call(rules, tool) for tool in tools))
-        return repeated(calls, f"{rules.text(chr(10))} {rules.text('<tool_call>')}", is_many=is_many)
+        return repeated(
+            calls, f"{rules.text(self.line) if self.line else ''} {rules.text(self.opener)}", is_many=is_many
+        )
 
     def _call(self, rules: Rules, tool: Tool) -> str:
         parts = [rules.text(f"{self.head}{tool.name}{self.head_end}")]
         for parameter in parameters_of(tool):
             part = rules.rule(self._argument(rules, parameter, tool))
             parts.append(part if parameter.is_required else f"{part}?")
-        parts.append(rules.text(self.foot + ("\n" if self.foot else "") + "</tool_call>"))
+        parts.append(rules.text(self.foot + ("\n" if self.foot else "") + self.closer))
         return rules.rule(" ".join(parts))
 
     def _argument(self, rules: Rules, parameter: Parameter, tool: Tool) -> str:
         start = rules.text(f"{self.key}{parameter.name}{self.key_end}{self.value}")
-        end = f"{self.value_end}\n"
-        schema = parameter.schema
-        if parameter.is_text and isinstance(choices := schema.get("enum"), list) and choices:
-            return f"{start} ({' | '.join(rules.text(str(choice)) for choice in choices)}) {rules.text(end)}"
+        end = f"{self.value_end}{self.line}"
         if parameter.is_text:
-            return f"{start} {rules.until(end)}"
-        definitions = {key: tool.parameters[key] for key in ("$defs", "definitions") if key in tool.parameters}
-        schema = {**schema, **definitions} if isinstance(schema, dict) else schema
-        return f"{start} {rules.json(schema)} {rules.text(end)}"
+            return f"{start} {text_choice(rules, parameter.schema, end)}"
+        return f"{start} {rules.json(with_definitions(parameter.schema, tool))} {rules.text(end)}"
 
 
 QWEN_XML = TaggedCalls("\n<function=", ">\n", "<parameter=", ">", "\n", "\n</parameter>", "</function>")
+SEED = TaggedCalls(
+    "\n<function=",
+    ">\n",
+    "<parameter=",
+    ">",
+    "",
+    "</parameter>",
+    "</function>",
+    "<seed:tool_call>",
+    "</seed:tool_call>",
+)
 GLM = TaggedCalls("", "\n", "<arg_key>", "</arg_key>", "\n<arg_value>", "</arg_value>", "")
+GLM_TIGHT = TaggedCalls("", "", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "", line="")

@@ -1,5 +1,6 @@
 """What a family's template writes is read back, however it is cut into pieces; and what is no call is content."""
 
+# ruff: noqa: E501
 import json
 import random
 from collections.abc import Sequence
@@ -70,7 +71,9 @@ def test_what_is_written_is_read_back(
     reasoning = reasoning if family.thinks else ""
     calls = calls if family.calls_many else calls[:1]
     content = content if family.says_with_calls or not calls else ""
-    made = tuple(ToolCall("a", tool, json.dumps(values, ensure_ascii=False)) for tool, values in calls)
+    made = tuple(
+        ToolCall(f"functions.{tool}:0", tool, json.dumps(values, ensure_ascii=False)) for tool, values in calls
+    )
     template = ChatTemplate(family.template)
     chat = [Message("user", "Hi"), Message("assistant", content, reasoning, made)]
     asked = TemplateInput(chat, TOOLS, add_generation_prompt=False)
@@ -130,6 +133,47 @@ def test_calls_as_models_write_them(text: str, content: str, calls: list[tuple[s
         reply = read(GENERIC, cut(text, seed))
         assert reply.content == content
         assert [(call.name, call.arguments) for call in reply.tool_calls] == calls
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "calls"),
+    [
+        ("qwen xml", "<tool_call><function=now>\n<parameter=a>True</parameter>\n</function></tool_call>", ['{"a": true}']),
+        ("gemma", "<|tool_call>call:now{a:[None, {b c:<|\"|>x, }<|\"|>}],d:-1.5}<tool_call|>", ['{"a": [null, {"b c": "x, }"}], "d": -1.5}']),
+        ("gemma", "<|tool_call>call:now{}<tool_call|><|tool_call>call:now{a:b", ["{}", ""]),
+        ("lfm", "<|tool_call_start|>[now(a='it\\'s', b = {'c': [None, 1e3]}), now()]<|tool_call_end|>", ['{"a": "it\'s", "b": {"c": [null, 1000.0]}}', "{}"]),
+        ("lfm", "<|tool_call_start|>[now(a=open('x'))]<|tool_call_end|>", [""]),
+        ("llama 4", '[now(a="b")]', ['{"a": "b"}']),
+        ("llama 4", "[1] is a number, [elsewhere(a=1)] no tool", []),
+        ("kimi", "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3<|tool_call_argument_begin|> {}<|tool_call_end|><|tool_calls_section_end|>", ["{}"]),
+        ("minimax", '<minimax:tool_call><invoke name="now"><parameter name="a">[1]</parameter></invoke></minimax:tool_call>', ['{"a": [1]}']),
+        ("dsml", '<｜DSML｜function_calls><｜DSML｜invoke name="now"><｜DSML｜parameter name="a" string="true">1</｜DSML｜parameter></｜DSML｜invoke></｜DSML｜function_calls>', ['{"a": "1"}']),
+        ("phi", 'functools[{"name": "now", "arguments": {}}]', ["{}"]),
+        ("old command", 'Action: ```json\n[{"tool_name": "now", "parameters": {}}]\n```', ["{}"]),
+        ("granite", '<think>Hm</think><response>So</response><|tool_call|>[{"name": "now", "arguments": {}}]', ["{}"]),
+    ],
+)  # fmt: skip
+def test_calls_of_families_as_models_write_them(name: str, text: str, calls: list[str]) -> None:
+    """Words of Python's, values in values, what is cut off, and what is no call."""
+    for seed in range(5):
+        reply = read(dialect_of(FAMILIES[name]), cut(text, seed))
+        assert [call.name for call in reply.tool_calls] == ["now"] * len(calls)
+        assert [call.arguments for call in reply.tool_calls] == calls
+        assert bool(reply.tool_calls) or reply.content == text
+
+
+def test_a_call_of_kimi_is_named_by_the_model() -> None:
+    text = (
+        "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    )
+    [call] = read(dialect_of(FAMILIES["kimi"]), [text]).tool_calls
+    assert call.id == "functions.now:3"
+
+
+def test_tags_around_words_are_no_words() -> None:
+    dialect = find_dialect(FAMILIES["granite"].template + "<response></response>", lambda _: False)
+    reply = read(dialect, cut("<think>Hm</think><response>So </response>", 1))
+    assert (reply.reasoning, reply.content.strip()) == ("Hm", "So")
 
 
 def test_arguments_come_as_they_are_written() -> None:
