@@ -8,7 +8,7 @@ from tpi.gguf.reader import GgufTensor, MetadataValue, Recipe
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.hub.folder import HubFolder
 from tpi.hub.recipes import Encoded, Mxfp4
-from tpi.hub.values import Scaled, Stored, Values
+from tpi.hub.values import Scaled, Stacked, Stored, Values
 
 _FLOATS = re.compile(r"\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d)\.weight$")
 """Matrices that kernels want in 32 bits."""
@@ -42,7 +42,13 @@ class Description:
             self._put(name, type_name, values.n_columns, values.n_rows, Encoded(values, type_name))
 
     def put_mxfp4(self, name: str, blocks: Values, scales: Values) -> None:
-        """The tensor ``name`` is of 4-bit values: 16 bytes and a scale for every 32."""
+        """The tensor ``name`` is of 4-bit values: 16 bytes and a scale for every 32.
+
+        Raises:
+            ModelFileError: there are not so many of one as of the other.
+        """
+        if (blocks.n_rows, blocks.n_columns) != (scales.n_rows, 16 * scales.n_columns):
+            raise ModelFileError(f"{self.folder.path}: {name} has {blocks.n_rows} rows, and {scales.n_rows} of scales")
         self._put(name, "MXFP4", scales.n_columns * 32, scales.n_rows, Mxfp4(blocks, scales))
 
     def rename(self, names: Mapping[str, str], source: str, target: str) -> None:
@@ -63,8 +69,11 @@ class Description:
 
 def _kept_type(values: Values) -> str:
     """The type that loses nothing, but for 8-bit floats with scales, which lose what BF16 does."""
-    while not isinstance(values, Scaled) and (source := getattr(values, "source", None)) is not None:
-        values = source
+    while not isinstance(values, Scaled):
+        below = values.sources[0] if isinstance(values, Stacked) else getattr(values, "source", None)
+        if below is None:
+            break
+        values = below
     if isinstance(values, Scaled) or values.kind.startswith("F8"):
         return "BF16"
     return values.kind

@@ -2,6 +2,7 @@
 them. Reads headers and JSON, no data. One thread.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tpi.errors import ModelFileError, UnsupportedModelError
@@ -55,6 +56,10 @@ class HubFolder:
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
+
+    def found_class(self, classes: Sequence[str]) -> str:
+        """The one of these that the folder's config names."""
+        return next(name for name in self.classes if name in classes)
 
     def find(self, name: str) -> StoredTensor:
         """A tensor as it lies there.

@@ -249,7 +249,7 @@ class Scaled:
 
 @dataclass(frozen=True)
 class Changed:
-    """f32, of what ``source`` has, after ``change``: ``plus 1``, or ``minus exp``."""
+    """f32, of what ``source`` has, after ``change``: ``plus 1``, or ``minus exp``, the nearest to it."""
 
     source: Values
     change: str
@@ -266,7 +266,7 @@ class Changed:
 
     def rows(self, read: ReadBytes, start: int, stop: int) -> Array:
         found = to_f32(self.source.kind, self.source.rows(read, start, stop))
-        return found + np.float32(1) if self.change == "plus 1" else -np.exp(found)
+        return found + np.float32(1) if self.change == "plus 1" else -np.exp(found, dtype=np.float64).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ F32 = RANDOM.standard_normal((24, 6)).astype(np.float32)
         (lambda stored: Stacked((stored, stored)), np.concatenate((F32, F32))),
         (lambda stored: Transposed(stored, 8), F32.reshape(3, 8, 6).swapaxes(1, 2).reshape(18, 8)),
         (lambda stored: Changed(stored, "plus 1"), F32 + 1),
-        (lambda stored: Changed(stored, "minus exp"), -np.exp(F32)),
+        (lambda stored: Changed(stored, "minus exp"), -np.exp(F32.astype(float)).astype(np.float32)),
     ],
 )
 def test_every_run_of_rows_is_that_of_the_whole(make: Callable[[Stored], Values], whole: Array) -> None:

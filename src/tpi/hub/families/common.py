@@ -4,12 +4,12 @@ from math import pi
 
 import numpy as np
 
-from tpi.errors import ModelFileError, UnsupportedModelError
+from tpi.errors import UnsupportedModelError
 from tpi.gguf.reader import MetadataValue
 from tpi.hub.config import Config
 from tpi.hub.description import Description
 from tpi.hub.folder import HubFolder
-from tpi.hub.values import Axes, Given, Rows, Stacked, Values
+from tpi.hub.values import Given
 
 Entries = dict[str, MetadataValue]
 
@@ -161,33 +161,3 @@ def layers_of(to: Description) -> int:
     if not 0 < n_layers <= len(to.folder.tensors):
         raise to.folder.config.impossible("num_hidden_layers")
     return n_layers
-
-
-def stacked(to: Description, source: str, role: str, n_experts: int) -> Values:
-    """The matrices ``role`` of all experts after ``source``, one after the other.
-
-    Raises:
-        ModelFileError, UnsupportedModelError: one is missing, or they are not of one shape and type.
-    """
-    if not 0 < n_experts <= len(to.folder.tensors):
-        raise to.folder.config.impossible("num_experts")
-    found = [to.folder.values(f"{source}{number}.{role}.weight") for number in range(n_experts)]
-    if len({(each.kind, each.n_rows, each.n_columns) for each in found}) != 1:
-        raise ModelFileError(f"{to.folder.path}: experts of {source} differ in type or size; fetch it again")
-    return Stacked(tuple(found))
-
-
-def parted(values: Values, n_matrices: int, part: int, n_parts: int, *, is_interleaved: bool = False) -> Rows:
-    """Of each of the matrices that lie one after the other, part number ``part`` of its rows: the first half or second
-    half, or every other row.
-
-    Raises:
-        ValueError: they do not divide so.
-    """
-    rows = values.n_rows // n_matrices
-    each = rows // n_parts
-    if n_matrices * n_parts * each != values.n_rows:
-        raise ValueError("rows do not divide")
-    if is_interleaved:
-        return Rows(values, Axes(((n_matrices, rows), (each, n_parts)), part))
-    return Rows(values, Axes(((n_matrices, rows), (each, 1)), part * each))
