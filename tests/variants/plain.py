@@ -64,21 +64,25 @@ def routed(
     n_dense: int = 0,
     is_normed: bool = False,
     has_choice_bias: bool = False,
+    is_gated: bool = False,
+    n_heads: int = 8,
+    biased: tuple[str, ...] = (),
     entries: Entries | None = None,
 ) -> Made:
-    """The same with experts, of which a token uses 4 of 8, behind ``n_dense`` layers."""
-    made = Made(architecture, base_entries(n_layers, _EMBD, 8, 2, _HEAD, n_ff))
+    """The same with experts, of which a token uses 4 of 8, behind ``n_dense`` layers. ``is_gated``: the shared
+    ones are."""
+    made = Made(architecture, base_entries(n_layers, _EMBD, n_heads, 2, _HEAD, n_ff))
     made.entries |= {"expert_count": 8, "expert_used_count": 4, "rope.dimension_count": _HEAD, **(entries or {})}
     add_ends(made, _EMBD)
     for layer in range(n_layers):
         at = f"blk.{layer}."
         made.add(at + "attn_norm", _EMBD)
-        for name, n in (("q", 8), ("k", 2), ("v", 2)):
+        for name, n in (("q", n_heads), ("k", 2), ("v", 2)):
             made.add(f"{at}attn_{name}", n * _HEAD, _EMBD)
         if is_normed:
             made.add(at + "attn_q_norm", _HEAD)
             made.add(at + "attn_k_norm", _HEAD)
-        made.add_output(at + "attn_output", _EMBD, 8 * _HEAD)
+        made.add_output(at + "attn_output", _EMBD, n_heads * _HEAD)
         made.add(at + "ffn_norm", _EMBD)
         if layer < n_dense:
             add_ffn(made, at, _EMBD, n_ff)
@@ -89,6 +93,10 @@ def routed(
             made.add(at + "exp_probs_b.bias", 8, draw=uniform(0.0, 1e-4))
         if n_shared:
             add_ffn(made, at, _EMBD, n_shared, "_shexp")
+        if is_gated:
+            made.add(at + "ffn_gate_inp_shexp", _EMBD)
+        for name in biased:
+            made.add(f"{at}{name}.bias", made.tensors[f"{at}{name}.weight"].shape[0])
     return made
 
 
@@ -100,6 +108,8 @@ _ERNIE: Entries = {
     "leading_dense_block_count": 1,
     **_SHARED,
 }
+_QWEN: Entries = {"expert_feed_forward_length": 64, **_SHARED}
+_SILENT: Entries = {"feed_forward_length": 128}
 _MISTRAL: Entries = {
     "rope.scaling.type": "yarn",
     "rope.scaling.factor": 16.0,
@@ -130,6 +140,8 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "mistral3 8B": lambda: plain("mistral3", 6, entries=_MISTRAL),
     "mistral3 3B tied": lambda: plain("mistral3", is_tied=True, has_factors=True),
     "qwen2 0.5B": lambda: plain("qwen2", 6, biased=_BIASED, is_tied=True, n_embd=256),
+    "qwen2moe A2.7B": lambda: routed("qwen2moe", n_shared=96, is_gated=True, n_heads=4, biased=_BIASED, entries=_QWEN),
+    "qwen2moe silent": lambda: routed("qwen2moe", n_ff=32, n_shared=128, is_gated=True, n_heads=4, entries=_SILENT),
     "qwen2 7B": lambda: plain("qwen2", 28, biased=_BIASED, n_embd=256),
     "seed_oss 36B": lambda: plain("seed_oss", 6, biased=_BIASED, ffn_norm="post_attention_norm"),
     "smollm3 3B": lambda: plain("smollm3", 8, is_tied=True),

@@ -40,6 +40,8 @@ class Attention:
     """They are normed after they were turned."""
     temperature: Temperature | None = None
     """By which queries are multiplied after they were turned."""
+    is_query_scaled: bool = False
+    """Queries are multiplied by ``scale``, not scores."""
     out_scale: float = 1.0
     """By which the result is multiplied."""
 
@@ -52,8 +54,9 @@ class Attention:
         q, k = self._turned(g, "q", q), self._turned(g, "k", k)
         if self.temperature is not None:
             q = g.tempered(q, self.temperature)
+        q, scale = (g.scale(q, self.scale), 1.0) if self.is_query_scaled else (q, self.scale)
         v, sinks = g.biased("v", x), "sinks" if g.has("sinks") else None
-        made = g.biased("o", g.rows(g.attention(q, k, v, self.scale, sinks, self.softcap)))
+        made = g.biased("o", g.rows(g.attention(q, k, v, scale, sinks, self.softcap)))
         return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
 
     def _heads(self, g: Steps[V], role: str, x: V) -> V:

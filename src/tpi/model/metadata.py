@@ -82,14 +82,16 @@ class Metadata:
         self.require(fits, key, f"{len(value)} values")
         return tuple(bool(entry) for entry in value[:n_layers])
 
-    def windows(self, n_layers: int, pattern: int) -> tuple[int, ...]:
-        """How many positions attention of every layer sees, 0: all. By ``attention.sliding_window_pattern``: whether
+    def windows(self, n_layers: int, pattern: int, usual: int | None = None) -> tuple[int, ...]:
+        """How many positions attention of every layer sees, 0: all; ``usual``: if the entry
+        is missing. By ``attention.sliding_window_pattern``: whether
         each layer is one with a window, or of how many layers the last is without.
 
         Raises:
             ModelFileError: an entry is missing or impossible.
         """
-        window, key = self.positive("attention.sliding_window"), "attention.sliding_window_pattern"
+        window, key = self.integer("attention.sliding_window", usual), "attention.sliding_window_pattern"
+        self.require(window > 0, "attention.sliding_window", window)
         flags = self.flags(key, n_layers)
         if flags is None:
             n_pattern = self.integer(key, pattern)

@@ -3,6 +3,7 @@ row of a table. Granite's are multiplied by numbers of the file's on their way."
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.attention import Attention, HeadNorms, attention_block
@@ -17,6 +18,16 @@ from tpi.model.routing import ExpertFfn, ExpertSizes, Gating, Routing, expert_bl
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, RopeStyle, Temperature, Unary
 from tpi.model.tensors import Tensors
+
+
+class Width(Enum):
+    """How wide an expert is: as a dense network; as the file says; or, if that is silent, so that those of a token are
+    together as wide as a dense network."""
+
+    NONE = 0
+    DENSE = 1
+    TOLD = 2
+    MAY_BE_TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -40,8 +51,11 @@ class Details:
     """The stream, scores, what layers add and logits are multiplied by numbers."""
     is_tempered: bool = False
     """Queries may be multiplied by a factor that grows with the position."""
-    experts: str = ""
-    """Whose width the file tells how: ``dense``: as wide as a dense network; ``own``; empty: there are none."""
+    experts: Width = Width.NONE
+    has_shared: bool = False
+    """Of the experts every token uses some, together as wide as a dense network if the file does not say how wide."""
+    is_normalised: bool = True
+    """The weights of a token's experts are."""
 
 
 _NEOX, _NORMAL, _ALIKE = RopeStyle.NEOX, RopeStyle.NORMAL, HeadNorms.ALIKE
@@ -50,14 +64,17 @@ _HUNYUAN = Details(_NEOX, _ALIKE, is_normed_late=True)
 _DETAILS: Mapping[str, Details] = {
     "arcee": Details(_NORMAL, has_factors=True, activation=Unary.SQUARED_RELU),
     "ernie4_5": Details(_NORMAL),
-    "ernie4_5-moe": Details(_NORMAL, experts="own"),
+    "ernie4_5-moe": Details(_NORMAL, experts=Width.TOLD),
     "granite": _GRANITE,
-    "granitemoe": replace(_GRANITE, experts="dense"),
+    "granitemoe": replace(_GRANITE, experts=Width.DENSE),
     "hunyuan-dense": _HUNYUAN,
-    "hunyuan-moe": replace(_HUNYUAN, experts="dense"),
+    "hunyuan-moe": replace(_HUNYUAN, experts=Width.DENSE, has_shared=True),
     "internlm2": Details(_NORMAL),
     "mistral3": Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, is_tempered=True),
     "qwen2": Details(_NEOX),
+    "qwen2moe": Details(_NEOX, experts=Width.MAY_BE_TOLD, has_shared=True, is_normalised=False),
+    "qwen3": Details(_NEOX, _ALIKE),
+    "qwen3moe": Details(_NEOX, _ALIKE, experts=Width.MAY_BE_TOLD),
     "seed_oss": Details(_NEOX, ffn_norm="post_attention_norm"),
     "smollm3": Details(_NORMAL, unturned=4),
 }
@@ -79,7 +96,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     sizes = _read_experts(meta, details) if meta.integer("expert_count", 0) else None
     n_dense = dimensions.n_layers if sizes is None else meta.integer("leading_dense_block_count", 0)
     n_shared = _read_shared(meta, details)
-    routing = Routing(Gating.SOFTMAX, True, meta.number("expert_weights_scale", 0.0), *read_groups(meta))
+    routing = Routing(Gating.SOFTMAX, details.is_normalised, 1.0, *read_groups(meta))
     ffn, routed = Ffn(norm, details.activation, factor.added), ExpertFfn(norm, routing, out_scale=factor.added)
     factors = factors_slot(tensors, attention.rope) if details.has_factors and attention.rope else None
     for layer in range(dimensions.n_layers):
@@ -95,7 +112,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
             found.append(
                 expert_block(
                     len(found), layer, n_embd, sizes, tensors, routed,
-                    n_shared=n_shared, has_choice_bias=details.experts == "own",
+                    n_shared=n_shared, has_choice_bias=details.experts is Width.TOLD,
                 )
             )  # fmt: skip
         else:
@@ -158,10 +175,12 @@ def _read_attention(
 
 
 def _read_experts(meta: Metadata, details: Details) -> ExpertSizes:
-    if not details.experts:
+    if details.experts is Width.NONE:
         raise UnsupportedModelError(f"{meta.file}: {meta.architecture} with experts is not supported")
-    if details.experts == "dense":
+    if details.experts is Width.DENSE:
         return replace(read_sizes(meta, may_be_silent=True), width=meta.sole("feed_forward_length"))
+    if details.experts is Width.MAY_BE_TOLD:
+        return read_sizes(meta, may_be_silent=True)
     step = meta.positive("interleave_moe_layer_step")
     if step != 1:
         raise UnsupportedModelError(f"{meta.file}: experts in every layer of {step} are not supported; in all they are")
@@ -170,5 +189,5 @@ def _read_experts(meta: Metadata, details: Details) -> ExpertSizes:
 
 def _read_shared(meta: Metadata, details: Details) -> int:
     """Columns of the shared experts."""
-    usual = meta.sole("feed_forward_length") if details.is_normed_late else 0
-    return meta.integer("expert_shared_feed_forward_length", 0) or usual
+    n_shared = meta.integer("expert_shared_feed_forward_length", 0)
+    return meta.sole("feed_forward_length") if details.has_shared and not n_shared else n_shared

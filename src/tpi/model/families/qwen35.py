@@ -1,12 +1,13 @@
-"""The ``qwen35moe`` architecture: Qwen 3.5 and 3.6 with experts. Most layers are recurrent (gated delta nets), every
-fourth one attends, with a gate for its result; all FFNs are experts, beside one that every token uses."""
+"""The ``qwen35`` and ``qwen35moe`` architectures: Qwen 3.5 and 3.6, dense or with experts. Most layers are recurrent
+(gated delta nets), every fourth one attends, with a gate for its result; experts stand beside one that every token
+uses."""
 
 from dataclasses import dataclass, replace
 from math import gcd
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import EVERY, Block, Measure, Slot
-from tpi.model.common import Head, Norm, output_head
+from tpi.model.common import Ffn, Head, Norm, ffn_block, output_head
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
@@ -18,7 +19,7 @@ from tpi.model.states import RecurrentState
 from tpi.model.steps import Rope, RopeStyle, Steps, Unary, V
 from tpi.model.tensors import Tensors
 
-NAMES = ("qwen35moe",)
+NAMES = ("qwen35", "qwen35moe")
 
 _INTERVAL = 4
 
@@ -31,12 +32,11 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         UnsupportedModelError: a kind of rope that is not computed.
     """
     heads, n_embd, found = read_heads(meta, dimensions), dimensions.n_embd, list[Block]()
-    eps, sizes = meta.epsilon("attention.layer_norm_rms_epsilon"), read_sizes(meta, may_be_silent=True)
-    n_shared = meta.integer("expert_shared_feed_forward_length", 0) or meta.sole("feed_forward_length")
+    eps, has_experts = meta.epsilon("attention.layer_norm_rms_epsilon"), meta.architecture == "qwen35moe"
     attention, net = Attention(heads.dim, eps, _read_rope(meta, dimensions, heads)), _read_net(meta)
     recurrence = Recurrence(net, eps)
     norm = Norm(eps)
-    ffn = ExpertFfn(norm, Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta)))
+    dense, routed = Ffn(norm), ExpertFfn(norm, Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta)))
     for layer, is_recurrent in enumerate(_read_kinds(meta, dimensions.n_layers)):
         at = f"blk.{layer}."
         if is_recurrent:
@@ -46,9 +46,17 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         else:
             slots = _attention_slots(at, n_embd, heads, tensors)
             found.append(Block(len(found), "attention", layer, (heads.measure(slots),), slots, attention, heads.state))
-        found.append(
-            expert_block(len(found), layer, n_embd, sizes, tensors, ffn, norm="post_attention_norm", n_shared=n_shared)
-        )
+        if has_experts:
+            sizes = read_sizes(meta, may_be_silent=True)
+            n_shared = meta.integer("expert_shared_feed_forward_length", 0) or meta.sole("feed_forward_length")
+            found.append(
+                expert_block(
+                    len(found), layer, n_embd, sizes, tensors, routed, norm="post_attention_norm", n_shared=n_shared
+                )
+            )
+        else:
+            n_ff = meta.sole("feed_forward_length")
+            found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, dense, norm="post_attention_norm"))
     found.append(output_head(len(found), dimensions, tensors, Head(norm)))
     return Model(tuple(found))
 

@@ -1,4 +1,4 @@
-"""qwen35moe with random weights. Called by tests only."""
+"""qwen35 and qwen35moe with random weights. Called by tests only."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from tests.variants.made import (
 _N_HEADS, _N_KV_HEADS, _HEAD = 4, 2, 64
 _ROTATED, _SECTIONS = 16, (3, 3, 2, 0)
 _STATE, _KERNEL = 32, 4
-_N_FF = 32
+_N_FF, _N_DENSE = 32, 256
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Shape:
     pattern: tuple[str, ...] = ()
     is_fused: bool = False
     n_predicting: int = 0
+    is_dense: bool = False
 
     @property
     def is_recurrent(self) -> list[bool]:
@@ -50,7 +51,7 @@ def qwen35moe(shape: Shape) -> Made:
     n_embd = shape.n_embd
     entries = base_entries(len(shape.is_recurrent), n_embd, _N_HEADS, _N_KV_HEADS, _HEAD, 0)
     del entries["feed_forward_length"]
-    made = Made("qwen35moe", entries)
+    made = Made("qwen35" if shape.is_dense else "qwen35moe", entries)
     made.entries |= {
         "attention.layer_norm_rms_epsilon": 1e-6,
         "rope.freq_base": 1000.0,
@@ -66,6 +67,10 @@ def qwen35moe(shape: Shape) -> Made:
         "expert_feed_forward_length": _N_FF,
         "expert_shared_feed_forward_length": _N_FF,
     }
+    if shape.is_dense:
+        for key in [key for key in made.entries if key.startswith("expert_")]:
+            del made.entries[key]
+        made.entries["feed_forward_length"] = _N_DENSE
     if "interval" in shape.pattern:
         made.entries["full_attention_interval"] = 4
     if "layers" in shape.pattern:
@@ -81,10 +86,13 @@ def qwen35moe(shape: Shape) -> Made:
             _add_delta_net(made, at, shape)
         else:
             _add_attention(made, at, n_embd)
-        add_router(made, at, n_embd, shape.n_experts)
-        add_experts(made, at, n_embd, _N_FF, shape.n_experts, is_fused=shape.is_fused)
-        made.add(at + "ffn_gate_inp_shexp", n_embd, draw=normal(n_embd**-0.5))
-        add_ffn(made, at, n_embd, _N_FF, "_shexp")
+        if shape.is_dense:
+            add_ffn(made, at, n_embd, _N_DENSE)
+        else:
+            add_router(made, at, n_embd, shape.n_experts)
+            add_experts(made, at, n_embd, _N_FF, shape.n_experts, is_fused=shape.is_fused)
+            made.add(at + "ffn_gate_inp_shexp", n_embd, draw=normal(n_embd**-0.5))
+            add_ffn(made, at, n_embd, _N_FF, "_shexp")
         if layer >= shape.n_layers:
             made.add(at + "nextn.eh_proj", n_embd, 2 * n_embd)
             made.add(at + "nextn.enorm", n_embd)
@@ -123,6 +131,9 @@ _MIDDLE = Shape(48, 96, 16, 4, 16, ("interval", "layers"))
 _LARGE = Shape(60, 96, 16, 2, 8)
 
 VARIANTS: Mapping[str, Callable[[], Made]] = {
+    "qwen35 0.8B": lambda: qwen35moe(Shape(8, 256, 0, 4, 4, ("interval",), is_dense=True)),
+    "qwen35 9B": lambda: qwen35moe(Shape(32, 96, 0, 2, 4, n_predicting=1, is_dense=True)),
+    "qwen35 27B": lambda: qwen35moe(Shape(64, 96, 0, 2, 6, ("layers",), is_dense=True)),
     "qwen35moe 35B-A3B": lambda: qwen35moe(_SMALL),
     "qwen35moe 35B-A3B fused": lambda: qwen35moe(replace(_SMALL, is_fused=True)),
     "qwen35moe 35B-A3B predicting": lambda: qwen35moe(replace(_SMALL, n_predicting=1)),
@@ -133,6 +144,7 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "qwen35moe 35B-A3B fused qkv": lambda: fuse_qkv(VARIANTS["qwen35moe 35B-A3B"]()),
 }
 SMALL: Mapping[str, Callable[[], Made]] = {
+    "qwen35": lambda: qwen35moe(Shape(4, 64, 0, 2, 4, is_dense=True)),
     "qwen35moe": lambda: qwen35moe(Shape(2, 64, 10, 2, 4, ("interval", "layers"))),
 }
 """With which headers are falsified."""
