@@ -25,6 +25,9 @@ NAMES = {
     "models": Measurement("bench.models", "write a model of true shape with random weights, whole or one rank of it"),
     "testbed": Measurement("bench.testbed.check", "emulate devices on this machine, and check their links and limits"),
     "window": Measurement("bench.window", "one rank: streaming rate against the disk's, and the peak of memory"),
+    "cutting": Measurement(
+        "bench.cutting", "how fast slices are cut, as they are and quantised, and the peak of memory"
+    ),
     "decode": Measurement("bench.versus", "one device, token by token, against llama.cpp", "decode"),
     "prefill": Measurement("bench.versus", "one device, a prompt at once, against llama.cpp", "prefill"),
     "many": Measurement("bench.versus", "one device, several sequences at once, against llama.cpp", "many"),

@@ -83,11 +83,11 @@ class MasterSettings:
     memory allows; ``n_parallel`` answers at most are under way at once, and share its cells, while none has more tokens
     than the model was trained for; ``pins``: what chats begin with is kept beside them, for good; ``chunk_tokens`` None
     means ``DEFAULT_CHUNK_TOKENS`` per pass, or more where disks are slow. ``wire`` is how partial sums travel;
-    ``layout`` says which devices hold which layers; ``allreduce`` names one, None: the one that is measured to be
-    fastest. With ``is_reproducible`` an answer's bits do not depend on who else is answered, and sums travel in 32
-    bits. A worker that tells no progress for ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for
-    what every rank did when. ``slot_folder``: where beginnings of texts are saved when a caller asks for that; None:
-    nowhere."""
+    ``quant`` is what matrices are quantised to as slices are cut, None: nothing; ``layout`` says which devices hold
+    which layers; ``allreduce`` names one, None: the one that is measured to be fastest. With ``is_reproducible`` an
+    answer's bits do not depend on who else is answered, and sums travel in 32 bits. A worker that tells no progress for
+    ``prepare_limit_s`` while it prepares is given up. ``trace``: a file for what every rank did when. ``slot_folder``:
+    where beginnings of texts are saved when a caller asks for that; None: nowhere."""
 
     model: Path
     folders: Folders
@@ -103,6 +103,7 @@ class MasterSettings:
     layout: str | None = None
     allreduce: str | None = None
     kv_type: str = "F16"
+    quant: str | None = None
     is_reproducible: bool = False
     bind: str = "0.0.0.0"
     port: int = DEFAULT_PORT

@@ -2,5 +2,5 @@
 
 VERSION = "0.1.0"
 
-PROTOCOL_VERSION = 10
+PROTOCOL_VERSION = 11
 """Rises whenever a message, a frame or the shard format changes; devices of different numbers refuse each other."""

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from tpi.model.blocks import Block
 from tpi.model.partition import divide
 from tpi.model.spec import ModelSpec
 from tpi.model.states import KvState
+from tpi.runtime.ggml.quantize import quantized
 from tpi.weights.shards.shard import open_shard
 from tpi.weights.shards.shard import verify as verify_shard
 from tpi.weights.shards.shard_format import MAGIC
@@ -49,6 +51,7 @@ def command(
     context: options.Context = None,
     kv_type: options.KvType = "F16",
     threads: options.Threads = None,
+    quant: options.Quant = None,
     no_repack: options.NoRepack = False,
 ) -> None:
     """Show what FILE holds: a model's dimensions, data types, blocks and units; a shard's model, rank and pieces.
@@ -58,14 +61,19 @@ def command(
 
     With --ranks or --shares, shows instead how a model is cut among so many ranks, and how much several of them hold.
 
+    With --quant, shows a model as it is quantised when its slices are cut.
+
     With --memory, shows instead what the rank of a shard, or rank --rank of --ranks that share a GGUF model, will use
     its memory for, and the least that would do. Fails if that is more than --memory.
     """
     file = find_model(name)
     is_shard = _starts_like_shard(file)
+    if is_shard and quant is not None:
+        raise UsageError("--quant is for models: what a shard has is cut already")
+    asked = _Asked(file, ranks, rank, shares, quant)
     if memory is not None:
         resources = options.read_resources(memory, window, threads, repack=not no_repack)
-        chosen = _rank_of_shard(file, ranks, rank, shares) if is_shard else _rank_of_model(file, ranks, rank, shares)
+        chosen = _rank_of_shard(asked) if is_shard else _rank_of_model(asked)
         _show_memory(
             MemoryQuestion(chosen, resources, options.read_context(context), kv_type, find_folders().cache), json
         )
@@ -73,9 +81,9 @@ def command(
     if any(option is not None for option in (rank, window, context, threads)):
         raise UsageError("--rank, --window, --context and --threads need --memory SIZE")
     if ranks is not None or shares is not None:
-        _show_cuts(file, is_shard, ranks, shares, json)
+        _show_cuts(asked, is_shard, json)
         return
-    facts = _shard_facts(file) if is_shard else _model_facts(file)
+    facts = _shard_facts(file) if is_shard else _model_facts(file, quant)
     if verify:
         facts["verified"] = _verify(file) if is_shard else "headers and sizes; model files have no checksums"
     if json:
@@ -84,21 +92,32 @@ def command(
         print("\n".join(_lines(facts)))
 
 
-def _rank_of_shard(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
-    if (ranks, rank, shares) != (None, None, None):
+@dataclass(frozen=True)
+class _Asked:
+    """Whose part of what is to be shown, by the options' names."""
+
+    file: Path
+    ranks: int | None
+    rank: int | None
+    shares: str | None
+    quant: str | None
+
+
+def _rank_of_shard(asked: _Asked) -> RankOfModel:
+    if (asked.ranks, asked.rank, asked.shares) != (None, None, None):
         raise UsageError("--ranks, --rank and --shares are for GGUF files: a shard is of one rank")
-    header = open_shard(file).header
+    header = open_shard(asked.file).header
     return RankOfModel(header.spec, header.partition, header.rank, None)
 
 
-def _rank_of_model(file: Path, ranks: int | None, rank: int | None, shares: str | None) -> RankOfModel:
-    gguf = read_model(file)
+def _rank_of_model(asked: _Asked) -> RankOfModel:
+    gguf, shares = quantized(read_model(asked.file), asked.quant), asked.shares
     spec = read_spec(gguf, digest="")
-    n_ranks = ranks or (len(parse_shares(shares)) if shares else 1)
+    n_ranks = asked.ranks or (len(parse_shares(shares)) if shares else 1)
     weights = options.read_shares(shares, n_ranks) or (1.0,) * n_ranks
-    if (rank or 0) >= n_ranks:
-        raise UsageError(f"--rank {rank}: {n_ranks} ranks go from 0 to {n_ranks - 1}")
-    return RankOfModel(spec, divide(blocks_of(spec), weights), rank or 0, gguf)
+    if (asked.rank or 0) >= n_ranks:
+        raise UsageError(f"--rank {asked.rank}: {n_ranks} ranks go from 0 to {n_ranks - 1}")
+    return RankOfModel(spec, divide(blocks_of(spec), weights), asked.rank or 0, gguf)
 
 
 def _show_memory(question: MemoryQuestion, json: bool) -> None:
@@ -111,10 +130,10 @@ def _show_memory(question: MemoryQuestion, json: bool) -> None:
         raise MemoryBudgetError(facts["refused"])
 
 
-def _show_cuts(file: Path, is_shard: bool, ranks: int | None, shares: str | None, json: bool) -> None:
+def _show_cuts(asked: _Asked, is_shard: bool, json: bool) -> None:
     if is_shard:
         raise UsageError("--ranks and --shares are for GGUF files: a shard is of one rank")
-    chosen = _rank_of_model(file, ranks, None, shares)
+    chosen = _rank_of_model(asked)
     facts = cut_facts(blocks_of(chosen.spec), chosen.partition)
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() + "\n")
@@ -141,8 +160,8 @@ def _verify(file: Path) -> str:
     return "all checksums fit"
 
 
-def _model_facts(file: Path) -> Facts:
-    gguf = read_model(file)
+def _model_facts(file: Path, quant: str | None) -> Facts:
+    gguf = quantized(read_model(file), quant)
     types = Counter[str]()
     for tensor in gguf.tensors.values():
         types[tensor.type.name] += tensor.n_bytes
@@ -169,6 +188,7 @@ def _spec_facts(spec: ModelSpec) -> Facts:
         "architecture": spec.architecture,
         "name": spec.name,
         "digest": spec.digest,
+        **({"quantised to": spec.quant} if spec.quant else {}),
         "layers": spec.n_layers,
         "embedding": spec.n_embd,
         **_block_facts(blocks_of(spec)),

@@ -12,6 +12,7 @@ from tpi.cluster.allreduce.mpi import Mpi
 from tpi.cluster.pairing.connect import make_device_name
 from tpi.config import AUTO, DEFAULT_CONTEXT, ContextSize, Resources, parse_bytes, parse_shares
 from tpi.errors import UsageError
+from tpi.model.quantization import QUANTS
 from tpi.observe import available_memory_bytes
 
 MIN_CONTEXT, MAX_CONTEXT = 16, 1 << 20
@@ -82,6 +83,13 @@ KvType = Annotated[
     typer.Option(
         metavar="TYPE",
         help="What the KV cache is made of: F16, Q8_0 (half of it), or Q4_0 (a quarter, which some models bear badly).",
+    ),
+]
+Quant = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TYPE",
+        help=f"Quantise matrices in F32, F16 or BF16 as slices are cut: {', '.join(QUANTS)}. [default: as they are]",
     ),
 ]
 Reproducible = Annotated[

@@ -19,6 +19,7 @@ from tpi.gguf.reader import Gguf
 from tpi.hub.reader import read_model
 from tpi.model.architectures import blocks_of, read_spec
 from tpi.model.partition import divide
+from tpi.runtime.ggml.quantize import quantized
 from tpi.weights.layout import Piece, lay_out
 from tpi.weights.shards.assemble import write_shard
 from tpi.weights.shards.shard_format import ShardHeader
@@ -32,6 +33,7 @@ def command(
     shares: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Each device's part, the master's first. [default: equal]")
     ] = None,
+    quant: options.Quant = None,
 ) -> None:
     """Cut MODEL into one shard per device.
 
@@ -40,7 +42,7 @@ def command(
     """
     weights = options.read_shares(shares, ranks) or (1.0,) * ranks
     path = find_model(model)
-    gguf = read_model(path)
+    gguf = quantized(read_model(path), quant)
     spec = read_spec(gguf, digest="")
     blocks = blocks_of(spec)
     partition = divide(blocks, weights)

@@ -13,6 +13,7 @@ from tpi.errors import ModelFileError
 from tpi.hub.reader import read_model
 from tpi.native.allocator import give_back_freed
 from tpi.observe import available_memory_bytes, resident_bytes
+from tpi.runtime.ggml.quantize import quantized
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import model_digest
 from tpi.weights.shards.repacking import RepackingKernels
@@ -95,7 +96,7 @@ class Holdings:
         path = self._model
 
         def open_model() -> GgufSource:
-            gguf = read_model(path)
+            gguf = quantized(read_model(path), model.spec.quant)
             if model_digest(gguf, self._cache, progress("reads its model")) != model.spec.digest:
                 raise ModelFileError(f"{path} is not the model that the master serves")
             return GgufSource(gguf)

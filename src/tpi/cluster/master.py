@@ -29,6 +29,7 @@ from tpi.config import MasterSettings
 from tpi.errors import LinkError, LinkTimeoutError, MissingDevicesError
 from tpi.hub.reader import read_model
 from tpi.model.architectures import model_of, read_spec
+from tpi.runtime.ggml.quantize import quantized
 from tpi.runtime.rankmodel import RankModel
 from tpi.weights.identity import Digesting
 from tpi.weights.shards.repacking import RepackingKernels
@@ -53,7 +54,7 @@ class Master:
         LinkError: the port cannot be opened.
         """
         self._settings = settings
-        self.gguf = read_model(settings.model)
+        self.gguf = quantized(read_model(settings.model), settings.quant)
         self.spec = read_spec(self.gguf, digest="")
         """Without its digest until ``form`` has read the whole model."""
         check_settings(settings, self.spec)

@@ -27,6 +27,7 @@ from tpi.engine.tally import Tally
 from tpi.engine.turns import ChatAsk, Grammar, Message
 from tpi.errors import BusyError, ContextError, TpiError, UsageError
 from tpi.runtime.embedding import EmbeddingTable
+from tpi.runtime.ggml.quantize import quantized
 
 _PAIR_TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 _DIFFERENT = "Hello!", "Why is the sky blue?"
@@ -49,7 +50,8 @@ class Engine:
         """
         self._stack = ExitStack()
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
-        table = self._stack.enter_context(EmbeddingTable(language.gguf, runner.spec))
+        gguf = quantized(language.gguf, runner.spec.quant)
+        table = self._stack.enter_context(EmbeddingTable(gguf, runner.spec))
         self._prompts = ChatPrompts(self.vocabulary, self.template)
         self.tally = Tally()
         self.embedder = Embedder(language.gguf, runner.spec)

@@ -83,7 +83,7 @@ class Gguf:
 
     ``metadata`` holds scalars, strings and numeric arrays of up to 65,536 values; ``array_lengths`` has the length of
     every array. ``header_digest`` is the sha256 (hex) over everything before the tensor data of all files, and over all
-    that decides how tensors are made.
+    that decides how tensors are made. ``quant``: what matrices are quantised to as they are read, if they are.
     """
 
     paths: tuple[Path, ...]
@@ -91,6 +91,7 @@ class Gguf:
     array_lengths: dict[str, int]
     tensors: dict[str, GgufTensor]
     header_digest: str
+    quant: str = ""
 
 
 def read_gguf(path: Path) -> Gguf:

@@ -16,6 +16,7 @@ from tpi.model import families
 from tpi.model.blocks import Block
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata, printable
+from tpi.model.quantization import QUANTS
 from tpi.model.spec import Dimensions, Entry, ModelSpec, TensorSpec
 from tpi.model.tensors import EMBEDDING, Tensors
 
@@ -77,6 +78,7 @@ def read_spec(gguf: Gguf, digest: str) -> ModelSpec:
         digest=digest,
         entries=entries,
         tensors=tensors,
+        quant=gguf.quant,
     )
     _model(meta, spec)
     return spec
@@ -95,6 +97,8 @@ def check_spec(spec: ModelSpec, file: Path) -> None:
     n_bytes = sum(tensor.n_bytes for tensor in spec.tensors.values())
     if spec.name != printable(spec.name) or not 0 <= n_bytes < _MAX_BYTES:
         raise ModelFileError(f"{file}: a model of {n_bytes:,} bytes called {printable(spec.name)} cannot be")
+    if spec.quant and spec.quant not in QUANTS:
+        raise ModelFileError(f"{file}: matrices cannot be quantised to {printable(spec.quant, 20)}")
     _find(spec.architecture)
     meta = Metadata(file, spec.architecture, spec.entries)
     for name, value in msgspec.structs.asdict(_dimensions(meta, Tensors(meta, spec.tensors))).items():

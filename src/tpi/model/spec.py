@@ -41,10 +41,12 @@ class Dimensions(msgspec.Struct, frozen=True):
 
 class ModelSpec(Dimensions, frozen=True, kw_only=True):
     """A model. ``digest`` names the model's bytes (see ``weights.identity``); ranks compare it. ``entries`` are the
-    architecture's own of the file's metadata, without its name before them."""
+    architecture's own of the file's metadata, without its name before them. ``quant`` is what the file's matrices are
+    quantised to as they are cut (``model.quantization``), empty: nothing; ``tensors`` have the types that they get."""
 
     architecture: str
     name: str
     digest: str
     entries: dict[str, Entry]
     tensors: dict[str, TensorSpec]
+    quant: str = ""

@@ -6,13 +6,13 @@ One thread at a time uses a source.
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from tpi.errors import ModelFileError
-from tpi.gguf.reader import Gguf, GgufTensor
+from tpi.gguf.reader import Gguf, GgufTensor, ReadBytes
 from tpi.model.spans import Span, Spans
 from tpi.weights.files import read_exactly
 from tpi.weights.modelfiles import ModelFiles
@@ -71,6 +71,20 @@ class RowTable:
             gather(whole, runs, out[row : row + len(whole)])
 
 
+@runtime_checkable
+class ColumnRecipe(Protocol):
+    """A ``gguf.reader.Recipe`` that need not make whole rows."""
+
+    def make_columns(self, read: ReadBytes, rows: Span, columns: Spans) -> npt.NDArray[np.uint8]:
+        """Of rows the bytes of ``columns``, cut between blocks, one range after the other: uint8 [rows, bytes], the
+        caller's.
+
+        Raises:
+            ModelFileError: a file cannot be read.
+        """
+        ...
+
+
 class GgufSource:
     """The slices of a model; opens its files and closes them in the end. ``strips``: several ranks cut columns of it at
     the same time."""
@@ -110,16 +124,20 @@ class GgufSource:
             table = RowTable(self._files.descriptor(tensor.file), self._gguf.paths[tensor.file], place, row_bytes)
             table.read(runs, patch.rows.size, out)
         else:
-            self._make(tensor, patch.rows, runs, np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1))
+            self._make(tensor, patch, runs, np.frombuffer(out, np.uint8).reshape(patch.rows.size, -1))
 
-    def _make(self, tensor: GgufTensor, rows: Span, runs: Spans, out: npt.NDArray[np.uint8]) -> None:
-        """Fills ``out`` with these ranges of bytes of rows that are made, a buffer full at a time."""
-        row_bytes = tensor.type.row_bytes(tensor.n_columns)
+    def _make(self, tensor: GgufTensor, patch: Patch, runs: Spans, out: npt.NDArray[np.uint8]) -> None:
+        """Fills ``out`` with a patch of rows that are made, ``runs`` of their bytes, a buffer full at a time."""
+        row_bytes, first = tensor.type.row_bytes(tensor.n_columns), patch.rows.start
         step = max(1, BUFFER_BYTES // row_bytes)
-        for first in range(0, rows.size, step):
-            whole = np.empty((min(step, rows.size - first), row_bytes), np.uint8)
-            self._files.read_rows(tensor, rows.start + first, whole.data.cast("B"))
-            gather(whole, runs, out[first : first + len(whole)])
+        for row in range(first, patch.rows.stop, step):
+            rows = Span(row, min(row + step, patch.rows.stop))
+            if isinstance(tensor.recipe, ColumnRecipe):
+                out[row - first : rows.stop - first] = tensor.recipe.make_columns(self._files.read, rows, patch.columns)
+                continue
+            whole = np.empty((rows.size, row_bytes), np.uint8)
+            self._files.read_rows(tensor, row, whole.data.cast("B"))
+            gather(whole, runs, out[row - first : rows.stop - first])
 
     def _tensor(self, patch: Patch) -> GgufTensor:
         tensor = self._gguf.tensors.get(patch.tensor)

@@ -253,6 +253,12 @@ def test_an_architecture_from_elsewhere_is_checked_too() -> None:
         check_spec(msgspec.structs.replace(make_spec(), architecture="camel"), PATH)
 
 
+def test_what_others_quantise_to_is_checked() -> None:
+    check_spec(msgspec.structs.replace(make_spec(), quant="Q4_K"), PATH)
+    with pytest.raises(ModelFileError, match="cannot be quantised to Q9"):
+        check_spec(msgspec.structs.replace(make_spec(), quant="Q9\x1b"), PATH)
+
+
 def test_a_spec_travels() -> None:
     spec = make_spec(entries={"some.list": (1, 2.5, True)})
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(spec), type=ModelSpec) == spec

@@ -222,7 +222,7 @@ def test_servers_share_what_they_read(gguf: Gguf, monkeypatch: pytest.MonkeyPatc
         n_read += len(out)
         read_exactly(descriptor, path, offset, out)
 
-    monkeypatch.setattr("tpi.weights.slices.read_exactly", count)
+    monkeypatch.setattr("tpi.weights.modelfiles.read_exactly", count)
     blocks = blocks_of(spec)
     shared.expect(blocks, divide(blocks, [1, 1, 1]))
     received = [threading.Event() for _ in range(3)]

@@ -37,9 +37,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 GOLDEN_BODY = (
-    b"\x87\xa4spec\x8a\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
+    b"\x87\xa4spec\x8b\xa8n_layers\x01\xa6n_embd\x02\xa7n_vocab\x03\xafn_context_train\x08\xa9embedding\x94\xa1n\0\x02\x01"
     b"\xacarchitecture\xa5llama\xa4name\xa1m\xa6digest\xa1d\xa7entries\x83\xa1a\x01\xa1b\xcb?\xe0\0\0\0\0\0\0"
-    b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa9partition\x82\xa7n_ranks\x01"
+    b"\xa1c\x91\xc3\xa7tensors\x81\xa1n\x94\xa1n\0\x02\x01\xa5quant\xa4Q4_0\xa9partition\x82\xa7n_ranks\x01"
     b"\xa6shares\x91\x91\x91\x91\x92\0\x03\xa4rank\0"
     b"\xabpiece_bytes\x07\xa9repacking\xa3cpu"
     b"\xa6orders\x91\x94\x02\x01\xc4\x02\1\0\xc4\x01\2\xa5marks\xc4\x02\1\0"
@@ -59,6 +59,7 @@ def test_golden_header() -> None:
         digest="d",
         entries={"a": 1, "b": 0.5, "c": (True,)},
         tensors={"n": norm},
+        quant="Q4_0",
     )
     partition = Partition(1, ((Share((Span(0, 3),)),),))
     header = ShardHeader(spec, partition, 0, 7, "cpu", (Order(2, 1, b"\1\0", b"\2"),), b"\1\0")
