@@ -211,7 +211,7 @@ def _usual_draw(name: str, shape: tuple[int, ...]) -> Draw:
 def _type_of(name: str, tensor: Tensor, kind: str) -> str:
     """Vectors, norms, biases, scales, routers and convolutions are F32 always."""
     is_weight = name.endswith(".weight") and len(tensor.shape) > 1
-    if not is_weight or any(part in name for part in ("norm", "ffn_gate_inp", "ssm_conv1d")):
+    if not is_weight or any(part in name for part in ("norm", "ffn_gate_inp", "ssm_conv1d", "shortconv.conv")):
         return "F32"
     wanted = tensor.kind or kind
     if "per_layer_model_proj" in name:

@@ -173,10 +173,17 @@ class Head:
 
 
 def output_head(
-    index: int, dimensions: Dimensions, tensors: Tensors, graph: Head, *, has_bias: bool = False, is_tied: bool = False
+    index: int,
+    dimensions: Dimensions,
+    tensors: Tensors,
+    graph: Head,
+    *,
+    has_bias: bool = False,
+    is_tied: bool = False,
+    norm: str = "output_norm",
 ) -> Block:
     """The output head: ``output`` or, where there is none, the embedding table once more. ``has_bias``: with one, if
-    the file has it; ``is_tied``: the file's ``output``, if any, is not looked at.
+    the file has it; ``is_tied``: the file's ``output``, if any, is not looked at; ``norm``: what it calls the norm.
 
     Raises:
         ModelFileError: a tensor is missing, or its shape or type is not the one.
@@ -186,7 +193,7 @@ def output_head(
     if has_bias and "output.bias" in tensors:
         bias = (tensors.values("head_bias", "output.bias", dimensions.n_vocab),)
     slots = (
-        *norm_slots(tensors, "head_norm", "output_norm", dimensions.n_embd, graph.norm),
+        *norm_slots(tensors, "head_norm", norm, dimensions.n_embd, graph.norm),
         tensors.rows("head", name, (dimensions.n_embd, dimensions.n_vocab)),
         *bias,
     )
