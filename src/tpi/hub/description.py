@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from tpi.errors import ModelFileError
+from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.gguf.reader import GgufTensor, MetadataValue, Recipe
 from tpi.gguf.types import TYPES_BY_NAME
 from tpi.hub.folder import HubFolder
@@ -31,8 +31,14 @@ class Description:
 
     def put(self, name: str, values: Values) -> None:
         """The tensor ``name`` has these values: as they are where they lie in a type that GGUF has, else made; small
-        ones in 32 bits."""
+        ones in 32 bits.
+
+        Raises:
+            UnsupportedModelError: they are packed in a way that is not this tensor's.
+        """
         type_name = self._type_of(name, values)
+        if type_name not in TYPES_BY_NAME:
+            raise UnsupportedModelError(f"{self.folder.path}: {name} cannot be made of values of type {type_name}")
         if isinstance(values, Stored) and values.kind == type_name:
             tensor = GgufTensor(
                 name, TYPES_BY_NAME[type_name], values.n_columns, values.n_rows, values.file, values.offset
