@@ -11,15 +11,17 @@ import ctypes
 import functools
 import re
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 from tpi.engine.libllama import load_vocabulary_model, vocabulary_functions
 from tpi.errors import MemoryBudgetError, ModelFileError, UnsupportedModelError, UsageError
 from tpi.gguf.strings import read_strings
+from tpi.hub.vocabulary import NORMAL_FORM
 
 MAX_TEXT_BYTES = 1 << 22
 """The longest text that is tokenized at once: about a million tokens."""
@@ -34,6 +36,8 @@ _SENTENCEPIECE = 1
 _UNKNOWN_OR_CONTROL = 1 << 0 | 1 << 3
 _LOAD_MODE_MMAP = 1
 _LOG_WARNING = 3
+_NormalForm: TypeAlias = Literal["NFC", "NFD", "NFKC", "NFKD"]
+_NORMAL_FORMS: dict[bytes, _NormalForm] = {b"NFC": "NFC", b"NFD": "NFD", b"NFKC": "NFKC", b"NFKD": "NFKD"}
 
 
 class Vocabulary:
@@ -46,7 +50,7 @@ class Vocabulary:
 
     def __init__(self, path: Path) -> None:
         self._path, self._stack_size = path, threading.Lock()
-        _check_tokens(path)
+        self._normal_form = _check_tokens(path)
         self._lib = vocabulary_functions()
         self._model: int | None = load_vocabulary_model(self._lib, path)
         self._vocab: int = self._lib.llama_model_get_vocab(self._model)
@@ -113,6 +117,8 @@ class Vocabulary:
             UsageError: the text is longer than ``MAX_TEXT_BYTES``.
             MemoryBudgetError: the system gives no stack for a text of this length.
         """
+        if self._normal_form is not None:
+            text = unicodedata.normalize(self._normal_form, text)
         data = text.encode("utf-8", "replace")
         if len(data) > MAX_TEXT_BYTES:
             raise UsageError(f"the text has {len(data):,} bytes, at most {MAX_TEXT_BYTES:,} can be read at once")
@@ -255,9 +261,9 @@ class Vocabulary:
                 )
 
 
-def _check_tokens(path: Path) -> None:
-    """Finds what would make libllama abort the process while it loads."""
-    strings = read_strings(path, ("tokenizer.ggml.model", "tokenizer.ggml.tokens"))
+def _check_tokens(path: Path) -> _NormalForm | None:
+    """Finds what would make libllama abort the process while it loads. Returns the form that texts get before."""
+    strings = read_strings(path, ("tokenizer.ggml.model", "tokenizer.ggml.tokens", NORMAL_FORM))
     tokens = strings.get("tokenizer.ggml.tokens")
     if not tokens:
         raise ModelFileError(f"{path} has no tokenizer (tokenizer.ggml.tokens): it holds no model that reads text")
@@ -270,3 +276,4 @@ def _check_tokens(path: Path) -> None:
     if count > 1:
         text = name.decode("utf-8", "replace")
         raise ModelFileError(f"the tokenizer of {path} is damaged: it has the token {text!r} {count} times")
+    return _NORMAL_FORMS.get(strings.get(NORMAL_FORM, [b""])[0])

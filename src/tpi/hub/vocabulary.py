@@ -21,10 +21,13 @@ from tpi.hub.config import read_json
 from tpi.hub.sentencepiece import read_pieces
 from tpi.hub.talk import SENTENCEPIECE, TOKENIZER, TOKENIZER_CONFIG
 
+NORMAL_FORM = "tpi.normal_form"
+"""The entry, no other program's, that says which of Unicode's normal forms a text gets before it is tokenized."""
 _PREFIX = "tokenizer.ggml."
 _LOWEST = -1e9
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _SEEM_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused\d*>|<pad>|<mask>|<2mass>|\[@BOS@\]", re.DOTALL)
+_FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 _SPECIALS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _GEMMA_4_TEXTS = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>")
 """Marks that readers of answers must see."""
@@ -107,7 +110,9 @@ def vocabulary_entries(path: Path, n_tokens: int, architecture: str) -> dict[str
     specials = _specials(path, tokenizer, config, added, n_tokens)
     if architecture == "gemma4":
         specials[f"{_PREFIX}add_bos_token"] = True
-    return {"general.architecture": architecture, **found, **specials}
+    forms = [form for form in _FORMS if list(_steps(tokenizer.get("normalizer"), form))]
+    normal: dict[str, Written] = {NORMAL_FORM: forms[0]} if forms else {}
+    return {"general.architecture": architecture, **found, **specials, **normal}
 
 
 def _read_tokenizer(path: Path) -> dict[str, Any]:

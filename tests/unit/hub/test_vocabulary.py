@@ -40,6 +40,17 @@ def test_bytes_and_pairs(tmp_path: Path) -> None:
         assert b"".join(map(vocabulary.token_bytes, vocabulary.tokenize("né\n", add_special=True, parse_special=False)))
 
 
+def test_texts_get_their_normal_form(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    write_tokenizer(tmp_path, N)
+    with _open(tmp_path) as vocabulary:
+        assert len(_texts(vocabulary, "e\u0301")) == 3
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": {"type": "NFC"}}))
+    with _open(tmp_path) as vocabulary:
+        assert _texts(vocabulary, "e\u0301") == _texts(vocabulary, "\u00e9") and len(_texts(vocabulary, "\u00e9")) == 2
+
+
 def _characters(path: Path, *, prepends: bool) -> None:
     """A tokenizer of characters and bytes, as of Llama 2 and Gemma, whose later pair would win by the older rule."""
     texts = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdexyz"]
