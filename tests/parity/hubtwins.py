@@ -107,7 +107,7 @@ def variants() -> dict[str, Any]:
             t.Qwen3_5MoeTextConfig(**{**base, **nets}, **experts, head_dim=64, shared_expert_intermediate_size=64),
             _fused,
         ),
-        "gemma3": (t.Gemma3TextConfig(**gemma), None),
+        "gemma3": (t.Gemma3TextConfig(**gemma, query_pre_attn_scalar=32), None),
         "gemma4": (t.Gemma4TextConfig(**gemma_4, num_kv_shared_layers=0), None),
         "gemma4-small": (t.Gemma4TextConfig(**{**gemma_4, **gemma_4_small}), None),
         "gemma4-experts": (t.Gemma4TextConfig(**gemma_4, **experts_of_gemma_4), None),

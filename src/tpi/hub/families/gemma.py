@@ -1,6 +1,6 @@
 """Gemma 3 and 4, what they have for text. Gemma 3 stores norms without the 1 that is added to them."""
 
-from tpi.errors import ModelFileError
+from tpi.errors import ModelFileError, UnsupportedModelError
 from tpi.hub.config import Config
 from tpi.hub.description import Description
 from tpi.hub.families.common import ATTENTION, QK_NORMS, Entries, base_entries, begin, layers_of, rope_of
@@ -40,6 +40,8 @@ _FOURTH_ENDS = {
     "per_layer_model_projection.weight": "per_layer_model_proj.weight",
     "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
 }
+_LAYERS_OF_27B = 62
+"""The one model whose queries are scaled otherwise, as the architecture knows."""
 _NOT_TURNED = 1e30
 """What frequencies are divided by that are not to turn anything."""
 
@@ -63,6 +65,9 @@ def _third(folder: HubFolder) -> Description:
         "attention.value_length": 256,
         "rope.freq_base": 1_000_000.0,
     }
+    scalar, dim = config.integer("query_pre_attn_scalar", 256), config.integer("head_dim", 256)
+    if scalar != dim and config.integer("num_hidden_layers") != _LAYERS_OF_27B:
+        raise UnsupportedModelError(f"{config.file}: query_pre_attn_scalar = {scalar} is not supported; {dim} is")
     to = begin(folder, "gemma3", usual | base_entries(config) | _window_entries(config))
     to.put("output_norm.weight", Changed(folder.values(f"{to.prefix}norm.weight"), "plus 1"))
     for layer in range(layers_of(to)):
