@@ -98,6 +98,8 @@ class Ours:
         variables = dict(body.get("chat_template_kwargs", {}))
         if "enable_thinking" in variables:
             variables["thinking"] = variables["enable_thinking"]
+            if "thinking_budget" in source and not variables["thinking"]:
+                variables["thinking_budget"] = 0
         continues = bool(body.get("continue_final_message"))
         return {"template": source, "messages": messages, "tools": body.get("tools"), "variables": variables,
                 "continues": continues}  # fmt: skip
@@ -127,7 +129,9 @@ def reference(asked: list[dict[str, Any]]) -> list[Any]:
         venv.create(ENVIRONMENT, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *REQUIREMENTS], check=True)
     script, given = Path(__file__).with_name("reference_templates.py"), {"now": NOW.isoformat(), "asked": asked}
-    result = subprocess.run([python, script], input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True)
+    result = subprocess.run(
+        [python, "-P", script], input=json.dumps(given), stdout=subprocess.PIPE, text=True, check=True
+    )
     told: list[Any] = json.loads(result.stdout)
     return told
 

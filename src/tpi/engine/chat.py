@@ -96,14 +96,16 @@ class ChatTemplate:
         )
         is_there = self._try_text(TemplateInput((user,), (tool,)))
         system = self._try_text(TemplateInput((Message("system", "probe_system"), user)))
-        values = self._try_text(TemplateInput(chat, (tool,)))
-        text = self._try_text(TemplateInput(chat, (tool,)), TemplateTraits(True, True, True))
-        takes_values = "probe_value" in values and "{'probe_key'" not in values
-        return TemplateTraits(
-            "probe_tool" in is_there,
-            not takes_values and "probe_value" in text,
-            "probe_system" in system,
-        )
+        tried = [
+            TemplateTraits("probe_tool" in is_there, True, as_text, no_content, "probe_system" in system)
+            for no_content in (False, True)
+            for as_text in (False, True)
+        ]
+        for traits in tried:
+            text = self._try_text(TemplateInput(chat, (tool,)), traits)
+            if "probe_value" in text and "{'probe_key'" not in text:
+                return traits
+        return replace(tried[0], knows_calls=False)
 
     def _try_text(self, asked: TemplateInput, traits: TemplateTraits | None = None) -> str:
         try:

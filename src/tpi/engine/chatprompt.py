@@ -4,13 +4,13 @@ Knows the model's template, dialect and vocabulary; no passes. Master only, any 
 """
 
 import functools
-import hashlib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from tpi.engine.answerform import Form, start_form
+from tpi.engine.callids import with_named_ids, with_short_ids
 from tpi.engine.chat import ChatTemplate, Segment
 from tpi.engine.constraint import Constraint
 from tpi.engine.dialects.calls import check_tools, loosened
@@ -21,7 +21,7 @@ from tpi.engine.grammar import GrammarTokens, LarkRules, body_of, lark_of
 from tpi.engine.prompt import encode_chat, encode_raw, encode_segments
 from tpi.engine.reading import MakeReader, PlainReader
 from tpi.engine.templateinput import TemplateInput
-from tpi.engine.toolprompt import with_tools
+from tpi.engine.toolprompt import described, told_of_tools, with_tools
 from tpi.engine.turns import ChatAsk, Grammar, Message, Tool
 from tpi.engine.vocabulary import Vocabulary
 from tpi.errors import UsageError
@@ -50,16 +50,27 @@ class Prompt:
 class ChatPrompts:
     """Makes them, for one model."""
 
-    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate) -> None:
+    def __init__(self, vocabulary: Vocabulary, template: ChatTemplate, of_tools: ChatTemplate | None = None) -> None:
+        """``of_tools``: another template for chats in which tools are offered."""
         self._vocabulary, self._template = vocabulary, template
         self._grammars = GrammarTokens(vocabulary)
+        self._of_tools = self
+        if of_tools is not None:
+            self._of_tools = ChatPrompts(vocabulary, of_tools)
+            self._of_tools._grammars = self._grammars
         self._native: Dialect = find_dialect(template.source, self._is_token)
 
     @functools.cached_property
     def dialect(self) -> Dialect:
         """Whose template knows no tools is told in words how to write calls."""
-        is_native = self._native.is_harmony or self._template.traits.knows_tools
+        is_native = self._native.is_harmony or self._template.traits.knows_tools or self._shows_calls
         return self._native if is_native else replace(self._native, calls=GENERIC.calls)
+
+    @property
+    def _shows_calls(self) -> bool:
+        """Tools are told of in words, and calls as the template writes them."""
+        traits = self._template.traits
+        return traits.knows_calls and not traits.knows_tools and bool(self._native.example)
 
     def chat(
         self,
@@ -74,6 +85,8 @@ class ChatPrompts:
             UsageError: the template refuses the chat or fails with it, a text is too long, a tool or a grammar cannot
                 be used.
         """
+        if ask.tools and self._of_tools is not self:
+            return self._of_tools.chat(ask, check, check_text)
         check_tools(ask.tools)
         tools = ask.tools if ask.tool_choice != "none" else ()
         chosen = _chosen(ask, tools)
@@ -90,6 +103,8 @@ class ChatPrompts:
 
     def beginning(self, messages: tuple[Message, ...], ask: ChatAsk) -> list[int]:
         """Tokens of the first messages alone. Raises as ``chat``."""
+        if ask.tools and self._of_tools is not self:
+            return self._of_tools.beginning(messages, ask)
         tools = ask.tools if ask.tool_choice != "none" else ()
         asked = replace(self._input(messages, ask, tools), add_generation_prompt=False)
         return encode_chat(self._vocabulary, self._template, asked)
@@ -139,19 +154,32 @@ class ChatPrompts:
 
     def _input(self, messages: tuple[Message, ...], ask: ChatAsk, tools: tuple[Tool, ...]) -> TemplateInput:
         needs_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
+        variables = self._variables(ask)
         if needs_tools and not self._template.traits.knows_tools:
-            messages = with_tools(messages, tools, knows_system=self._template.traits.knows_system)
+            if self._shows_calls:
+                messages = tuple(told_of_tools(messages, tools, self.dialect.example))
+            else:
+                if "xml_tools" in self._template.source and tools:
+                    variables["xml_tools"] = [described(tool) for tool in tools]
+                    tools = ()
+                messages = with_tools(messages, tools, knows_system=self._template.traits.knows_system)
             tools = ()
         if self.dialect.short_ids:
-            messages = tuple(map(_with_short_ids, messages))
+            messages = with_short_ids(messages)
         if self.dialect.named_ids:
-            messages = tuple(_with_named_ids(messages))
-        variables = dict(ask.template_variables)
-        if ask.thinking.is_on is not None:
-            variables = {"enable_thinking": ask.thinking.is_on, "thinking": ask.thinking.is_on} | variables
-        if ask.thinking.effort is not None:
-            variables = {"reasoning_effort": ask.thinking.effort} | variables
+            messages = with_named_ids(messages)
         return TemplateInput(messages, tools, variables)
+
+    def _variables(self, ask: ChatAsk) -> dict[str, Any]:
+        """Those that the caller sets win."""
+        thinking, made = ask.thinking, dict[str, Any]()
+        if thinking.is_on is not None:
+            made |= {"enable_thinking": thinking.is_on, "thinking": thinking.is_on}
+        if thinking.effort is not None:
+            made["reasoning_effort"] = thinking.effort
+        if "thinking_budget" in self._template.source and (thinking.budget_tokens or thinking.is_on is False):
+            made["thinking_budget"] = thinking.budget_tokens or 0
+        return made | dict(ask.template_variables)
 
     def _silence(self, ask: ChatAsk, segments: tuple[Segment, ...]) -> list[Segment]:
         """What ends the thinking before it begins, where it is not wanted and the template does not do that."""
@@ -249,31 +277,6 @@ class ChatPrompts:
 
     def _is_token(self, text: str) -> bool:
         return len(self._vocabulary.tokenize(text, add_special=False, parse_special=True)) == 1
-
-
-def _with_short_ids(message: Message) -> Message:
-    """As templates want them that know no others; callers may have theirs from elsewhere."""
-    calls = tuple(replace(call, id=_short(call.id)) for call in message.tool_calls)
-    call_id = _short(message.tool_call_id) if message.tool_call_id else ""
-    return replace(message, tool_calls=calls, tool_call_id=call_id)
-
-
-def _short(call_id: str) -> str:
-    is_short = len(call_id) == 9 and call_id.isascii() and call_id.isalnum()
-    return call_id if is_short else hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
-
-
-def _with_named_ids(messages: Sequence[Message]) -> Iterator[Message]:
-    names = dict[str, str]()
-    count = itertools.count()
-    for message in messages:
-        calls = []
-        for call in message.tool_calls:
-            names[call.id] = f"functions.{call.name}:{next(count)}"
-            calls.append(replace(call, id=names[call.id]))
-        yield replace(
-            message, tool_calls=tuple(calls), tool_call_id=names.get(message.tool_call_id, message.tool_call_id)
-        )
 
 
 def _chosen(ask: ChatAsk, tools: tuple[Tool, ...]) -> tuple[Tool, ...]:

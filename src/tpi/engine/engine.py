@@ -52,7 +52,7 @@ class Engine:
         self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
         gguf = quantized(language.gguf, runner.spec.quant)
         table = self._stack.enter_context(EmbeddingTable(gguf, runner.spec))
-        self._prompts = ChatPrompts(self.vocabulary, self.template)
+        self._prompts = ChatPrompts(self.vocabulary, self.template, language.tool_template)
         self.tally = Tally()
         self.embedder = Embedder(language.gguf, runner.spec)
         self._driver: Driver | None = None

@@ -14,6 +14,8 @@ from tpi.hub.reader import read_model
 from tpi.hub.vocabularyfile import vocabulary_file
 
 TEMPLATE_KEY = "tokenizer.chat_template"
+TOOL_TEMPLATE_KEY = f"{TEMPLATE_KEY}.tool_use"
+"""Some files have another one for chats with tools."""
 
 
 class Language:
@@ -26,7 +28,9 @@ class Language:
         self.gguf: Gguf = read_model(model)
         with vocabulary_file(self.gguf) as file:
             self.vocabulary = Vocabulary(file)
-        self.template = self._template()
+        self.template = self._template(TEMPLATE_KEY)
+        has_another = isinstance(self.gguf.metadata.get(TOOL_TEMPLATE_KEY), str)
+        self.tool_template = self._template(TOOL_TEMPLATE_KEY) if has_another else None
 
     def __enter__(self) -> Self:
         return self
@@ -37,8 +41,8 @@ class Language:
     def close(self) -> None:
         self.vocabulary.close()
 
-    def _template(self) -> ChatTemplate:
-        source = self.gguf.metadata.get(TEMPLATE_KEY)
+    def _template(self, key: str) -> ChatTemplate:
+        source = self.gguf.metadata.get(key)
         bos, eos = (
             "" if token is None else self.vocabulary.token_text(token)
             for token in (self.vocabulary.bos_id, self.vocabulary.eos_id)

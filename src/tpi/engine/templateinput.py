@@ -32,8 +32,11 @@ class TemplateTraits:
     """What a model's template makes of tools."""
 
     knows_tools: bool
+    knows_calls: bool
     wants_arguments_as_text: bool
     """JSON text, not the values."""
+    wants_no_content: bool
+    """Beside calls: not even an empty one."""
     knows_system: bool
 
 
@@ -88,21 +91,23 @@ def variables_of(asked: TemplateInput, traits: TemplateTraits | None, leaves: Le
     for name in asked.variables:
         if name in _RESERVED:
             raise UsageError(f"the template's variable {name!r} cannot be set: it is made from the messages")
-    as_text = traits is not None and traits.wants_arguments_as_text
     return {
         **{name: leaves.value(value, is_text=lambda _: False) for name, value in asked.variables.items()},
-        "messages": [_message(message, as_text, leaves) for message in asked.messages],
+        "messages": [_message(message, traits, leaves) for message in asked.messages],
         "add_generation_prompt": asked.add_generation_prompt,
         "tools": [_tool(tool, leaves) for tool in asked.tools] or None,
         "documents": None,
     }
 
 
-def _message(message: Message, as_text: bool, leaves: Leaves) -> dict[str, Any]:
+def _message(message: Message, traits: TemplateTraits | None, leaves: Leaves) -> dict[str, Any]:
     made: dict[str, Any] = {"role": message.role, "content": leaves.text(message.content)}
+    if traits is not None and traits.wants_no_content and message.tool_calls and not message.content:
+        made["content"] = None
     if message.reasoning:
         made["reasoning_content"] = made["thinking"] = leaves.text(message.reasoning)
     if message.tool_calls:
+        as_text = traits is not None and traits.wants_arguments_as_text
         made["tool_calls"] = [_call(call, as_text, leaves) for call in message.tool_calls]
     if message.tool_call_id:
         made["tool_call_id"] = leaves.other(message.tool_call_id)

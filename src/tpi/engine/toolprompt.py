@@ -1,41 +1,26 @@
 """Tools for models whose chat template knows none: a text that tells of them, and calls and results as plain turns.
 
-The calls look as ``dialects.jsoncalls.HERMES`` reads them. Pure.
+Where a template writes calls at least, these stay, and the text shows how they look; else they look as
+``dialects.jsoncalls.HERMES`` reads them. Pure.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from tpi.engine.turns import Message, Tool
 
-_INTRODUCTION = """\
-You can call tools. Each line describes one, with the JSON schema of its arguments:
-
-{tools}
-
-To call a tool, write nothing but this, with its name and its arguments, and wait for the result:
+_EXAMPLE = """\
 <tool_call>
-{{"name": "…", "arguments": {{…}}}}
+{"name": "…", "arguments": {…}}
 </tool_call>"""
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Tool], *, knows_system: bool) -> tuple[Message, ...]:
     """The same chat, in nothing but the turns of system, user and assistant (without ``knows_system``, of the last
     two)."""
-    turns = [_plain(message) for message in messages]
-    if tools:
-        lines = [
-            json.dumps(
-                {"name": tool.name, "description": tool.description, "parameters": tool.parameters}, ensure_ascii=False
-            )
-            for tool in tools
-        ]
-        text = _INTRODUCTION.format(tools="\n".join(lines))
-        if turns and turns[0].role == "system":
-            turns[0] = replace(turns[0], content=f"{turns[0].content}\n\n{text}")
-        else:
-            turns.insert(0, Message("system", text))
+    turns = told_of_tools([_plain(message) for message in messages], tools)
     if not knows_system and turns and turns[0].role == "system":
         first = turns.pop(0)
         if turns and turns[0].role == "user":
@@ -43,6 +28,26 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool], *, knows_syst
         else:
             turns.insert(0, replace(first, role="user"))
     return tuple(_merged(turns))
+
+
+def told_of_tools(messages: Sequence[Message], tools: Sequence[Tool], example: str = _EXAMPLE) -> list[Message]:
+    """The same chat, with a text about the tools in front."""
+    turns = list(messages)
+    if not tools:
+        return turns
+    text = "You can call tools. Each line describes one, with the JSON schema of its arguments:\n\n"
+    for tool in tools:
+        text += json.dumps(described(tool), ensure_ascii=False) + "\n"
+    text += "\nTo call a tool, write nothing but this, with its name and its arguments, and wait for the result:\n"
+    if turns and turns[0].role == "system":
+        turns[0] = replace(turns[0], content=f"{turns[0].content}\n\n{text}{example}")
+    else:
+        turns.insert(0, Message("system", text + example))
+    return turns
+
+
+def described(tool: Tool) -> dict[str, Any]:
+    return {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
 
 
 def _plain(message: Message) -> Message:

@@ -118,6 +118,49 @@ def test_tools_that_the_template_does_not_know(vocabulary: Vocabulary) -> None:
     assert '{"name": "get_weather", "arguments": {"city": "Rome"}}' in text
 
 
+def test_a_template_that_writes_calls_and_tells_of_no_tools(vocabulary: Vocabulary) -> None:
+    """Its own form is told in words; one that wants calls without content, and arguments as text, gets them so."""
+    plain = FAMILIES["deepseek"].template.replace("{{ t | tojson }}", "")
+    picky = plain.replace("m.tool_calls %}<｜tool▁calls", "m.tool_calls and m.content is none %}<｜tool▁calls")
+    assert picky != plain
+    call = ToolCall("x", "get_weather", '{"city": "Rome"}')
+    chat = (USER, Message("assistant", "", tool_calls=(call,)), Message("tool", "18", tool_call_id="x"))
+    for template in (plain, picky):
+        made = prompts(vocabulary, template)
+        text = text_of(vocabulary, made.chat(ChatAsk(chat, (TOOL,))))
+        assert '"get_weather"' in text and "function<｜tool▁sep｜>NAME\n```json\n{…}\n```" in text
+        assert 'function<｜tool▁sep｜>get_weather\n```json\n{"city": "Rome"}\n```' in text
+        prompt = made.chat(ChatAsk((USER,), (TOOL,), "required", calls_in_parallel=False))
+        assert answer(vocabulary, prompt, "no").tool_calls[0].name == "get_weather"
+
+
+def test_another_template_for_chats_with_tools(vocabulary: Vocabulary) -> None:
+    made = ChatPrompts(vocabulary, ChatTemplate(NONE), ChatTemplate("T" + FAMILIES["glm"].template))
+    assert text_of(vocabulary, made.chat(ChatAsk((USER,)))).startswith("<|bos|><user>")
+    prompt = made.chat(ChatAsk((USER,), (TOOL,)))
+    assert text_of(vocabulary, prompt).startswith("<|bos|>T<sys>")
+    beginning = made.beginning((USER,), ChatAsk((USER,), (TOOL,)))
+    assert beginning == list(prompt.tokens[: len(beginning)]) and len(beginning) > 9
+    wish = '<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>"Rome"</arg_value>\n</tool_call>'
+    assert answer(vocabulary, prompt, wish).tool_calls[0].arguments == '{"city": "Rome"}'
+
+
+def test_variables_under_other_names(vocabulary: Vocabulary) -> None:
+    """Tools as SmolLM 3 has them, a budget as Seed has it."""
+    named = "{{ xml_tools | tojson if xml_tools }}{{ thinking_budget if thinking_budget is defined }}" + NONE
+    made = prompts(vocabulary, named)
+    call = ToolCall("x", "get_weather", '{"city": "Rome"}')
+    chat = (USER, Message("assistant", "", tool_calls=(call,)), Message("tool", "18", tool_call_id="x"))
+    plain = Tool("get_weather", "Tells it.", {"properties": {}})
+    text = text_of(vocabulary, made.chat(ChatAsk(chat, (plain,), thinking=Thinking(budget_tokens=99))))
+    assert text.removeprefix("<|bos|>").startswith(
+        '[{"name": "get_weather", "description": "Tells it.", "parameters": {"properties": {}}}]99'
+    )
+    assert "You can call" not in text and '{"name": "get_weather", "arguments": {"city": "Rome"}}' in text
+    assert text_of(vocabulary, made.chat(ChatAsk((USER,), thinking=Thinking(is_on=False)))).startswith("<|bos|>0<user>")
+    assert text_of(vocabulary, made.chat(ChatAsk((USER,)))).startswith("<|bos|><user>")
+
+
 def test_a_call_that_a_model_decides_on_follows_the_schema(vocabulary: Vocabulary) -> None:
     prompt = prompts(vocabulary, HERMES).chat(ChatAsk((USER,), (TOOL,), calls_in_parallel=False))
     reply = answer(vocabulary, prompt, 'Well.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}')

@@ -32,6 +32,9 @@ class Dialect:
     named_ids: bool = False
     """Calls are named by their tool and their number in the chat."""
 
+    example: str = ""
+    """How a call looks, where templates write calls without telling of tools."""
+
     @property
     def marks(self) -> tuple[str, ...]:
         """All that a reader has to see of special tokens."""

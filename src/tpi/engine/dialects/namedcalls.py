@@ -60,6 +60,11 @@ class DeepSeekCalls:
     begins_bare = ""
 
     @property
+    def example(self) -> str:
+        kind, (before, behind) = (f"{_KIND}{_SEPARATOR}", _FENCE) if self.is_fenced else ("", (_SEPARATOR, ""))
+        return f"{_SECTION[0]}{_CALL[0]}{kind}NAME{before}{{…}}{behind}{_CALL[1]}{_SECTION[1]}"
+
+    @property
     def openers(self) -> tuple[str, ...]:
         return (_SECTION[0],)
 

@@ -97,5 +97,6 @@ def find_dialect(template: str, tokens: Callable[[str], bool]) -> Dialect:
         if thinking is _THINK and calls in (HERMES, LISTED, GRANITE) and f"</{tag}>" in template
     )
     return Dialect(
-        calls, thinking, silent, short_ids="[TOOL_CALLS]" in template, named_ids=isinstance(calls, KimiCalls)
-    )
+        calls, thinking, silent, short_ids="[TOOL_CALLS]" in template, named_ids=isinstance(calls, KimiCalls),
+        example=calls.example if isinstance(calls, DeepSeekCalls) else "",
+    )  # fmt: skip
