@@ -14,6 +14,7 @@ from tpi.cli.environment import find_folders
 from tpi.cli.figures import size
 from tpi.cli.statistics import as_text
 from tpi.errors import KernelError, UsageError
+from tpi.model.spec import ModelSpec
 from tpi.runtime.ggml.repack import Repacker
 from tpi.weights.shards.inventory import Entry, list_entries, try_remove
 
@@ -107,8 +108,12 @@ def _find(folder: Path) -> list[_Stored]:
     devices = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     entries = [entry for device in devices for entry in list_entries(device)]
     repacking = _repacking() if any(entry.shard and entry.shard.header.repacking for entry in entries) else ""
-    names = {entry.model_key: entry.shard.header.spec.name for entry in entries if entry.shard}
+    names = {entry.model_key: _name(entry.shard.header.spec) for entry in entries if entry.shard}
     return [_Stored(entry, _facts(entry, repacking, names.get(entry.model_key))) for entry in entries]
+
+
+def _name(spec: ModelSpec) -> str:
+    return f"{spec.name}, quantised to {spec.quant}" if spec.quant else spec.name
 
 
 def _repacking() -> str:

@@ -187,6 +187,9 @@ class _Norms:
         self.normed = x
         return x
 
+    def biased(self, role: str, x: Any) -> Any:
+        return self.matmul(role, x)
+
     def scale(self, x: Any, _: float) -> Any:
         return x
 

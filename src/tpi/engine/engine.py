@@ -49,12 +49,12 @@ class Engine:
             ModelFileError, UnsupportedModelError: the embedding table or the head's norm cannot be read.
         """
         self._stack = ExitStack()
-        self.vocabulary, self.template, self.gguf = language.vocabulary, language.template, language.gguf
-        gguf = quantized(language.gguf, runner.spec.quant)
-        table = self._stack.enter_context(EmbeddingTable(gguf, runner.spec))
+        self.vocabulary, self.template = language.vocabulary, language.template
+        self.gguf = quantized(language.gguf, runner.spec.quant)
+        table = self._stack.enter_context(EmbeddingTable(self.gguf, runner.spec))
         self._prompts = ChatPrompts(self.vocabulary, self.template, language.tool_template)
         self.tally = Tally()
-        self.embedder = Embedder(language.gguf, runner.spec)
+        self.embedder = Embedder(self.gguf, runner.spec)
         self._driver: Driver | None = None
         self._pinned: Message | None = None
         retention = runner.retention
