@@ -32,6 +32,8 @@ _OWN_STACK_BYTES = 1 << 13
 _STACK_PER_BYTE = 512
 
 _KINDS = ("llama", "gpt2", "gemma4")
+_OF_ANOTHER_KIND = b"whitespace"
+"""What splits texts so that spaces come to where libllama aborts on them."""
 _SENTENCEPIECE = 1
 _UNKNOWN_OR_CONTROL = 1 << 0 | 1 << 3
 _LOAD_MODE_MMAP = 1
@@ -263,13 +265,17 @@ class Vocabulary:
 
 def _check_tokens(path: Path) -> _NormalForm | None:
     """Finds what would make libllama abort the process while it loads. Returns the form that texts get before."""
-    strings = read_strings(path, ("tokenizer.ggml.model", "tokenizer.ggml.tokens", NORMAL_FORM))
+    strings = read_strings(path, ("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", NORMAL_FORM))
     tokens = strings.get("tokenizer.ggml.tokens")
     if not tokens:
         raise ModelFileError(f"{path} has no tokenizer (tokenizer.ggml.tokens): it holds no model that reads text")
     kind = strings.get("tokenizer.ggml.model", [b""])[0].decode("utf-8", "replace")
     if kind not in _KINDS:
         raise UnsupportedModelError(f"{path} has a tokenizer of kind {kind!r}; supported are {', '.join(_KINDS)}")
+    if kind == "gpt2" and strings.get("tokenizer.ggml.pre", [b""])[0] == _OF_ANOTHER_KIND:
+        raise ModelFileError(
+            f"the tokenizer of {path} is damaged: one of kind gpt2 splits no texts at white space alone"
+        )
     # libllama gives empty tokens this name, which another token might have.
     names = [token or b"[EMPTY_%d]" % index for index, token in enumerate(tokens)]
     name, count = collections.Counter(names).most_common(1)[0]

@@ -210,6 +210,13 @@ def test_a_call_that_must_come_has_its_familys_form(vocabulary: Vocabulary, name
         assert call.name == "book" and (found == values or wishes != wish)
 
 
+def test_texts_in_quotes_of_pythons(vocabulary: Vocabulary) -> None:
+    tool = Tool("now", "", {"properties": {"a": {"type": "string"}, "b": {"type": "boolean"}}, "required": ["a", "b"]})
+    prompt = prompts(vocabulary, FAMILIES["lfm"].template).chat(ChatAsk((USER,), (tool,), calls_in_parallel=False))
+    reply = answer(vocabulary, prompt, "So: <|tool_call_start|>[now(a='it', b=True)]<|tool_call_end|>")
+    assert [call.arguments for call in reply.tool_calls] == ['{"a": "it", "b": true}']
+
+
 def test_ids_that_a_template_does_not_take_are_made_short(vocabulary: Vocabulary) -> None:
     template = FAMILIES["mistral"].template.replace(
         "{% for c in m.tool_calls %}",

@@ -55,6 +55,11 @@ def test_bytes_of_tokens_are_the_text(vocabulary: Vocabulary) -> None:
     assert data.decode().removeprefix(" ") == text
 
 
+def test_a_split_that_ends_the_process(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="white space"):
+        Vocabulary(write_byte_pairs(tmp_path / "v.gguf", pre="whitespace"))
+
+
 def test_knows_special_tokens(tmp_path: Path) -> None:
     with Vocabulary(write_byte_pairs(tmp_path / "v.gguf")) as vocabulary:
         end_of_turn = vocabulary.eos_id

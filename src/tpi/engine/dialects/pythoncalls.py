@@ -94,10 +94,15 @@ class PythonCalls:
 
 
 def _value(rules: Rules, parameter: Parameter, tool: Tool) -> str:
-    """JSON but for what Python calls otherwise, where a value is nothing else."""
-    if isinstance(parameter.schema, dict) and parameter.schema.get("type") == "boolean":
+    """JSON, or what Python writes otherwise where a value is nothing else: texts in single quotes, two words."""
+    schema = parameter.schema
+    if isinstance(schema, dict) and schema.get("type") == "boolean":
         return f"({rules.text('True')} | {rules.text('False')})"
-    return rules.json(with_definitions(parameter.schema, tool))
+    value = rules.json(with_definitions(schema, tool))
+    if parameter.is_text and not set(schema) - {"type", "description", "title", "default"}:
+        text = rules.rule(r"/'[^'\\\n]*'/")
+        return f"({value} | {text})"
+    return value
 
 
 def _read_value(source: TextSource, depth: int) -> Steps[str]:
