@@ -173,6 +173,9 @@ class _Norms:
         self._stream, self._vectors = stream.astype(np.float64), vectors
         self.normed = self._stream
 
+    def has(self, role: str) -> bool:
+        return role in self._vectors
+
     def residual(self) -> Any:
         return self._stream
 
@@ -189,6 +192,9 @@ class _Norms:
 
     def biased(self, role: str, x: Any) -> Any:
         return self.matmul(role, x)
+
+    def plus(self, x: Any, role: str) -> Any:
+        return x + self._vectors[role]
 
     def scale(self, x: Any, _: float) -> Any:
         return x
