@@ -59,7 +59,7 @@ class Made:
     def add(self, name: str, *shape: int, draw: Draw | None = None, kind: str | None = None) -> None:
         """A vector of so many values, a matrix of so many rows and columns, or so many matrices. Names without a suffix
         are weights."""
-        full = name if name.endswith((".bias", ".scale", ".ssm_a")) else f"{name}.weight"
+        full = name if name.endswith((".bias", ".scale", ".ssm_a", ".ssm_d")) else f"{name}.weight"
         self.tensors[full] = Tensor(shape, draw or _usual_draw(full, shape), kind)
 
     def add_output(self, name: str, *shape: int, kind: str | None = None) -> None:

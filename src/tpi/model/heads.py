@@ -75,14 +75,15 @@ class Heads:
         return measure_of("heads", self.n, self.group, slots, fine=1)
 
 
-def read_heads(meta: Metadata, dimensions: Dimensions) -> Heads:
-    """Heads whose keys are as long as their values, the same in every layer.
+def read_heads(meta: Metadata, dimensions: Dimensions, n_kv: int | None = None) -> Heads:
+    """Heads whose keys are as long as their values, the same in every layer; ``n_kv``: of KV heads, where the file does
+    not say the same of all layers.
 
     Raises:
         ModelFileError: an entry is missing or impossible.
     """
     n = meta.sole("attention.head_count")
-    n_kv = meta.sole("attention.head_count_kv", n)
+    n_kv = n_kv or meta.sole("attention.head_count_kv", n)
     meta.require(n % n_kv == 0, "attention.head_count_kv", n_kv)
     dim = meta.integer("attention.key_length", dimensions.n_embd // n)
     meta.require(dim > 0 and dim % 2 == 0, "attention.key_length", dim)

@@ -211,9 +211,9 @@ class Steps(Protocol[V]):
 
     # Recurrences, each from the sequence's state and into the next.
 
-    def causal_conv(self, x: V, role: str) -> V:
-        """Convolves every value of the rows with those of the rows before, by the kernels of ``role``. ``x`` is used
-        up: nothing else may need it."""
+    def causal_conv(self, x: V, role: str, part: int = 0) -> V:
+        """Convolves every value of the rows with those of the rows before, by the kernels of ``role``; the last of them
+        are part ``part`` of the state. ``x`` is used up: nothing else may need it."""
         ...
 
     def delta_net(self, q: V, k: V, v: V, decay: V, beta: V) -> V:
@@ -221,6 +221,13 @@ class Steps(Protocol[V]):
         the logarithm of the decay and beta [n_tokens, value heads]. Every key head has as many value heads as belong to
         a group of the block's state; they come in turns: first one of every key head, as far as the rank has it, then
         the next ones. The result is value heads, scaled by 1 / sqrt(dim); ``v`` is used up."""
+        ...
+
+    def state_space(self, x: V, dt: V, decay_role: str, write: V, read: V, part: int) -> V:
+        """The selective state space of Mamba-2 (Dao & Gu 2024): heads x [n_tokens, n_heads, dim], steps dt [n_tokens,
+        n_heads] before their softplus, the decays of heads [n_heads, 1]; what writes to the state and what reads from
+        it, [n_tokens, n_groups, n_state], for equally many heads each. The state, [n_heads, dim, n_state], is part
+        ``part`` of the block's. The result is heads."""
         ...
 
     # Experts.

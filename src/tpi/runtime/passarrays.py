@@ -51,7 +51,7 @@ class PassArrays:
             self._chosen = np.zeros(n * n_used, np.int32)
             self._outputs = np.zeros(n * n_used * width, np.float32)
             self.expert_rows = np.zeros((n if n_used else 0, width), np.float32)
-            self._zeros = np.zeros(n if n_used else 0, np.int32)
+            self._zeros = np.zeros(n, np.int32)
         except MemoryError as error:
             raise MemoryBudgetError(f"no room for the activations ({error}): use a shorter context") from error
 

@@ -11,6 +11,7 @@ from tpi.model.blocks import Block
 from tpi.model.common import Ffn, Head, ffn_block, output_head, read_norm
 from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model, ModelInputs
+from tpi.model.mamba import mamba_blocks, read_mamba
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse, inverse_root
 from tpi.model.rope import factors_slot, read_rope
@@ -51,6 +52,8 @@ class Details:
     """The stream, scores, what layers add and logits are multiplied by numbers."""
     is_tempered: bool = False
     """Queries may be multiplied by a factor that grows with the position."""
+    is_hybrid: bool = False
+    """Layers that the file gives no KV heads are recurrent (Mamba-2)."""
     experts: Width = Width.NONE
     has_shared: bool = False
     """Of the experts every token uses some, together as wide as a dense network if the file does not say how wide."""
@@ -66,6 +69,7 @@ _DETAILS: Mapping[str, Details] = {
     "ernie4_5": Details(_NORMAL),
     "ernie4_5-moe": Details(_NORMAL, experts=Width.TOLD),
     "granite": _GRANITE,
+    "granitehybrid": replace(_GRANITE, experts=Width.DENSE, is_hybrid=True),
     "granitemoe": replace(_GRANITE, experts=Width.DENSE),
     "hunyuan-dense": _HUNYUAN,
     "hunyuan-moe": replace(_HUNYUAN, experts=Width.DENSE, has_shared=True),
@@ -89,9 +93,11 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         UnsupportedModelError: a kind of rope scaling, or of experts, that is not computed.
     """
     details, found = _DETAILS[meta.architecture], list[Block]()
-    heads, n_embd, norm, factor = read_heads(meta, dimensions), dimensions.n_embd, read_norm(meta), _Factors()
+    n_embd, norm, factor = dimensions.n_embd, read_norm(meta), _Factors()
+    n_kv = _read_kv_heads(meta, dimensions, details)
+    heads, mamba = read_heads(meta, dimensions, max(n_kv)), read_mamba(meta) if 0 in n_kv else None
     if details.is_scaled:
-        factor = _read_factors(meta)
+        factor = _read_factors(meta, details)
     attention = _read_attention(meta, dimensions, heads, details, factor)
     sizes = _read_experts(meta, details) if meta.integer("expert_count", 0) else None
     n_dense = dimensions.n_layers if sizes is None else meta.integer("leading_dense_block_count", 0)
@@ -101,13 +107,17 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     factors = factors_slot(tensors, attention.rope) if details.has_factors and attention.rope else None
     for layer in range(dimensions.n_layers):
         is_turned = not details.unturned or (layer + 1) % details.unturned != 0
-        found.append(
-            attention_block(
-                len(found), layer, heads, n_embd, tensors, attention if is_turned else replace(attention, rope=None),
-                head_norms=details.head_norms, factors=factors,
-                has_out_bias=details.has_out_bias and f"blk.{layer}.attn_output.bias" in tensors,
-            )
-        )  # fmt: skip
+        graph = attention if is_turned else replace(attention, rope=None)
+        if mamba is not None and not n_kv[layer]:
+            found += mamba_blocks(len(found), layer, n_embd, mamba, tensors, norm, factor.added)
+        else:
+            found.append(
+                attention_block(
+                    len(found), layer, heads, n_embd, tensors, graph,
+                    head_norms=details.head_norms, factors=factors,
+                    has_out_bias=details.has_out_bias and f"blk.{layer}.attn_output.bias" in tensors,
+                )
+            )  # fmt: skip
         if layer >= n_dense and sizes is not None:
             found.append(
                 expert_block(
@@ -140,8 +150,18 @@ class _Factors:
     logits: float = 1.0
 
 
-def _read_factors(meta: Metadata) -> _Factors:
-    logits = meta.number("logit_scale")
+def _read_kv_heads(meta: Metadata, dimensions: Dimensions, details: Details) -> tuple[int, ...]:
+    """Of every layer; of those that have some, equally many."""
+    n_layers, key = dimensions.n_layers, "attention.head_count_kv"
+    if not details.is_hybrid:
+        return (meta.sole(key, meta.sole("attention.head_count")),) * n_layers
+    n_kv = meta.each(key, n_layers)
+    meta.require(len(set(n_kv) - {0}) == 1, key, "different values per layer")
+    return n_kv
+
+
+def _read_factors(meta: Metadata, details: Details) -> _Factors:
+    logits = meta.number("logit_scale", 1.0 if details.is_hybrid else None)
     meta.require(logits != 0.0 and abs(1.0 / logits) < 1e30, "logit_scale", logits)
     return _Factors(
         meta.number("embedding_scale", 0.0) or 1.0,

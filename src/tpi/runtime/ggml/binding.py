@@ -143,6 +143,7 @@ _BASE = {
     "ggml_geglu_split": (_T, [c_void_p, _T, _T]),
     "ggml_swiglu_oai": (_T, [c_void_p, _T, _T, c_float, c_float]),
     "ggml_ssm_conv": (_T, [c_void_p, _T, _T]),
+    "ggml_ssm_scan": (_T, [c_void_p, _T, _T, _T, _T, _T, _T, _T, c_int64]),
     "ggml_gated_delta_net": (_T, [c_void_p, _T, _T, _T, _T, _T, _T, c_int64]),
     "ggml_set_rows": (_T, [c_void_p, _T, _T, _T]),
     "ggml_rope_ext": (

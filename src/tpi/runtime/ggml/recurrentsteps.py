@@ -18,19 +18,19 @@ class RecurrentSteps(NodeBuilder):
     leaving: list[list[list[Place]]]
     """and that of what is written."""
 
-    def causal_conv(self, x: int, role: str) -> int:
+    def causal_conv(self, x: int, role: str, part: int = 0) -> int:
         base, kernels = self._base, self._sole(role)
         n_kernel, n_channels = self._extents(kernels)[:2]
         result = self._contiguous(x) if len(self._shape.runs) > 1 else 0
         for run, (start, n_rows) in enumerate(self._runs()):
-            before = self._entering(run, 0, (n_kernel - 1, n_channels, 1))
+            before = self._entering(run, part, (n_kernel - 1, n_channels, 1))
             stride = Tensor.from_address(x).nb[1]
             rows = base.ggml_view_2d(self._context, x, n_channels, n_rows, stride, start * stride)
             columns = base.ggml_transpose(self._context, rows)
             window = self._append(base.ggml_concat(self._context, before, columns, 0))
             strides = Tensor.from_address(window).nb
             last = base.ggml_view_2d(self._context, window, n_kernel - 1, n_channels, strides[1], n_rows * strides[0])
-            self._leave(run, 0, last, (n_kernel - 1, n_channels))
+            self._leave(run, part, last, (n_kernel - 1, n_channels))
             made = self._append(base.ggml_ssm_conv(self._context, window, kernels))
             result = self._put(result, made, start * 4 * n_channels)
         return result
@@ -51,6 +51,25 @@ class RecurrentSteps(NodeBuilder):
             )
             self._leave(run, 1, left, (dim, dim, n_heads))
             heads = base.ggml_view_3d(self._context, made, dim, n_heads, n_rows, head_bytes, head_bytes * n_heads, 0)
+            result = self._put(result, heads, start * head_bytes * n_heads)
+        return result
+
+    def state_space(self, x: int, dt: int, decay_role: str, write: int, read: int, part: int) -> int:
+        base, context, decay = self._base, self._context, self._sole(decay_role)
+        dim, n_heads = self._extents(x)[:2]
+        n_state, head_bytes = self._extents(write)[0], 4 * dim
+        dt = self._contiguous(dt)
+        result = self._append(base.ggml_cont(context, x)) if len(self._shape.runs) > 1 else 0
+        for run, (start, n_rows) in enumerate(self._runs()):
+            state = self._entering(run, part, (n_state, dim, n_heads, 1))
+            x_rows, written, seen = (self._some_rows(values, start, n_rows) for values in (x, write, read))
+            steps = base.ggml_view_2d(context, dt, n_heads, n_rows, 4 * n_heads, 4 * n_heads * start)
+            first = base.ggml_view_2d(context, self._inputs.zeros, 1, 1, 4, 0)
+            made = self._append(base.ggml_ssm_scan(context, state, x_rows, steps, decay, written, seen, first, 1))
+            extents, strides = (n_state, dim, n_heads), (4 * n_state, 4 * n_state * dim)
+            left = base.ggml_view_3d(context, made, *extents, *strides, head_bytes * n_heads * n_rows)
+            self._leave(run, part, left, extents)
+            heads = base.ggml_view_3d(context, made, dim, n_heads, n_rows, head_bytes, head_bytes * n_heads, 0)
             result = self._put(result, heads, start * head_bytes * n_heads)
         return result
 
