@@ -71,10 +71,10 @@ def measure(cut: Cut) -> dict[str, Value]:
     parts = [part for piece in pieces for part in piece.parts]
     n_bytes = sum(part.n_rows * plain.tensors[part.tensor].type.row_bytes(part.n_columns) for part in parts)
     path, before = cut.model.with_name(f"{cut.quant}.tpishard"), resident_bytes()
-    started_s = time.perf_counter()
+    started_s, busy_s = time.perf_counter(), time.process_time()
     with GgufSource(gguf) as source:
         write_shard(path, ShardHeader(spec, partition, cut.rank), source)
-    took_s = time.perf_counter() - started_s
+    took_s, busy_s = time.perf_counter() - started_s, time.process_time() - busy_s
     written = path.stat().st_size
     path.unlink()
     return {
@@ -83,6 +83,7 @@ def measure(cut: Cut) -> dict[str, Value]:
         "slices_mb": n_bytes / 1e6,
         "shard_mb": written / 1e6,
         "cut_s": took_s,
+        "cpu_s": busy_s,
         "slices_mb_per_s": n_bytes / 1e6 / took_s,
         "largest_piece_mb": max(piece.n_bytes for piece in pieces) / 1e6,
         "peak_mb": peak_resident_bytes() / 1e6,
