@@ -9,12 +9,12 @@ from tpi.gguf.reader import ReadBytes
 from tpi.hub.values import Array, Values, to_f32
 
 _Bytes = npt.NDArray[np.uint8]
-_Q8_BLOCK, _MXFP4_BLOCK = 32, 32
+_MXFP4_BLOCK = 32
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """``source`` as ``type_name``: F32, F16, BF16 or Q8_0. Satisfies ``gguf.reader.Recipe``."""
+    """``source`` as ``type_name``: F32, F16 or BF16. Satisfies ``gguf.reader.Recipe``."""
 
     source: Values
     type_name: str
@@ -47,24 +47,15 @@ class Mxfp4:
 
 def _to_bf16(values: Array) -> Array:
     """To the nearest, of two equally near to the even one; what is not a number stays that."""
-    bits = values.view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
-    return np.where(np.isnan(values), (bits >> 16 | 64).astype(np.uint16), rounded)
-
-
-def _to_q8_0(values: Array) -> Array:
-    """Blocks of 32: a scale in 16 bits, and integers, as ggml's reference rounds them."""
-    blocks = values.reshape(-1, _Q8_BLOCK)
-    scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
-    scaled = blocks * inverse
-    whole = np.trunc(scaled)
-    whole += np.trunc(2 * (scaled - whole))  # halves away from zero
-    found = np.empty((len(blocks), 2 + _Q8_BLOCK), np.uint8)
-    found[:, :2] = scales.astype("<f2").view(np.uint8)
-    found[:, 2:] = whole.astype(np.int8).view(np.uint8)
-    return found.reshape(len(values), -1)
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    found = bits >> 16
+    found &= 1
+    found += 0x7FFF
+    found += bits
+    found >>= 16
+    if (lost := np.isnan(values)).any():
+        found[lost] = bits[lost] >> 16 | 64
+    return found.astype(np.uint16)
 
 
 def _to_f16(values: Array) -> Array:
@@ -72,4 +63,4 @@ def _to_f16(values: Array) -> Array:
         return values.astype("<f2")
 
 
-_ENCODERS = {"F32": lambda values: values, "F16": _to_f16, "BF16": _to_bf16, "Q8_0": _to_q8_0}
+_ENCODERS = {"F32": lambda values: values, "F16": _to_f16, "BF16": _to_bf16}

@@ -291,7 +291,7 @@ def to_f32(kind: str, values: Array) -> npt.NDArray[np.float32]:
     if kind == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     if kind == "F8_E4M3":
-        found: npt.NDArray[np.float32] = _E4M3[values]
+        found: npt.NDArray[np.float32] = _E4M3.take(values)
         return found
     if kind == "F8_E5M2":
         return (values.astype(np.uint16) << 8).view(np.float16).astype(np.float32)

@@ -86,10 +86,10 @@ def test_floats_of_8_bits() -> None:
     assert to_f32("F8_E8M0", np.array([127, 120], np.uint8)).tolist() == [1, 2**-7]
 
 
-@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16", "Q8_0"])
+@pytest.mark.parametrize("type_name", ["F32", "F16", "BF16"])
 def test_types_are_those_of_the_gguf_package(type_name: str) -> None:
     values = RANDOM.standard_normal((50, 64)).astype(np.float32)
-    values[0, :3], values[1], values[2] = (0, 1e-38, 65504), 0, np.arange(64) * 2 - 63.5
+    values[0, :4] = 0, 1e-38, 65504, np.nan
     expected: Any = quantize(values, gguf.GGMLQuantizationType[type_name])
     made = Encoded(Stored("F32", 50, 64, 0, 0), type_name).make(Memory(values).read, 0, 50)
     np.testing.assert_array_equal(made, expected.view(np.uint8).reshape(50, -1))
