@@ -1,6 +1,7 @@
 """Typed reading of a folder's JSON files, with errors that name the file and the key. Any thread."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ def read_text(path: Path) -> str:
     """
     try:
         with path.open("rb") as stream:
-            data = stream.read(_MAX_BYTES + 1)
+            size = os.fstat(stream.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise ModelFileError(
+                    f"{path} has {size:,} bytes, more than the {_MAX_BYTES:,} that such a file may have"
+                )
+            return stream.read(size).decode("utf-8", "replace")
     except OSError as error:
         raise ModelFileError(f"cannot read {path}: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise ModelFileError(f"{path} has more than {_MAX_BYTES:,} bytes: that is no file of a model's folder")
-    return data.decode("utf-8", "replace")
 
 
 class Config:
