@@ -95,9 +95,13 @@ class ChatTemplate:
             user,
         )
         is_there = self._try_text(TemplateInput((user,), (tool,)))
+        inside = TemplateTraits(False, False, False, False, True, has_tools_inside=True)
+        is_inside = self._try_text(TemplateInput((Message("system", "s"), user), (tool,)), inside)
         system = self._try_text(TemplateInput((Message("system", "probe_system"), user)))
         tried = [
-            TemplateTraits("probe_tool" in is_there, True, as_text, no_content, "probe_system" in system)
+            TemplateTraits(
+                "probe_tool" in is_there, True, as_text, no_content, "probe_system" in system, "probe_tool" in is_inside
+            )
             for no_content in (False, True)
             for as_text in (False, True)
         ]
@@ -127,7 +131,7 @@ class ChatTemplate:
             UsageError: the template refuses the messages, fails with them or exceeds its bounds, or changes a suspect
                 text so that it cannot be told apart.
         """
-        traits = self.traits if any(message.tool_calls for message in asked.messages) else None
+        traits = self.traits if asked.tools or any(message.tool_calls for message in asked.messages) else None
         leaves = Leaves()
         text = self._render(asked, leaves, traits)
         for other in leaves.others:

@@ -63,7 +63,8 @@ class ChatPrompts:
     @functools.cached_property
     def dialect(self) -> Dialect:
         """Whose template knows no tools is told in words how to write calls."""
-        is_native = self._native.is_harmony or self._template.traits.knows_tools or self._shows_calls
+        traits = self._template.traits
+        is_native = self._native.is_harmony or traits.knows_tools or traits.has_tools_inside or self._shows_calls
         return self._native if is_native else replace(self._native, calls=GENERIC.calls)
 
     @property
@@ -156,6 +157,9 @@ class ChatPrompts:
         needs_tools = bool(tools) or any(message.tool_calls or message.role == "tool" for message in messages)
         variables = self._variables(ask)
         if needs_tools and not self._template.traits.knows_tools:
+            if self._template.traits.has_tools_inside:
+                front = () if messages and messages[0].role == "system" else (Message("system", "You can call tools."),)
+                return TemplateInput((*front, *messages), tools, variables)
             if self._shows_calls:
                 messages = tuple(told_of_tools(messages, tools, self.dialect.example))
             else:

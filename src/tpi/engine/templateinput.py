@@ -38,6 +38,8 @@ class TemplateTraits:
     wants_no_content: bool
     """Beside calls: not even an empty one."""
     knows_system: bool
+    has_tools_inside: bool = False
+    """They are JSON text in the system's message."""
 
 
 class Leaves:
@@ -91,9 +93,13 @@ def variables_of(asked: TemplateInput, traits: TemplateTraits | None, leaves: Le
     for name in asked.variables:
         if name in _RESERVED:
             raise UsageError(f"the template's variable {name!r} cannot be set: it is made from the messages")
+    messages = [_message(message, traits, leaves) for message in asked.messages]
+    if traits is not None and traits.has_tools_inside and asked.tools and messages and messages[0]["role"] == "system":
+        tools = [_tool(tool, Leaves())["function"] for tool in asked.tools]
+        messages[0]["tools"] = leaves.text(json.dumps(tools, ensure_ascii=False))
     return {
         **{name: leaves.value(value, is_text=lambda _: False) for name, value in asked.variables.items()},
-        "messages": [_message(message, traits, leaves) for message in asked.messages],
+        "messages": messages,
         "add_generation_prompt": asked.add_generation_prompt,
         "tools": [_tool(tool, leaves) for tool in asked.tools] or None,
         "documents": None,

@@ -65,6 +65,7 @@ _FORMATS: tuple[tuple[tuple[str, ...], _Make], ...] = (
     (("<function_calls>",), OLMO),
     (("functools",), FUNCTOOLS),
     (("<|/tool_call|>",), PHI),
+    (("<|/tool|>",), PHI),
     (("<tool_calls>",), lambda text: LINES if "<end_of_sentence>" in text else LISTED),
     (("Action:", "```json", "tool_name"), OLD_COMMAND),
     (("<tool_call>", "</arg_key><arg_value>"), GLM_TIGHT),
