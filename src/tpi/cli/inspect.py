@@ -37,7 +37,7 @@ Facts = dict[str, Any]
 def command(
     name: Annotated[
         str,
-        typer.Argument(metavar="FILE", help="A GGUF file (the first of a split one), a shard file, or `demo`."),
+        typer.Argument(metavar="FILE", help="A GGUF file, a model hub's folder, a shard file, or `demo`."),
     ],
     verify: Annotated[bool, typer.Option("--verify", help="Compare a shard's data with its checksums.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,

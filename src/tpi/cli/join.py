@@ -37,7 +37,7 @@ def command(
     threads: options.Threads = None,
     shard: Annotated[Path | None, typer.Option(metavar="FILE", help="Use this shard, made by `tpi shard`.")] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Cut the slices from this copy of the model, or from `demo`.")
+        str | None, typer.Option(metavar="MODEL", help="Cut the slices from this copy of the model, or from `demo`.")
     ] = None,
     no_repack: options.NoRepack = False,
     name: options.Name = None,

@@ -9,7 +9,7 @@ from tpi.cli.display import Display
 from tpi.errors import ModelFileError
 from tpi.gguf.reader import Gguf
 from tpi.hub.folder import CONFIG
-from tpi.hub.reader import path_of, read_model
+from tpi.hub.reader import folder_name, path_of, read_model
 from tpi.runtime.ggml.probe import probe_kernels
 from tpi.weights.identity import model_digest
 
@@ -43,7 +43,7 @@ def model_name(path: Path) -> str:
     """What callers of an API call the model: its folder's name, or its file's without what numbers the parts of a split
     one."""
     if path.is_dir():
-        return path.resolve().name
+        return folder_name(path)
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
 
 

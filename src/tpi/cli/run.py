@@ -19,7 +19,7 @@ _FREE_PART = 0.75
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file (the first of a split one), or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a model hub's folder, or `demo`.")],
     prompt: Annotated[
         str | None,
         typer.Argument(

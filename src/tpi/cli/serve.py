@@ -22,7 +22,7 @@ from tpi.errors import UsageError
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file (the first of a split one), or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a model hub's folder, or `demo`.")],
     workers: Annotated[int, typer.Option(min=0, max=MAX_RANKS - 1, help="Wait for so many other devices.")] = 1,
     wait: Annotated[
         float | None, typer.Option(min=0, metavar="SECONDS", help="Give up after so long. [default: never]")

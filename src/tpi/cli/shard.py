@@ -27,7 +27,7 @@ from tpi.weights.slices import GgufSource
 
 
 def command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file (the first of a split one), or `demo`.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, a model hub's folder, or `demo`.")],
     ranks: Annotated[int, typer.Option(min=1, max=MAX_RANKS, help="For so many devices, the master included.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for the shards; made if it is missing.")],
     shares: Annotated[

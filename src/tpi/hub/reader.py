@@ -65,6 +65,15 @@ def path_of(gguf: Gguf) -> Path:
     return first.parent if first.name == CONFIG else first
 
 
+def folder_name(path: Path) -> str:
+    """What the model in a folder is called: as the folder is; in the cache of a hub's client, where folders have a
+    revision's name, as the model is."""
+    path = path.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.split("--")[-1]
+    return path.name
+
+
 def read_folder(path: Path) -> Gguf:
     """The folder as the GGUF file that it would make; raises as :func:`read_model`."""
     folder = HubFolder(path)
@@ -82,7 +91,7 @@ def read_folder(path: Path) -> Gguf:
     talk, lengths = talk_entries(folder)
     metadata: dict[str, MetadataValue] = {
         "general.architecture": to.architecture,
-        "general.name": path.resolve().name,
+        "general.name": folder_name(path),
         **{f"{to.architecture}.{name}": value for name, value in to.entries.items()},
         **talk,
     }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.hubfolders import write_folder
+from tpi.cli.models import model_name
 from tpi.errors import ModelFileError, TpiError, UnsupportedModelError
 from tpi.hub.reader import path_of, read_model
 from tpi.weights.identity import model_digest
@@ -61,6 +62,14 @@ def test_a_folder_is_a_model_with_its_name_and_suggestions(tmp_path: Path) -> No
     assert gguf.array_lengths == {"tokenizer.ggml.tokens": N_VOCAB}
     plain = gguf.tensors["blk.0.ffn_up.weight"]
     assert plain.recipe is None and plain.file > 0 and gguf.tensors["blk.0.attn_q.weight"].recipe is not None
+
+
+def test_a_folder_in_a_clients_cache_has_the_models_name(tmp_path: Path) -> None:
+    for place in ("blobs", "snapshots/models--a--b", "models--org--Tiny-1B/snapshots/0f1e2d"):
+        (tmp_path / place).mkdir(parents=True)
+    assert model_name(tmp_path / "models--org--Tiny-1B" / "snapshots" / "0f1e2d") == "Tiny-1B"
+    assert model_name(tmp_path / "snapshots" / "models--a--b") == "models--a--b"
+    assert model_name(tmp_path / "snapshots") == "snapshots"
 
 
 def test_copies_have_the_same_digest_and_other_configs_or_values_have_not(tmp_path: Path) -> None:
