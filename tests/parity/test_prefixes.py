@@ -9,6 +9,8 @@ import pytest
 
 from tests.parity.runner import LocalRunner
 from tests.unit.engine.test_slots import AtOnce
+from tests.variants.made import write_made
+from tests.variants.phi3 import phi3
 from tpi.cli.models import find_model
 from tpi.cluster.control.messages import Plan, PrefixDone
 from tpi.cluster.prefixes.keeping import MAX_PARTS, follow
@@ -88,9 +90,15 @@ class Session:
 
 
 def runner_of(
-    path: Path, kind: TensorType = F16, shares: tuple[int, ...] = (2, 1), *, repack: bool = False, **more: Any
+    path: Path,
+    kind: TensorType = F16,
+    shares: tuple[int, ...] = (2, 1),
+    *,
+    n_cells: int = 512,
+    repack: bool = False,
+    **more: Any,
 ) -> LocalRunner:
-    settings = RankSettings(64, 512, 1, kind, n_sequences=2, n_kept_states=2, **more)
+    settings = RankSettings(64, n_cells, 1, kind, n_sequences=2, n_kept_states=2, **more)
     return LocalRunner(path, settings, shares=shares, repack=repack)
 
 
@@ -172,6 +180,24 @@ def test_what_was_computed_otherwise_is_refused_where_bits_count(tmp_path: Path)
                     session.slots.restore(0, "fox")
             else:
                 session.slots.save(session.ask(TEXT)[0].slot, "fox")
+                session.slots.restore(0, "fox")
+
+
+def test_heads_that_were_turned_for_a_longer_context_are_refused(tmp_path: Path) -> None:
+    path = write_made(tmp_path / "model.gguf", phi3(2, 4, 2, n_short=256))
+    for n_cells, said in (
+        (320, ""),
+        (512, ""),
+        (256, "saved with heads turned for long contexts: True; save it again"),
+    ):
+        with runner_of(path, n_cells=n_cells) as runner:
+            session = Session(runner, path, tmp_path / "saved")
+            if n_cells == 320:
+                session.slots.save(session.ask(TEXT)[0].slot, "fox")
+            if not said:
+                session.slots.restore(0, "fox")
+                continue
+            with pytest.raises(UsageError, match=said):
                 session.slots.restore(0, "fox")
 
 

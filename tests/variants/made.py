@@ -193,7 +193,7 @@ def write_made(path: Path, made: Made, kind: str = "F16", seed: int = 0, unround
 
 def _begin(path: Path, made: Made) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(str(path), made.architecture)
-    writer.add_name(f"random {made.architecture}")
+    writer.add_name("random weights")  # by some names llama.cpp expects tokens that are not there
     for key, value in made.entries.items():
         _add_entry(writer, f"{made.architecture}.{key}", value)
     add_tokenizer(writer, N_VOCAB)

@@ -194,6 +194,7 @@ def _spec_facts(spec: ModelSpec) -> Facts:
         **_block_facts(blocks_of(spec)),
         "vocabulary": spec.n_vocab,
         "context trained": spec.n_context_train,
+        **({"other rotary factors beyond": n_short} if (n_short := model_of(spec).inputs.short_context) else {}),
         **({"left out": list(remarks)} if (remarks := model_of(spec).remarks) else {}),
     }
 

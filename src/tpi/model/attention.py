@@ -6,6 +6,7 @@ from enum import Enum
 from tpi.model.blocks import Block, Slot, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, Norm, feed_forward, ffn_slots, norm_slots
 from tpi.model.heads import Heads
+from tpi.model.rope import factors_role
 from tpi.model.states import FULL
 from tpi.model.steps import Activation, Rope, Steps, Temperature, Unary, V
 from tpi.model.tensors import Tensors
@@ -25,7 +26,7 @@ class HeadNorms(Enum):
 @dataclass(frozen=True)
 class Attention:
     """Grouped-query attention. Roles that the block may lack: ``attn_norm`` (it then looks at the stream as it is),
-    biases of the four products, ``q_norm`` and ``k_norm``, ``rope_factors``, ``sinks``."""
+    biases of the four products, ``q_norm`` and ``k_norm``, factors of the rotary embedding, ``sinks``."""
 
     head_dim: int
     norm: Norm
@@ -65,7 +66,7 @@ class Attention:
 
     def _turned(self, g: Steps[V], role: str, x: V) -> V:
         if self.rope is not None:
-            x = g.rope(x, self.rope, self.head_dim, "rope_factors" if g.has("rope_factors") else None)
+            x = g.rope(x, self.rope, self.head_dim, factors_role(g, self.rope))
         return self._normed(g, role, x) if self.is_normed_late else x
 
     def _normed(self, g: Steps[V], role: str, x: V) -> V:
@@ -82,7 +83,7 @@ def attention_block(
     *,
     window: int = FULL,
     head_norms: HeadNorms = HeadNorms.NONE,
-    factors: Slot | None = None,
+    factors: tuple[Slot, ...] = (),
     norm: str | None = "attn_norm",
     has_out_bias: bool = False,
     has_sinks: bool = False,
@@ -112,7 +113,7 @@ def attention_slots(
     tensors: Tensors,
     *,
     head_norms: HeadNorms = HeadNorms.NONE,
-    factors: Slot | None = None,
+    factors: tuple[Slot, ...] = (),
     has_sinks: bool = False,
 ) -> tuple[Slot, ...]:
     """What attention needs between the norm before it and its output; see :func:`attention_block`."""
@@ -127,8 +128,8 @@ def attention_slots(
             found.append(tensors.copy(f"{role}_norm", name, heads.dim))
         elif role != "v" and head_norms is HeadNorms.APART:
             found.append(tensors.vectors(f"{role}_norm", name, (heads.dim, n_heads), group=group))
-        if role == "k" and factors is not None:
-            found.append(factors)
+        if role == "k":
+            found += factors
     if has_sinks:
         found.append(tensors.values("sinks", at + "attn_sinks.weight", heads.n))
     return tuple(found)

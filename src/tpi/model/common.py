@@ -18,10 +18,12 @@ _HEAD_UNIT_ROWS = 32
 @dataclass(frozen=True)
 class Norm:
     """Normalisation of every row, or of every head, by its root mean square or, if ``is_centred``, by mean and
-    variance; times the weights of a role, plus its bias if there is one."""
+    variance; times the weights of a role, plus its bias if there is one: a centred norm may have one, and of others
+    ``may_have_bias`` says so."""
 
     eps: float
     is_centred: bool = False
+    may_have_bias: bool = False
 
     def build(self, g: Steps[V], x: V, role: str) -> V:
         """``x`` as it is where the block has no such role."""
@@ -39,12 +41,12 @@ def read_norm(meta: Metadata, *, is_centred: bool = False) -> Norm:
 
 
 def norm_slots(tensors: Tensors, role: str, name: str, n: int, norm: Norm) -> tuple[Slot, ...]:
-    """Weights of ``n`` values, the tensor ``name``, and the bias that a centred norm may have.
+    """Weights of ``n`` values, the tensor ``name``, and the bias that the norm may have.
 
     Raises:
         ModelFileError: a tensor is missing, or its shape or type is not the one.
     """
-    has_bias = norm.is_centred and f"{name}.bias" in tensors
+    has_bias = (norm.is_centred or norm.may_have_bias) and f"{name}.bias" in tensors
     bias = (tensors.copy(bias_of(role), f"{name}.bias", n),) if has_bias else ()
     return (tensors.copy(role, f"{name}.weight", n), *bias)
 

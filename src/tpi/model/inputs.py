@@ -17,6 +17,8 @@ class ModelInputs:
     looked_up: TensorSpec | None = None
     looked_up_scale: float = 1.0
     temperatures: tuple[Temperature, ...] = ()
+    short_context: int = 0
+    """Where sequences can have more tokens than so many, heads are turned by other factors; 0: by the same."""
 
     @property
     def n_looked_up(self) -> int:

@@ -6,11 +6,17 @@ import numpy as np
 
 from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Slot
+from tpi.model.inputs import ModelInputs
 from tpi.model.metadata import Metadata
-from tpi.model.steps import Rope, RopeStyle
+from tpi.model.steps import Rope, RopeStyle, Steps, V
 from tpi.model.tensors import Tensors
 
-_FACTORS = "rope_freqs.weight"
+_FACTORS = {
+    "rope_factors": "rope_freqs.weight",
+    "long_factors": "rope_factors_long.weight",
+    "short_factors": "rope_factors_short.weight",
+}
+"""By role: for all contexts, and for those that are longer than the original one, or not."""
 
 
 def read_rope(
@@ -30,7 +36,7 @@ def read_rope(
 
     Raises:
         ModelFileError: an entry has an impossible value.
-        UnsupportedModelError: another kind of scaling than linear and yarn.
+        UnsupportedModelError: another kind of scaling than linear, yarn and longrope (which are factors).
     """
     n_dims = meta.integer(f"rope.dimension_count{suffix}", head_dim)
     fits = 0 < n_dims <= head_dim and n_dims % 2 == 0 if may_be_part else n_dims == head_dim
@@ -45,8 +51,10 @@ def read_rope(
         meta.require(log_mul >= 0, "rope.scaling.yarn_log_multiplier", log_mul)
         extrapolation = 1.0
         attention_factor *= _yarn_attention(factor, log_mul, is_log_doubled)
-    elif scaling not in ("linear", "none"):
-        raise UnsupportedModelError(f"{meta.file}: rope scaling {scaling!r} is not supported; linear and yarn are")
+    elif scaling not in ("linear", "none", "longrope"):
+        raise UnsupportedModelError(
+            f"{meta.file}: rope scaling {scaling!r} is not supported; linear, yarn and longrope are"
+        )
     meta.require(abs(attention_factor) < inf, "rope.scaling.attn_factor", attention_factor)
     return Rope(
         style=style,
@@ -59,13 +67,28 @@ def read_rope(
     )
 
 
-def factors_slot(tensors: Tensors, rope: Rope) -> Slot | None:
-    """What frequencies are divided by, if the file has it (Llama 3.1): the role ``rope_factors``.
+def factors_slots(tensors: Tensors, rope: Rope) -> tuple[Slot, ...]:
+    """What frequencies are divided by, as far as the file has it: one vector for all contexts (Llama 3.1), or one for
+    long and one for short ones (longrope: Ding et al. 2024).
 
     Raises:
-        ModelFileError: its shape or type is not the one.
+        ModelFileError: a shape or type is not the one.
     """
-    return tensors.copy("rope_factors", _FACTORS, rope.n_dims // 2) if _FACTORS in tensors else None
+    return tuple(tensors.copy(role, name, rope.n_dims // 2) for role, name in _FACTORS.items() if name in tensors)
+
+
+def factors_role(g: Steps[V], rope: Rope) -> str | None:
+    """Which of a block's factors frequencies are divided by, as llama.cpp chooses: for all positions alike, by how many
+    a sequence can have."""
+    role = "long_factors" if g.can_exceed(rope.original_context) else "short_factors"
+    role = "rope_factors" if g.has("rope_factors") else role
+    return role if g.has(role) else None
+
+
+def inputs_with_factors(factors: tuple[Slot, ...], rope: Rope) -> ModelInputs:
+    """Of a model with these."""
+    has_choice = any(slot.role != "rope_factors" for slot in factors)
+    return ModelInputs(short_context=rope.original_context if has_choice else 0)
 
 
 def scaling_factor(meta: Metadata) -> float:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from math import lcm
 
+from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Block, Experts, Slot, aligned_columns, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, Norm, feed_forward, ffn_slots, norm_slots
 from tpi.model.metadata import Metadata
@@ -17,7 +18,8 @@ _SHARED = 1
 
 
 class Gating(Enum):
-    """What scores become before experts are chosen by them; ``LATER``: the softmax of the chosen ones alone."""
+    """What scores become before experts are chosen by them, as files number it; ``LATER``: the softmax of the chosen
+    ones alone."""
 
     SOFTMAX = 1
     SIGMOID = 2
@@ -103,9 +105,11 @@ class ExpertSizes:
     width: int
 
 
-def read_sizes(meta: Metadata, *, may_be_silent: bool = False) -> ExpertSizes:
-    """The experts that the metadata tell of. ``may_be_silent``: where they do not say how wide one is, those that a
-    token uses are together as wide as a dense network.
+def read_sizes(
+    meta: Metadata, *, may_be_silent: bool = False, width: str = "expert_feed_forward_length"
+) -> ExpertSizes:
+    """The experts that the metadata tell of, and in the entry ``width`` how wide one is. ``may_be_silent``: where they
+    do not say that, those that a token uses are together as wide as a dense network.
 
     Raises:
         ModelFileError: an entry is missing or impossible.
@@ -113,11 +117,25 @@ def read_sizes(meta: Metadata, *, may_be_silent: bool = False) -> ExpertSizes:
     n, n_used = meta.positive("expert_count"), meta.positive("expert_used_count")
     meta.require(n <= 1 << 12, "expert_count", n)
     meta.require(n_used <= min(n, _MOST_USED), "expert_used_count", n_used)
-    if may_be_silent and "expert_feed_forward_length" not in meta:
-        width = meta.sole("feed_forward_length") // n_used
-        meta.require(width > 0, "feed_forward_length", meta.sole("feed_forward_length"))
-        return ExpertSizes(n, n_used, width)
-    return ExpertSizes(n, n_used, meta.sole("expert_feed_forward_length"))
+    if may_be_silent and width not in meta:
+        n_together = meta.sole("feed_forward_length")
+        meta.require(n_together >= n_used, "feed_forward_length", n_together)
+        return ExpertSizes(n, n_used, n_together // n_used)
+    return ExpertSizes(n, n_used, meta.sole(width))
+
+
+def read_routing(meta: Metadata, usual: Gating | None = None) -> Routing:
+    """How the metadata say that experts are chosen; ``usual``: where they do not say what scores become.
+
+    Raises:
+        ModelFileError: an entry is missing or impossible.
+        UnsupportedModelError: scores become what is not computed.
+    """
+    gating = meta.integer("expert_gating_func", 0) or (usual.value if usual else 0)
+    if gating not in [known.value for known in Gating]:
+        raise UnsupportedModelError(f"{meta.file}: experts are chosen in a way (number {gating}) that is not supported")
+    is_normalised, scale = meta.flag("expert_weights_norm", False), meta.number("expert_weights_scale", 0.0)
+    return Routing(Gating(gating), is_normalised, scale, *read_groups(meta))
 
 
 def read_groups(meta: Metadata) -> tuple[int, int]:

@@ -71,6 +71,10 @@ class Steps(Protocol[V]):
         """Whether the rank holds some of it: a share may lack one of the block's measures."""
         ...
 
+    def can_exceed(self, n_tokens: int) -> bool:
+        """Whether a sequence can have more tokens than so many; the same on all ranks."""
+        ...
+
     # What enters.
 
     def residual(self) -> V:

@@ -64,7 +64,9 @@ class Graphs:
         folds = {window: largest_fold(model.attention(window), settings) for window in model.windows}
         self._all_folded = tuple((window, replace(sight, fold=folds[window])) for window, sight in self._all_cells)
         """The same where heads are rows of one: these are copied."""
-        self._graph_settings = GraphSettings(n_cells, settings.kv_type, repacker, settings.is_reproducible)
+        self._graph_settings = GraphSettings(
+            n_cells, settings.kv_type, repacker, settings.is_reproducible, settings.n_cells
+        )
         n_lanes = settings.n_parts + bool(self._experts)
         self.compute = Compute(settings.n_threads, n_lanes, is_reproducible=settings.is_reproducible)
         try:

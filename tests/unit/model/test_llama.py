@@ -150,8 +150,8 @@ def test_rope_scaling(gguf: Gguf) -> None:
     assert none.frequency_scale == 1.0
     yarn = rope_of(_with(gguf, rope__scaling__type="yarn", rope__scaling__factor=4.0))
     assert yarn.extrapolation == 1.0 and yarn.attention_factor == pytest.approx(1.0)
-    with pytest.raises(UnsupportedModelError, match="rope scaling 'longrope' is not supported"):
-        read_spec(_with(gguf, rope__scaling__type="longrope"), "")
+    with pytest.raises(UnsupportedModelError, match="rope scaling 'dynamic' is not supported"):
+        read_spec(_with(gguf, rope__scaling__type="dynamic"), "")
 
 
 def test_experts_are_not_supported(gguf: Gguf) -> None:

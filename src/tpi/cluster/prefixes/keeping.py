@@ -48,6 +48,8 @@ class PartHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_kept_states: int
     arithmetic: str
     """What else decides its bits, where these are the same every time; where they are not, ``fast``."""
+    is_long: bool = False
+    """Heads are turned as in long contexts, where that is something else."""
 
 
 _WORDS = {
@@ -58,6 +60,7 @@ _WORDS = {
     "ring_cells": "passes of another length",
     "n_kept_states": "another number of kept states",
     "arithmetic": "other arithmetic",
+    "is_long": "heads turned for long contexts",
 }
 _decoder: msgspec.msgpack.Decoder[PartHeader] = msgspec.msgpack.Decoder(PartHeader)
 
@@ -170,6 +173,7 @@ def _header(order: PrefixOrder, plan: Plan, workspace: Workspace) -> PartHeader:
         ring_cells=tuple(settings.ring_cells(window) for window in sorted(windows)),
         n_kept_states=plan.n_kept_states,
         arithmetic=_arithmetic(plan, workspace),
+        is_long=plan.n_cells > workspace.model.inputs.short_context > 0,
     )
 
 

@@ -7,13 +7,12 @@ from math import inf
 
 import numpy as np
 
-from tpi.errors import UnsupportedModelError
 from tpi.model.blocks import Block, Slot, measure_of
 from tpi.model.common import Ffn, Head, Norm, ffn_block, output_head
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.rope import read_rope
-from tpi.model.routing import ExpertFfn, Gating, Routing, expert_block, read_groups, read_sizes
+from tpi.model.routing import ExpertFfn, Gating, Routing, expert_block, read_routing, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.states import KvState
 from tpi.model.steps import Rope, RopeStyle, Steps, Temperature, V
@@ -114,12 +113,8 @@ def _read_attention(meta: Metadata, dimensions: Dimensions, shape: Shape, eps: f
 
 def _read_routing(meta: Metadata, dimensions: Dimensions) -> Routing:
     n_vocab = meta.integer("vocab_size", dimensions.n_vocab)
-    usual = 2 if dimensions.n_layers in _GLM_LAYERS and n_vocab == _GLM_VOCAB else 1
-    gating = meta.integer("expert_gating_func", 0) or usual
-    if gating not in (1, 2):
-        raise UnsupportedModelError(f"{meta.file}: experts are chosen in a way (number {gating}) that is not supported")
-    is_normalised, scale = meta.flag("expert_weights_norm", False), meta.number("expert_weights_scale", 0.0)
-    return Routing(Gating(gating), is_normalised, scale, *read_groups(meta))
+    is_glm = dimensions.n_layers in _GLM_LAYERS and n_vocab == _GLM_VOCAB
+    return read_routing(meta, Gating.SIGMOID if is_glm else Gating.SOFTMAX)
 
 
 def _attention_slots(at: str, n_embd: int, shape: Shape, tensors: Tensors) -> tuple[Slot, ...]:

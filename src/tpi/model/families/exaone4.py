@@ -10,7 +10,7 @@ from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
-from tpi.model.rope import factors_slot, read_rope
+from tpi.model.rope import factors_slots, inputs_with_factors, read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import RopeStyle
 from tpi.model.tensors import Tensors
@@ -32,7 +32,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     heads, n_embd, norm, found = read_heads(meta, dimensions), dimensions.n_embd, read_norm(meta), list[Block]()
     n_ff, has_windows = meta.sole("feed_forward_length"), dimensions.n_layers == _LAYERS_OF_32B
     rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX)
-    windows, factors = (0,) * dimensions.n_layers, factors_slot(tensors, rope)
+    windows, factors = (0,) * dimensions.n_layers, factors_slots(tensors, rope)
     if has_windows:
         windows = meta.windows(dimensions.n_layers, _PATTERN, _WINDOW)
         base = meta.number("rope.freq_base_swa", rope.base)
@@ -44,7 +44,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         found.append(
             attention_block(
                 len(found), layer, heads, n_embd, tensors, attention if is_turned else replace(attention, rope=None),
-                window=window, head_norms=HeadNorms.ALIKE, factors=factors if is_turned else None, norm=None,
+                window=window, head_norms=HeadNorms.ALIKE, factors=factors if is_turned else (), norm=None,
                 is_kept=True,
             )
         )  # fmt: skip
@@ -52,4 +52,4 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, ffn, norm=None, is_kept=True))
         found.append(after_sum(len(found), "ffw", layer, n_embd, tensors, post_norm))
     found.append(output_head(len(found), dimensions, tensors, Head(norm)))
-    return Model(tuple(found))
+    return Model(tuple(found), inputs_with_factors(factors, rope))

@@ -8,7 +8,7 @@ from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
-from tpi.model.rope import factors_slot, read_rope
+from tpi.model.rope import factors_slots, inputs_with_factors, read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import RopeStyle
 from tpi.model.tensors import Tensors
@@ -29,9 +29,9 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     n_ff, norm = meta.sole("feed_forward_length"), read_norm(meta)
     rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NORMAL)
     attention, ffn = Attention(heads.dim, norm, rope, inverse_root(heads.dim)), Ffn(norm)
-    factors = factors_slot(tensors, rope)
+    factors = factors_slots(tensors, rope)
     for layer in range(dimensions.n_layers):
         found.append(attention_block(len(found), layer, heads, n_embd, tensors, attention, factors=factors))
         found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, ffn))
     found.append(output_head(len(found), dimensions, tensors, Head(norm)))
-    return Model(tuple(found))
+    return Model(tuple(found), inputs_with_factors(factors, rope))

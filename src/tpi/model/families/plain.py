@@ -14,7 +14,7 @@ from tpi.model.inputs import Model, ModelInputs
 from tpi.model.mamba import mamba_blocks, read_mamba
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse, inverse_root
-from tpi.model.rope import factors_slot, read_rope
+from tpi.model.rope import factors_slots, inputs_with_factors, read_rope
 from tpi.model.routing import ExpertFfn, ExpertSizes, Gating, Routing, expert_block, read_groups, read_sizes
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, RopeStyle, Temperature, Unary
@@ -104,7 +104,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     n_shared = _read_shared(meta, details)
     routing = Routing(Gating.SOFTMAX, details.is_normalised, 1.0, *read_groups(meta))
     ffn, routed = Ffn(norm, details.activation, factor.added), ExpertFfn(norm, routing, out_scale=factor.added)
-    factors = factors_slot(tensors, attention.rope) if details.has_factors and attention.rope else None
+    factors = factors_slots(tensors, attention.rope) if details.has_factors and attention.rope else ()
     for layer in range(dimensions.n_layers):
         is_turned = not details.unturned or (layer + 1) % details.unturned != 0
         graph = attention if is_turned else replace(attention, rope=None)
@@ -136,7 +136,8 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     head = Head(norm, inverse(factor.logits))
     found.append(output_head(len(found), dimensions, tensors, head, has_bias=meta.architecture == "qwen2"))
     temperatures = () if attention.temperature is None else (attention.temperature,)
-    return Model(tuple(found), ModelInputs(factor.embeddings, temperatures=temperatures))
+    inputs = inputs_with_factors(factors, attention.rope) if attention.rope else ModelInputs()
+    return Model(tuple(found), replace(inputs, embedding_scale=factor.embeddings, temperatures=temperatures))
 
 
 @dataclass(frozen=True)

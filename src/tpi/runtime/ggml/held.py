@@ -25,6 +25,8 @@ class GraphSettings:
     repacker: Repacker | None = None
     is_reproducible: bool = False
     """Every row of a product is computed as if it were alone."""
+    n_positions: int = 0
+    """Tokens that a sequence can have."""
 
     def cells_of(self, window: int) -> int:
         """Cells of the caches of blocks with this window."""

@@ -97,6 +97,9 @@ class NodeBuilder:
     def has(self, role: str) -> bool:
         return role in self._weights
 
+    def can_exceed(self, n_tokens: int) -> bool:
+        return self._settings.n_positions > n_tokens
+
     # Products, sums, norms.
 
     def matmul(self, role: str, x: int) -> int:
