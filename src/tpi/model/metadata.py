@@ -82,6 +82,11 @@ class Metadata:
         self.require(fits, key, f"{len(value)} values")
         return tuple(bool(entry) for entry in value[:n_layers])
 
+    def has_any(self, key: str) -> bool:
+        """Whether the entry is an array with a value that is not zero or false."""
+        value = self._entries.get(key)
+        return isinstance(value, tuple) and any(value)
+
     def windows(self, n_layers: int, pattern: int, usual: int | None = None) -> tuple[int, ...]:
         """How many positions attention of every layer sees, 0: all; ``usual``: if the entry
         is missing. By ``attention.sliding_window_pattern``: whether
