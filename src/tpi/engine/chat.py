@@ -94,14 +94,13 @@ class ChatTemplate:
             Message("tool", "probe_result", name="probe_tool", tool_call_id="probecall"),
             user,
         )
-        is_there = self._try_text(TemplateInput((user,), (tool,)))
+        knows_tools = "probe_tool" in self._try_text(TemplateInput((user,), (tool,)))
         inside = TemplateTraits(False, False, False, False, True, has_tools_inside=True)
-        is_inside = self._try_text(TemplateInput((Message("system", "s"), user), (tool,)), inside)
+        with_system = TemplateInput((Message("system", "s"), user), (tool,))
+        is_inside = not knows_tools and "probe_tool" in self._try_text(with_system, inside)
         system = self._try_text(TemplateInput((Message("system", "probe_system"), user)))
         tried = [
-            TemplateTraits(
-                "probe_tool" in is_there, True, as_text, no_content, "probe_system" in system, "probe_tool" in is_inside
-            )
+            TemplateTraits(knows_tools, True, as_text, no_content, "probe_system" in system, is_inside)
             for no_content in (False, True)
             for as_text in (False, True)
         ]

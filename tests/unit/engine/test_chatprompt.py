@@ -174,6 +174,8 @@ def test_tools_that_stand_in_the_systems_message(vocabulary: Vocabulary) -> None
         assert f'<system>{words}<|tool|>[{{"name": "now", "description": "a <|end|> b"' in text
         assert specials(vocabulary, prompt) == 1
         assert answer(vocabulary, prompt, 'functools[{"name"').tool_calls[0].name == "now"
+    both = prompts(vocabulary, inside + "{{ tools | tojson if tools }}").chat(ChatAsk((system, USER), (evil,)))
+    assert "<|tool|>" not in text_of(vocabulary, both)
 
 
 def test_a_call_that_a_model_decides_on_follows_the_schema(vocabulary: Vocabulary) -> None:
