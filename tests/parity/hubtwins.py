@@ -72,6 +72,9 @@ def variants() -> dict[str, Any]:
     gemma |= {"tie_word_embeddings": True, "vocab_size": 265}  # the converter leaves out what has no token
     gemma_4: dict[str, Any] = {**gemma, "global_head_dim": 64, "hidden_size_per_layer_input": 0}
     gemma_4["final_logit_softcapping"] = 30.0
+    factors = {f"{name}_factor": [first + 0.25 * i for i in range(16)] for name, first in (("short", 1), ("long", 2))}
+    long: dict[str, Any] = {"max_position_embeddings": 1024, "original_max_position_embeddings": 512}
+    long["rope_parameters"] = {"rope_type": "longrope", "rope_theta": 10000.0, **factors}
     gemma_4_small: dict[str, Any] = {
         "hidden_size_per_layer_input": 32,
         "vocab_size_per_layer_input": 265,
@@ -112,6 +115,7 @@ def variants() -> dict[str, Any]:
         "gemma4-small": (t.Gemma4TextConfig(**{**gemma_4, **gemma_4_small}), None),
         "gemma4-experts": (t.Gemma4TextConfig(**gemma_4, **experts_of_gemma_4), None),
         "phi3": (t.Phi3Config(**{**base, "pad_token_id": 0}), None),
+        "phi3-long": (t.Phi3Config(**{**base, **long, "pad_token_id": 0}), None),
     }
 
 
