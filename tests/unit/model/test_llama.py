@@ -154,9 +154,9 @@ def test_rope_scaling(gguf: Gguf) -> None:
         read_spec(_with(gguf, rope__scaling__type="dynamic"), "")
 
 
-def test_experts_are_not_supported(gguf: Gguf) -> None:
-    with pytest.raises(UnsupportedModelError, match="experts"):
-        read_spec(_with(gguf, expert_count=8), "")
+def test_experts_that_are_not_there(gguf: Gguf) -> None:
+    with pytest.raises(ModelFileError, match=r"has no tensor blk\.0\.ffn_gate_exps\.weight"):
+        read_spec(_with(gguf, expert_count=8, expert_used_count=2), "")
 
 
 @pytest.mark.parametrize("name", ["camel", "", 7])

@@ -62,6 +62,7 @@ class Details:
 
 
 _NEOX, _NORMAL, _ALIKE = RopeStyle.NEOX, RopeStyle.NORMAL, HeadNorms.ALIKE
+_LLAMA = Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, experts=Width.DENSE)
 _GRANITE = Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, is_scaled=True)
 _HUNYUAN = Details(_NEOX, _ALIKE, is_normed_late=True)
 _DETAILS: Mapping[str, Details] = {
@@ -74,7 +75,8 @@ _DETAILS: Mapping[str, Details] = {
     "hunyuan-dense": _HUNYUAN,
     "hunyuan-moe": replace(_HUNYUAN, experts=Width.DENSE, has_shared=True),
     "internlm2": Details(_NORMAL),
-    "mistral3": Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, is_tempered=True),
+    "llama": _LLAMA,
+    "mistral3": replace(_LLAMA, is_tempered=True),
     "qwen2": Details(_NEOX),
     "qwen2moe": Details(_NEOX, experts=Width.MAY_BE_TOLD, has_shared=True, is_normalised=False),
     "qwen3": Details(_NEOX, _ALIKE),
