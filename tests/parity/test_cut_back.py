@@ -26,6 +26,7 @@ KINDS = {
     "windows and shared cells": "gemma4 E2B",
     "latent": "deepseek2 V2-Lite",
     "recurrent": "qwen35moe 35B-A3B",
+    "state spaces beside cells": "falcon-h1 normed",
 }
 RANDOM = np.random.default_rng(9)
 OLD, NEW = ([int(token) for token in RANDOM.integers(3, N_VOCAB, 450)] for _ in range(2))

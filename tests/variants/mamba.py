@@ -1,11 +1,22 @@
-"""mamba2, granitehybrid and nemotron_h with random weights. Called by tests only."""
+"""mamba2, granitehybrid, nemotron_h and falcon-h1 with random weights. Called by tests only."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tests.variants.made import Entries, Made, add_ends, add_experts, add_ffn, add_router, base_entries, normal
+from tests.variants.made import (
+    Entries,
+    Made,
+    Tensor,
+    add_ends,
+    add_experts,
+    add_ffn,
+    add_router,
+    base_entries,
+    normal,
+    uniform,
+)
 
 _EMBD, _KERNEL, _STATE, _HEAD = 128, 4, 16, 32
 
@@ -123,6 +134,26 @@ def nemotron_h(kinds: str, scan: Scan, *, has_biases: bool = False) -> Made:
     return made
 
 
+def falcon_h1(n_layers: int, scan: Scan, *, is_normed: bool = False, has_biases: bool = False) -> Made:
+    """Both in every layer."""
+    entries = base_entries(n_layers, _EMBD, 4, 2, _HEAD, 192, **scan.entries)
+    made = Made("falcon-h1", entries)
+    add_ends(made, _EMBD)
+    for layer in range(n_layers):
+        at = f"blk.{layer}."
+        made.add(at + "attn_norm", _EMBD)
+        add_scan(made, at, _EMBD, scan)
+        if not is_normed:
+            del made.tensors[at + "ssm_norm.weight"]
+        _add_attention(made, at)
+        made.tensors[at + "ffn_norm"] = Tensor((_EMBD,), uniform(0.8, 1.2))
+        add_ffn(made, at, _EMBD, 192)
+        if has_biases:
+            for name, n in (("gate", 192), ("up", 192), ("down", _EMBD)):
+                made.add(f"{at}ffn_{name}.bias", n)
+    return made
+
+
 def _add_attention(made: Made, at: str) -> None:
     for name, n in (("q", 4), ("k", 2), ("v", 2)):
         made.add(f"{at}attn_{name}", n * _HEAD, _EMBD)
@@ -136,11 +167,17 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "nemotron_h 9B": lambda: nemotron_h("mfmafmf", Scan(16, 8)),
     "nemotron_h biased": lambda: nemotron_h("mfaf", Scan(16, 2), has_biases=True),
     "mamba2 Codestral": lambda: mamba2(6, Scan(16, 8, 32)),
+    "falcon-h1 0.5B": lambda: falcon_h1(4, Scan()),
+    "falcon-h1 7B": lambda: falcon_h1(4, Scan(8, 2)),
+    "falcon-h1 normed": lambda: falcon_h1(4, Scan(), is_normed=True, has_biases=True),
+    "falcon-h1 normed groups": lambda: falcon_h1(4, Scan(8, 2), is_normed=True),
 }
 SMALL: Mapping[str, Callable[[], Made]] = {
     "mamba2": lambda: mamba2(2, Scan()),
     "granitehybrid": lambda: granitehybrid(3, Scan(), n_experts=8),
     "nemotron_h": lambda: nemotron_h("mfa", Scan(8, 2)),
+    "falcon-h1": lambda: falcon_h1(2, Scan(8, 2)),
+    "falcon-h1, normed": lambda: falcon_h1(2, Scan(), is_normed=True),
     "mamba2, groups": lambda: mamba2(2, Scan(8, 4)),
 }
 """With which headers are falsified."""

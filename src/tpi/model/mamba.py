@@ -59,10 +59,19 @@ def read_mamba(meta: Metadata) -> Mamba:
 
 
 def mamba_blocks(
-    index: int, layer: int, n_embd: int, mamba: Mamba, tensors: Tensors, norm: Norm, out_scale: float = 1.0
+    index: int,
+    layer: int,
+    n_embd: int,
+    mamba: Mamba,
+    tensors: Tensors,
+    norm: Norm,
+    out_scale: float = 1.0,
+    *,
+    is_normed: bool = True,
+    is_kept: bool = False,
 ) -> tuple[Block, ...]:
     """The blocks of a layer, from number ``index`` on. One group is cut between its heads, and all ranks sum the
-    squares that its norm needs; several are cut between them.
+    squares that its norm needs, if what is made ``is_normed``; several are cut between them.
 
     Raises:
         ModelFileError: a tensor is missing, or its shape or type is not the one.
@@ -71,12 +80,12 @@ def mamba_blocks(
     first = (*norm_slots(tensors, "norm", at + "attn_norm", n_embd, norm), *_slots(at, n_embd, mamba, tensors))
     out = tensors.columns("out", at + "ssm_out.weight", (mamba.n_values, n_embd), mamba.dim)
     name, shape = at + "ssm_norm.weight", (mamba.n_values // mamba.n_groups, mamba.n_groups)
-    if mamba.n_groups > 1:
-        out_norm = tensors.vectors("out_norm", name, shape, group=mamba.group)
-        slots = (*first, out_norm, out)
-        measures = (measure_of("heads", mamba.n, mamba.group, slots),)
+    if mamba.n_groups > 1 or not is_normed:
+        out_norm = (tensors.vectors("out_norm", name, shape, group=mamba.group),) if is_normed else ()
+        slots = (*first, *out_norm, out)
+        measures = (measure_of("heads", mamba.n, mamba.group if mamba.n_groups > 1 else 1, slots),)
         graph = Groups(Scan(mamba, norm), out_scale)
-        return (Block(index, "recurrence", layer, measures, slots, graph, mamba.state),)
+        return (Block(index, "recurrence", layer, measures, slots, graph, mamba.state, is_kept=is_kept),)
     last = (tensors.values("out_norm", name, mamba.n_values, mamba.dim), out)
     measures = (measure_of("heads", mamba.n, 1, last),)
     leavings = Leavings(1, ((mamba.dim, 1),))
@@ -85,7 +94,9 @@ def mamba_blocks(
             index, "scan", layer, measures, first, AllHeads(Scan(mamba, norm)), mamba.state,
             is_kept=True, leaves=leavings,
         ),
-        Block(index + 1, "recurrence", layer, measures, last, Out(mamba.n_values, norm.eps, out_scale)),
+        Block(
+            index + 1, "recurrence", layer, measures, last, Out(mamba.n_values, norm.eps, out_scale), is_kept=is_kept
+        ),
     )  # fmt: skip
 
 
@@ -167,13 +178,15 @@ class Out:
 
 @dataclass(frozen=True)
 class Groups:
-    """Each group is normed for itself."""
+    """Each group is normed for itself, if there are weights for that."""
 
     scan: Scan
     out_scale: float
 
     def build(self, g: Steps[V]) -> V:
         mamba = self.scan.mamba
-        made = g.heads(g.rows(self.scan.build(g)), mamba.group * mamba.dim)
-        made = g.matmul("out", g.rows(g.rms_norm(made, "out_norm", self.scan.norm.eps)))
+        made = g.rows(self.scan.build(g))
+        if g.has("out_norm"):
+            made = g.rows(g.rms_norm(g.heads(made, mamba.group * mamba.dim), "out_norm", self.scan.norm.eps))
+        made = g.matmul("out", made)
         return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)

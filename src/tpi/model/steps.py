@@ -75,6 +75,10 @@ class Steps(Protocol[V]):
         """Whether a sequence can have more tokens than so many; the same on all ranks."""
         ...
 
+    def is_first(self) -> bool:
+        """Whether the rank's part is the first: it alone adds what is added once. Of a block that follows a sum."""
+        ...
+
     # What enters.
 
     def residual(self) -> V:

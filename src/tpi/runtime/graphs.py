@@ -170,7 +170,8 @@ class Graphs:
     def _hold(self, block: Block) -> Held:
         model = self.model
         left, share = model.left_before(block), model.share(block.index)
-        width = model.sum_width(model.blocks[block.index - 1]) if block.is_own or left else 0
+        before = model.blocks[block.index - 1] if block.index else None
+        width = model.sum_width(before) if before is not None and before.is_kept else 0
         return held_block(block, model.state_of(block), share, self._pieces[block.index], width, left)
 
     def _hold_expert(self, piece: Piece) -> tuple[Held, int]:

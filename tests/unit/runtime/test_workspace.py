@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tests.unit.runtime.rigs import Nobody, make_model, make_pass, running
+from tests.variants.all import SMALL
+from tests.variants.made import write_made
 from tpi.errors import KernelError, MemoryBudgetError
 from tpi.gguf.reader import read_gguf
 from tpi.model.architectures import blocks_of, read_spec
@@ -60,23 +62,26 @@ def some_groups(model: RankModel, settings: RankSettings, window: int, runs: Seq
     return Sight(groups=tuple(groups))
 
 
-@pytest.mark.parametrize("name", ["deltas", "windowed"])
+@pytest.mark.parametrize("name", ["deltas", "windowed", "falcon-h1", "falcon-h1, normed", "lfm2"])
 @pytest.mark.parametrize(("max_tokens", "n_parts"), [(16, 1), (128, 1), (128, 2)])
 @pytest.mark.parametrize("is_reproducible", [False, True])
-def test_any_company_fits_what_was_reserved(name: str, max_tokens: int, n_parts: int, is_reproducible: bool) -> None:
+def test_any_company_fits_what_was_reserved(
+    tmp_path: Path, name: str, max_tokens: int, n_parts: int, is_reproducible: bool
+) -> None:
     """Runs of any lengths, of any of the sequences."""
-    gguf = read_gguf(Path(__file__).parents[2] / "trained" / f"{name}.gguf")
+    trained = Path(__file__).parents[2] / "trained" / f"{name}.gguf"
+    gguf = read_gguf(write_made(tmp_path / "model.gguf", SMALL[name]()) if name in SMALL else trained)
     spec = read_spec(gguf, name)
     blocks = blocks_of(spec)
     partition, of = divide(blocks, (1, 1, 1)), Random(max_tokens)
     model = RankModel(spec, blocks, partition, 0, lay_out(blocks, partition, 0))
     settings = RankSettings(
-        max_tokens, 5 * 512, 2, n_parts=n_parts, n_sequences=5, max_sampled=16, is_reproducible=is_reproducible
+        max_tokens, 5 * 512, 2, n_parts=n_parts, n_sequences=20, max_sampled=20, is_reproducible=is_reproducible
     )
     with Workspace(model, settings) as space:
         for _ in range(40):
             n_rows = of.choice([settings.part_tokens, of.randint(1, settings.part_tokens)])
-            cuts = sorted(of.sample(range(1, n_rows), min(of.randint(0, 4), n_rows - 1)))
+            cuts = sorted(of.sample(range(1, n_rows), min(of.randint(0, 19), n_rows - 1)))
             runs = tuple(stop - start for start, stop in itertools.pairwise([0, *cuts, n_rows]))
             if of.random() < 0.5:
                 runs = tuple(of.sample((*(1,) * (len(runs) - 1), n_rows - len(runs) + 1), len(runs)))

@@ -13,7 +13,7 @@ from tpi.runtime.ggml.recurrentsteps import RecurrentSteps
 _OTHER_NODES = 96
 """More than any block has beside what each part of a weight adds: a product, and a place after the ones before it,"""
 _NODES_PER_PART = 4
-_NODES_PER_RUN = 24
+_NODES_PER_RUN = 40
 """each sequence with a recurrent state,"""
 _NODES_PER_CHOICE = 3
 """each expert that a token chooses,"""

@@ -59,6 +59,11 @@ class Held:
         return self.state is not None and self.share.first.size > 0
 
     @property
+    def is_first(self) -> bool:
+        """It follows a sum, and this is the first rank's part of it."""
+        return self.summed_width > 0 and not self.share.first.start
+
+    @property
     def window(self) -> int | None:
         """Of its attention, if it attends."""
         return self.state.window if isinstance(self.state, KvState) and self.has_state else None
@@ -90,7 +95,8 @@ class Held:
             start = self.share.first.start % self.state.group
         elif self.leaves is not None:
             start = self.share.first.start % lcm(*(group for _, group in self.leaves.parts))
-        return self.graph, self.state, size, start, runs, self.is_expert, self.summed_width, self.left, *parts
+        what = self.graph, self.state, size, start, runs, self.is_expert, self.is_first
+        return *what, self.summed_width, self.left, *parts
 
 
 def held_block(

@@ -100,6 +100,9 @@ class NodeBuilder:
     def can_exceed(self, n_tokens: int) -> bool:
         return self._settings.n_positions > n_tokens
 
+    def is_first(self) -> bool:
+        return self._held.is_first
+
     # Products, sums, norms.
 
     def matmul(self, role: str, x: int) -> int:
