@@ -9,6 +9,7 @@ import pytest
 
 from tests.parity.runner import LocalRunner
 from tests.unit.engine.test_slots import AtOnce
+from tests.variants.all import VARIANTS
 from tests.variants.made import write_made
 from tests.variants.phi3 import phi3
 from tpi.cli.models import find_model
@@ -102,9 +103,14 @@ def runner_of(
     return LocalRunner(path, settings, shares=shares, repack=repack)
 
 
-@pytest.mark.parametrize(("model", "kind"), [("demo", F16), ("demo", Q8_0), ("deltas", F16), ("windowed", F16)])
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [("demo", F16), ("demo", Q8_0), ("deltas", F16), ("windowed", F16), ("falcon-h1 normed", F16), ("lfm2 1.2B", F16)],
+)
 def test_others_go_on_with_the_same_bits(tmp_path: Path, model: str, kind: TensorType) -> None:
     path = find_model("demo") if model == "demo" else TRAINED / f"{model}.gguf"
+    if model in VARIANTS:
+        path = write_made(tmp_path / "model.gguf", VARIANTS[model](), "F16")
     with runner_of(path, kind) as runner:
         session = Session(runner, path, tmp_path)
         first, _ = session.ask(TEXT)
