@@ -46,6 +46,7 @@ class Shape:
     n_predicting: int = 0
     is_unsplit: bool = False
     is_fused: bool = False
+    architecture: str = "deepseek2"
 
     def choose(self, layer: int) -> Choice:
         """How experts are chosen in the layer."""
@@ -73,7 +74,7 @@ def _yarn(factor: float, log_multiplier: float) -> Entries:
 def deepseek2(shape: Shape) -> Made:
     """Attention through a latent vector, leading dense layers, then experts."""
     n_embd, n_all = shape.n_embd, shape.n_layers + shape.n_predicting
-    made = Made("deepseek2", base_entries(n_all, n_embd, _N_HEADS, 1, _N_LORA_KV + _ROPE, 4 * n_embd))
+    made = Made(shape.architecture, base_entries(n_all, n_embd, _N_HEADS, 1, _N_LORA_KV + _ROPE, 4 * n_embd))
     made.entries |= {
         "attention.layer_norm_rms_epsilon": 1e-6,
         "vocab_size": N_VOCAB,
@@ -210,6 +211,7 @@ _MISTRAL = Shape(
     },
     n_dense=3,
 )
+_SMALL_4 = replace(_MISTRAL, n_layers=6, n_dense=0, is_fused=True, architecture="mistral4")
 _OLD = {"expert_weights_scale": 1.0, **_yarn(40.0, 0.0707)}
 
 VARIANTS: Mapping[str, Callable[[], Made]] = {
@@ -224,6 +226,10 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
         replace(_GLM, gating=None, more={**_GLM.more, "vocab_size": 154880})
     ),
     "deepseek2 Mistral-Large-3": lambda: deepseek2(_MISTRAL),
+    "mistral4 119B": lambda: deepseek2(_SMALL_4),
+    "mistral4 119B split": lambda: deepseek2(
+        replace(_SMALL_4, n_layers=4, is_fused=False, more=_MISTRAL.more | _yarn(36.0, 0.0707))
+    ),
     "deepseek2 GigaChat3": lambda: deepseek2(replace(_GLM, n_layers=26, n_predicting=0, has_q_lora=False)),
     "deepseek2 Kanana-2": lambda: deepseek2(
         replace(_GLM, n_layers=48, n_predicting=0, has_q_lora=False, more={**_GLM.more, "vocab_size": 128256})

@@ -125,13 +125,14 @@ def add_ffn(made: Made, at: str, n_embd: int, n_ff: int, suffix: str = "") -> No
 
 
 def fuse_qkv(made: Made) -> Made:
-    """Queries, keys and values of every layer in one tensor."""
+    """Queries, keys and values of every layer in one tensor, and their biases."""
     for layer in range(made.entries["block_count"]):
         at = f"blk.{layer}.attn_"
-        parts = [made.tensors.pop(f"{at}{name}.weight", None) for name in "qkv"]
-        shapes = [part.shape for part in parts if part is not None]
-        if shapes:
-            made.add(f"{at}qkv", sum(n_rows for n_rows, _ in shapes), shapes[0][1])
+        for ending, suffix in ((".weight", ""), (".bias", ".bias")):
+            parts = [made.tensors.pop(f"{at}{name}{ending}", None) for name in "qkv"]
+            shapes = [part.shape for part in parts if part is not None]
+            if shapes:
+                made.add(f"{at}qkv{suffix}", sum(n_rows for n_rows, *_ in shapes), *shapes[0][1:])
     return made
 
 

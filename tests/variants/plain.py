@@ -17,7 +17,7 @@ from tests.variants.made import (
 
 _EMBD, _HEAD, _FF = 128, 32, 256
 _BIASED = ("attn_q", "attn_k", "attn_v")
-_ALL_BIASED = (*_BIASED, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+ALL_BIASED = (*_BIASED, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 _FACTORS: Entries = {"embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0, "attention.scale": 0.05}
 
 
@@ -67,6 +67,7 @@ def routed(
     is_gated: bool = False,
     n_heads: int = 8,
     biased: tuple[str, ...] = (),
+    has_factors: bool = False,
     entries: Entries | None = None,
 ) -> Made:
     """The same with experts, of which a token uses 4 of 8, behind ``n_dense`` layers. ``is_gated``: the shared
@@ -97,6 +98,8 @@ def routed(
             made.add(at + "ffn_gate_inp_shexp", _EMBD)
         for name in biased:
             made.add(f"{at}{name}.bias", made.tensors[f"{at}{name}.weight"].shape[0])
+    if has_factors:
+        made.add("rope_freqs", _HEAD // 2, draw=uniform(1.0, 8.0))
     return made
 
 
@@ -127,7 +130,7 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
         "ernie4_5-moe", n_shared=96, n_dense=1, has_choice_bias=True, entries=_ERNIE
     ),
     "granite 3B": lambda: plain("granite", 6, is_tied=True, entries=_FACTORS),
-    "granite 8B biased": lambda: plain("granite", biased=_ALL_BIASED, has_factors=True, entries={"logit_scale": 16.0}),
+    "granite 8B biased": lambda: plain("granite", biased=ALL_BIASED, has_factors=True, entries={"logit_scale": 16.0}),
     "granite unturned": lambda: plain("granite", entries={"logit_scale": 16.0, "rope.scaling.finetuned": False}),
     "granitemoe 3B-A800M": lambda: routed("granitemoe", entries=_FACTORS),
     "granitemoe shared": lambda: routed(
@@ -138,7 +141,7 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
     "hunyuan-moe wide": lambda: routed("hunyuan-moe", n_shared=96, is_normed=True, entries=_HUNYUAN | _SHARED),
     "internlm2 7B": lambda: plain("internlm2", 6, n_embd=256),
     "llama 8x7B": lambda: routed("llama"),
-    "llama biased": lambda: plain("llama", biased=_ALL_BIASED, has_factors=True),
+    "llama biased": lambda: plain("llama", biased=ALL_BIASED, has_factors=True),
     "mistral3 experts": lambda: routed("mistral3"),
     "mistral3 8B": lambda: plain("mistral3", 6, entries=_MISTRAL),
     "mistral3 3B tied": lambda: plain("mistral3", is_tied=True, has_factors=True),

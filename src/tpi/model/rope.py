@@ -27,12 +27,13 @@ def read_rope(
     *,
     may_be_part: bool = False,
     is_log_doubled: bool = False,
+    log_unit: float = 1.0,
     suffix: str = "",
 ) -> Rope:
     """Rope scaling as llama.cpp derives it from the same keys (the yarn factor: Peng et al. 2023, section 3.4).
     ``may_be_part``: the first values of a head alone may be turned. ``is_log_doubled``: yarn's log multiplier grows
-    what it is divided by as well. ``suffix``: of the names of entries about layers with a window, whose positions are
-    not stretched.
+    what it is divided by as well; ``log_unit``: by what the file has multiplied it. ``suffix``: of the names of entries
+    about layers with a window, whose positions are not stretched.
 
     Raises:
         ModelFileError: an entry has an impossible value.
@@ -50,6 +51,7 @@ def read_rope(
         log_mul = meta.number("rope.scaling.yarn_log_multiplier", 0.0)
         meta.require(log_mul >= 0, "rope.scaling.yarn_log_multiplier", log_mul)
         extrapolation = 1.0
+        log_mul = float(np.float32(log_mul) / np.float32(log_unit))
         attention_factor *= _yarn_attention(factor, log_mul, is_log_doubled)
     elif scaling not in ("linear", "none", "longrope"):
         raise UnsupportedModelError(

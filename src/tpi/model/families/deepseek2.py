@@ -1,6 +1,7 @@
 """The ``deepseek2`` architecture: DeepSeek V2 and V3, and others with the same blocks (GLM 4.7 Flash, Kimi K2, Mistral
-Large 3). Attention keeps one latent vector for all heads (MLA), or in older files the heads made of it; behind the
-first layers FFNs are experts, with some that every token uses."""
+Large 3); and ``mistral4``, Mistral Small 4, whose factor of yarn is derived otherwise. Attention keeps one latent
+vector for all heads (MLA), or in older files the heads made of it; behind the first layers FFNs are experts, with some
+that every token uses."""
 
 from dataclasses import dataclass
 from math import inf
@@ -18,8 +19,10 @@ from tpi.model.states import KvState
 from tpi.model.steps import Rope, RopeStyle, Steps, Temperature, V
 from tpi.model.tensors import Tensors
 
-NAMES = ("deepseek2",)
+NAMES = ("deepseek2", "mistral4")
 
+_LOG_UNIT = 0.1
+"""By what files have multiplied yarn's log multiplier."""
 _GLM_LAYERS, _GLM_VOCAB = (47, 48), 154_880
 """Of a model whose files do not say that it gates by sigmoids."""
 
@@ -97,12 +100,15 @@ def _read_shape(meta: Metadata, tensors: Tensors) -> Shape:
 
 
 def _read_attention(meta: Metadata, dimensions: Dimensions, shape: Shape, eps: float) -> "Attention":
-    rope = read_rope(meta, shape.turned, dimensions.n_context_train, RopeStyle.NORMAL, is_log_doubled=True)
+    rope = read_rope(
+        meta, shape.turned, dimensions.n_context_train, RopeStyle.NORMAL,
+        is_log_doubled=meta.architecture == "deepseek2", log_unit=_LOG_UNIT,
+    )  # fmt: skip
     log_mul = meta.number("rope.scaling.yarn_log_multiplier", 0.0)
     stretched = np.float32(1) / np.float32(rope.frequency_scale)
     growth = np.float32(0.1) * np.log(stretched)
     stretch = np.float32(rope.attention_factor) * (np.float32(1) + growth)
-    stretch *= np.float32(1) + np.float32(log_mul) / np.float32(0.1) * growth
+    stretch *= np.float32(1) + np.float32(log_mul) / np.float32(_LOG_UNIT) * growth
     scale = float(stretch * stretch / np.sqrt(np.float32(shape.key)))
     meta.require(0 < scale < inf, "rope.scaling.yarn_log_multiplier", log_mul)
     temperature, by = None, meta.number("attention.temperature_scale", 0.0)

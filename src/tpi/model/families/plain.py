@@ -102,7 +102,9 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         factor = _read_factors(meta, details)
     attention = _read_attention(meta, dimensions, heads, details, factor)
     sizes = _read_experts(meta, details) if meta.integer("expert_count", 0) else None
-    n_dense = dimensions.n_layers if sizes is None else meta.integer("leading_dense_block_count", 0)
+    n_dense = 0 if sizes else dimensions.n_layers
+    if sizes and details.experts is Width.TOLD:
+        n_dense = meta.integer("leading_dense_block_count", 0)
     n_shared = _read_shared(meta, details)
     routing = Routing(Gating.SOFTMAX, details.is_normalised, 1.0, *read_groups(meta))
     ffn, routed = Ffn(norm, details.activation, factor.added), ExpertFfn(norm, routing, out_scale=factor.added)
