@@ -196,7 +196,7 @@ def _begin(path: Path, made: Made) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(str(path), made.architecture)
     writer.add_name("random weights")  # by some names llama.cpp expects tokens that are not there
     for key, value in made.entries.items():
-        _add_entry(writer, f"{made.architecture}.{key}", value)
+        _add_entry(writer, key if key.startswith("xielu.") else f"{made.architecture}.{key}", value)
     add_tokenizer(writer, N_VOCAB)
     return writer
 

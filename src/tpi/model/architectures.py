@@ -28,6 +28,9 @@ CLASSES = "cls.output."
 _PREDICTING = "nextn_predict_layers"
 """How many layers at the end predict further tokens; they are no part of the model proper."""
 
+_NAMELESS = ("xielu.",)
+"""How entries begin that are an architecture's own, and come without its name."""
+
 _MAX_BYTES = 1 << 42
 """Of a model that somebody else describes; more than any has."""
 
@@ -132,7 +135,7 @@ def _entries_of(gguf: Gguf, prefix: str) -> dict[str, Entry]:
     return {
         key.removeprefix(prefix): value
         for key, value in gguf.metadata.items()
-        if key.startswith(prefix) and not (isinstance(value, tuple) and len(value) > _MAX_ENTRY)
+        if key.startswith((prefix, *_NAMELESS)) and not (isinstance(value, tuple) and len(value) > _MAX_ENTRY)
     }
 
 

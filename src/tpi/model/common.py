@@ -7,7 +7,7 @@ from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse
 from tpi.model.spans import Span
 from tpi.model.spec import Dimensions
-from tpi.model.steps import Activation, Steps, Unary, V
+from tpi.model.steps import Activation, Steps, Unary, Ungated, V
 from tpi.model.tensors import EMBEDDING, Tensors, bias_of
 
 FFN_UNIT_COLUMNS = 32
@@ -51,10 +51,10 @@ def norm_slots(tensors: Tensors, role: str, name: str, n: int, norm: Norm) -> tu
     return (tensors.copy(role, f"{name}.weight", n), *bias)
 
 
-def feed_forward(g: Steps[V], x: V, activation: Activation | Unary) -> V:
+def feed_forward(g: Steps[V], x: V, activation: Activation | Ungated) -> V:
     """``down(activation(gate(x)) * up(x))``, or of an activation that gates nothing ``down(activation(up(x)))``; plus
     the biases that there are."""
-    if isinstance(activation, Unary):
+    if isinstance(activation, Ungated):
         return g.biased("down", g.apply(activation, g.biased("up", x)))
     gate = g.biased("gate", x)
     return g.biased("down", g.gated(activation, gate, g.biased("up", x)))
@@ -65,7 +65,7 @@ class Ffn:
     """A feed-forward network of the normed stream; without the role ``ffn_norm`` of the stream as it is."""
 
     norm: Norm
-    activation: Activation | Unary = Activation.SWIGLU
+    activation: Activation | Ungated = Activation.SWIGLU
     out_scale: float = 1.0
     """By which the result is multiplied."""
 
@@ -104,7 +104,7 @@ def ffn_slots(
     n_embd: int,
     n_ff: int,
     tensors: Tensors,
-    activation: Activation | Unary = Activation.SWIGLU,
+    activation: Activation | Ungated = Activation.SWIGLU,
     *,
     suffix: str = "",
     measure: int = 0,
@@ -118,7 +118,7 @@ def ffn_slots(
         ModelFileError: a tensor is missing, or its shape or type is not the one.
     """
     up, found = f"{at}ffn_up{suffix}", list[Slot]()
-    roles = ("up",) if isinstance(activation, Unary) else ("gate", "up")
+    roles = ("up",) if isinstance(activation, Ungated) else ("gate", "up")
     is_fused = len(roles) > 1 and f"{at}ffn_gate{suffix}.weight" not in tensors
     for number, role in enumerate(roles):
         rows = Span(number * n_ff, (number + 1) * n_ff) if is_fused else None

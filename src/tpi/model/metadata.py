@@ -124,11 +124,24 @@ class Metadata:
         Raises:
             ModelFileError: missing without default, or not a finite number.
         """
-        value = self._get(key, default)
+        return self._number(key, self._get(key, default))
+
+    def _number(self, key: str, value: Entry) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
         self.require(is_number, key, value)
         assert isinstance(value, int | float)
         return float(value)
+
+    def numbers(self, key: str, n_layers: int) -> tuple[float, ...]:
+        """A finite number for every layer: an array of them, or one for all.
+
+        Raises:
+            ModelFileError: missing, of another type or size, or too few.
+        """
+        value = self._get(key, None)
+        values = value if isinstance(value, tuple) else (value,) * n_layers
+        self.require(len(values) >= n_layers, key, f"{len(values)} values")
+        return tuple(self._number(key, entry) for entry in values[:n_layers])
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false.

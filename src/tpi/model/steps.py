@@ -64,6 +64,21 @@ class Unary(Enum):
     SQUARED_RELU = "squared relu"
 
 
+@dataclass(frozen=True)
+class Xielu:
+    """``beta * x`` plus, of what is positive, ``a_p * x^2``, of the rest ``a_n * (e^min(x, eps) - 1 - x)``; ``a_p`` and
+    ``a_n - beta`` are the softplus of the alphas (Huang and Schlag 2024)."""
+
+    alpha_n: float
+    alpha_p: float
+    beta: float
+    eps: float
+
+
+Ungated = Unary | Xielu
+"""Activations of networks that have no gate."""
+
+
 class Steps(Protocol[V]):
     """What a block's graph can do. ``role`` names a slot of the block; sizes follow from the rank's share."""
 
@@ -140,7 +155,7 @@ class Steps(Protocol[V]):
         """``factor * x``."""
         ...
 
-    def apply(self, function: Unary, x: V) -> V:
+    def apply(self, function: Ungated, x: V) -> V:
         """``function(x)`` of every value."""
         ...
 

@@ -141,6 +141,7 @@ _BASE = {
     "ggml_sqrt": (_T, [c_void_p, _T]),
     "ggml_swiglu_split": (_T, [c_void_p, _T, _T]),
     "ggml_geglu_split": (_T, [c_void_p, _T, _T]),
+    "ggml_xielu": (_T, [c_void_p, _T, c_float, c_float, c_float, c_float]),
     "ggml_swiglu_oai": (_T, [c_void_p, _T, _T, c_float, c_float]),
     "ggml_ssm_conv": (_T, [c_void_p, _T, _T]),
     "ggml_ssm_scan": (_T, [c_void_p, _T, _T, _T, _T, _T, _T, _T, c_int64]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tpi.model.numbers import inverse
 from tpi.model.spans import Span
 from tpi.model.states import KvState
-from tpi.model.steps import Activation, Unary
+from tpi.model.steps import Activation, Unary, Ungated, Xielu
 from tpi.model.tensors import bias_of, scale_of
 from tpi.runtime.ggml.binding import Tensor, ggml
 from tpi.runtime.ggml.held import GraphSettings, Held
@@ -166,7 +166,10 @@ class NodeBuilder:
     def scale(self, x: int, factor: float) -> int:
         return self._append(self._base.ggml_scale(self._context, x, factor))
 
-    def apply(self, function: Unary, x: int) -> int:
+    def apply(self, function: Ungated, x: int) -> int:
+        if isinstance(function, Xielu):
+            numbers = function.alpha_n, function.alpha_p, function.beta, function.eps
+            return self._append(self._base.ggml_xielu(self._context, self._contiguous(x), *numbers))
         if function is Unary.SQUARED_RELU:
             bounded = self._append(self._base.ggml_relu(self._context, x))
             return self._append(self._base.ggml_sqr(self._context, bounded))
