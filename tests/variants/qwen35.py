@@ -1,4 +1,4 @@
-"""qwen35 and qwen35moe with random weights. Called by tests only."""
+"""qwen3next, qwen35 and qwen35moe with random weights. Called by tests only."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,6 +39,10 @@ class Shape:
     is_fused: bool = False
     n_predicting: int = 0
     is_dense: bool = False
+    is_paired: bool = False
+    """qwen3next: value heads lie with their key head."""
+    has_all_in_one: bool = False
+    """Its queries, keys, values and gates are one matrix."""
 
     @property
     def is_recurrent(self) -> list[bool]:
@@ -51,7 +55,7 @@ def qwen35moe(shape: Shape) -> Made:
     n_embd = shape.n_embd
     entries = base_entries(len(shape.is_recurrent), n_embd, _N_HEADS, _N_KV_HEADS, _HEAD, 0)
     del entries["feed_forward_length"]
-    made = Made("qwen35" if shape.is_dense else "qwen35moe", entries)
+    made = Made("qwen35" if shape.is_dense else "qwen3next" if shape.is_paired else "qwen35moe", entries)
     made.entries |= {
         "attention.layer_norm_rms_epsilon": 1e-6,
         "rope.freq_base": 1000.0,
@@ -67,6 +71,8 @@ def qwen35moe(shape: Shape) -> Made:
         "expert_feed_forward_length": _N_FF,
         "expert_shared_feed_forward_length": _N_FF,
     }
+    if shape.is_paired:
+        del made.entries["rope.dimension_sections"]
     if shape.is_dense:
         for key in [key for key in made.entries if key.startswith("expert_")]:
             del made.entries[key]
@@ -115,22 +121,31 @@ def _add_delta_net(made: Made, at: str, shape: Shape) -> None:
     """Some heads forget slowly, so that what they keep from hundreds of tokens counts."""
     n_embd, n_values = shape.n_embd, shape.n_value_heads
     n_channels = _STATE * (2 * shape.n_key_heads + n_values)
-    made.add(at + "attn_qkv", n_channels, n_embd)
-    made.add(at + "attn_gate", _STATE * n_values, n_embd)
+    if shape.has_all_in_one:
+        made.add(at + "ssm_in", n_channels + _STATE * n_values, n_embd)
+    else:
+        made.add(at + "attn_qkv", n_channels, n_embd)
+        made.add(at + "attn_gate", _STATE * n_values, n_embd)
     made.add(at + "ssm_conv1d", n_channels, _KERNEL)
     made.add(at + "ssm_dt.bias", n_values, draw=normal(0.5))
     made.add(at + "ssm_a", n_values, draw=lambda random, size: -np.exp(random.uniform(-5.0, 0.5, size)))
-    made.add(at + "ssm_beta", n_values, n_embd)
-    made.add(at + "ssm_alpha", n_values, n_embd)
+    if shape.is_paired:
+        made.add(at + "ssm_ba", 2 * n_values, n_embd)
+    else:
+        made.add(at + "ssm_beta", n_values, n_embd)
+        made.add(at + "ssm_alpha", n_values, n_embd)
     made.add(at + "ssm_norm", _STATE)
     made.add_output(at + "ssm_out", n_embd, _STATE * n_values)
 
 
 _SMALL = Shape(40, 256, 10, 2, 4, ("interval",))
 _MIDDLE = Shape(48, 96, 16, 4, 16, ("interval", "layers"))
+_NEXT = Shape(48, 96, 16, 4, 8, ("interval",), is_paired=True)
 _LARGE = Shape(60, 96, 16, 2, 8)
 
 VARIANTS: Mapping[str, Callable[[], Made]] = {
+    "qwen3next 80B-A3B": lambda: qwen35moe(_NEXT),
+    "qwen3next 80B-A3B all in one": lambda: qwen35moe(replace(_NEXT, n_layers=8, has_all_in_one=True)),
     "qwen35 0.8B": lambda: qwen35moe(Shape(8, 256, 0, 4, 4, ("interval",), is_dense=True)),
     "qwen35 9B": lambda: qwen35moe(Shape(32, 96, 0, 2, 4, n_predicting=1, is_dense=True)),
     "qwen35 27B": lambda: qwen35moe(Shape(64, 96, 0, 2, 6, ("layers",), is_dense=True)),
@@ -145,6 +160,7 @@ VARIANTS: Mapping[str, Callable[[], Made]] = {
 }
 SMALL: Mapping[str, Callable[[], Made]] = {
     "qwen35": lambda: qwen35moe(Shape(4, 64, 0, 2, 4, is_dense=True)),
+    "qwen3next": lambda: qwen35moe(Shape(4, 64, 10, 2, 4, is_paired=True)),
     "qwen35moe": lambda: qwen35moe(Shape(2, 64, 10, 2, 4, ("interval", "layers"))),
 }
 """With which headers are falsified."""

@@ -212,6 +212,10 @@ class Steps(Protocol[V]):
         """The only head of ``x`` as often as ``like`` has heads."""
         ...
 
+    def repeat_heads(self, x: V, n: int) -> V:
+        """Every head of ``x`` ``n`` times, beside one another."""
+        ...
+
     # Attention.
 
     def rope(self, x: V, rope: Rope, head_dim: int, factors_role: str | None = None) -> V:

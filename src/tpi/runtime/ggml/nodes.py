@@ -261,6 +261,14 @@ class NodeBuilder:
         one, width = self.heads(x, self._extents(x)[0]), self._extents(x)[0]
         return self._append(self._base.ggml_repeat_4d(self._context, one, width, n_heads, n_tokens, 1))
 
+    def repeat_heads(self, x: int, n: int) -> int:
+        width, n_heads, n_tokens = self._extents(x)[:3]
+        if n == 1:
+            return x
+        apart = self._base.ggml_reshape_4d(self._context, self._contiguous(x), width, 1, n_heads, n_tokens)
+        many = self._append(self._base.ggml_repeat_4d(self._context, apart, width, n, n_heads, n_tokens))
+        return int(self._base.ggml_reshape_3d(self._context, many, width, n * n_heads, n_tokens))
+
     def _contiguous(self, x: int) -> int:
         is_contiguous = bool(self._base.ggml_is_contiguous(x))
         return x if is_contiguous else self._append(self._base.ggml_cont(self._context, x))
