@@ -144,8 +144,8 @@ _NEXT = Shape(48, 96, 16, 4, 8, ("interval",), is_paired=True)
 _LARGE = Shape(60, 96, 16, 2, 8)
 
 VARIANTS: Mapping[str, Callable[[], Made]] = {
-    "qwen3next 80B-A3B": lambda: qwen35moe(_NEXT),
     "qwen3next 80B-A3B all in one": lambda: qwen35moe(replace(_NEXT, n_layers=8, has_all_in_one=True)),
+    "qwen3next 80B-A3B": lambda: qwen35moe(_NEXT),
     "qwen35 0.8B": lambda: qwen35moe(Shape(8, 256, 0, 4, 4, ("interval",), is_dense=True)),
     "qwen35 9B": lambda: qwen35moe(Shape(32, 96, 0, 2, 4, n_predicting=1, is_dense=True)),
     "qwen35 27B": lambda: qwen35moe(Shape(64, 96, 0, 2, 6, ("layers",), is_dense=True)),
