@@ -26,10 +26,10 @@ TOKENS = [int(token) for token in np.random.default_rng(5).integers(3, N_VOCAB, 
 CHUNKS = [TOKENS[:250], TOKENS[250:263], *([token] for token in TOKENS[263:270])]
 SHORT_CHUNKS = [TOKENS[:70], TOKENS[70:80], *([token] for token in TOKENS[80:84])]
 BOUND = 1e-5
-OTHER_ORDER = {"command-r": 1e-3, "qwen2moe": 1e-3, "cohere2": 1e-3, "stablelm 2 12B": 1e-3}
-"""Where llama.cpp adds in an order that no partial sum can have (FFN, residual, attention), or has silu(x) / x for a
-sigmoid. With weights for which activations are rounded to 8 bits the bound is what that rounding makes in llama.cpp
-itself."""
+OTHER_ORDER = {"command-r": 1e-3, "qwen2moe": 1e-3, "cohere2": 1e-3, "stablelm 2 12B": 1e-3, "qwen3moe 235B": 1e-3}
+"""Where llama.cpp adds in an order that no partial sum can have (FFN, residual, attention), has silu(x) / x for a
+sigmoid, or reads keys row by row where so many heads share them that we read tiles (``runtime/folding.py``). With
+weights for which activations are rounded to 8 bits the bound is what that rounding makes in llama.cpp itself."""
 SHARES = [(1, 1), (3, 2, 2, 1, 1), (1,) * 9]
 F32_BOUND = 1e-3
 """Of weights and payloads in 32 bits: sums in another order, whose last bits change what cells hold in 16."""

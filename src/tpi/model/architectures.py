@@ -161,6 +161,8 @@ def _model(meta: Metadata, spec: ModelSpec) -> Model:
         ModelFileError, UnsupportedModelError: see ``Architecture.model``; there are more tensors than the architecture
             has.
     """
+    if not meta.flag("attention.causal", True):
+        raise UnsupportedModelError(f"{meta.file}: every token sees all others (attention.causal); not supported")
     tensors = Tensors(meta, spec.tensors)
     tensors.find(EMBEDDING)
     tensors.skip(CLASSES)  # the master's alone

@@ -154,6 +154,11 @@ def test_rope_scaling(gguf: Gguf) -> None:
         read_spec(_with(gguf, rope__scaling__type="dynamic"), "")
 
 
+def test_tokens_that_see_all_others(gguf: Gguf) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"attention\.causal"):
+        read_spec(_with(gguf, attention__causal=False), "")
+
+
 def test_experts_that_are_not_there(gguf: Gguf) -> None:
     with pytest.raises(ModelFileError, match=r"has no tensor blk\.0\.ffn_gate_exps\.weight"):
         read_spec(_with(gguf, expert_count=8, expert_used_count=2), "")

@@ -55,30 +55,32 @@ class Details:
     is_hybrid: bool = False
     """Layers that the file gives no KV heads are recurrent (Mamba-2)."""
     experts: Width = Width.NONE
+    may_share: bool = False
+    """Of the experts every token may use some, whose width the file tells;"""
     has_shared: bool = False
-    """Of the experts every token uses some, together as wide as a dense network if the file does not say how wide."""
+    """it does use some, together as wide as a dense network if the file does not say how wide."""
     is_normalised: bool = True
     """The weights of a token's experts are."""
 
 
 _NEOX, _NORMAL, _ALIKE = RopeStyle.NEOX, RopeStyle.NORMAL, HeadNorms.ALIKE
 _LLAMA = Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, experts=Width.DENSE)
-_GRANITE = Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, is_scaled=True)
+_GRANITE = Details(_NORMAL, has_factors=True, has_out_bias=True, has_ffn_biases=True, is_scaled=True, may_share=True)
 _HUNYUAN = Details(_NEOX, _ALIKE, is_normed_late=True)
 _DETAILS: Mapping[str, Details] = {
     "arcee": Details(_NORMAL, has_factors=True, activation=Unary.SQUARED_RELU),
     "ernie4_5": Details(_NORMAL),
-    "ernie4_5-moe": Details(_NORMAL, experts=Width.TOLD),
+    "ernie4_5-moe": Details(_NORMAL, experts=Width.TOLD, may_share=True),
     "granite": _GRANITE,
     "granitehybrid": replace(_GRANITE, experts=Width.DENSE, is_hybrid=True),
     "granitemoe": replace(_GRANITE, experts=Width.DENSE),
     "hunyuan-dense": _HUNYUAN,
-    "hunyuan-moe": replace(_HUNYUAN, experts=Width.DENSE, has_shared=True),
+    "hunyuan-moe": replace(_HUNYUAN, experts=Width.DENSE, may_share=True, has_shared=True),
     "internlm2": Details(_NORMAL),
     "llama": _LLAMA,
     "mistral3": replace(_LLAMA, is_tempered=True),
     "qwen2": Details(_NEOX),
-    "qwen2moe": Details(_NEOX, experts=Width.MAY_BE_TOLD, has_shared=True, is_normalised=False),
+    "qwen2moe": Details(_NEOX, experts=Width.MAY_BE_TOLD, may_share=True, has_shared=True, is_normalised=False),
     "qwen3": Details(_NEOX, _ALIKE),
     "qwen3moe": Details(_NEOX, _ALIKE, experts=Width.MAY_BE_TOLD),
     "seed_oss": Details(_NEOX, ffn_norm="post_attention_norm"),
@@ -214,5 +216,5 @@ def _read_experts(meta: Metadata, details: Details) -> ExpertSizes:
 
 def _read_shared(meta: Metadata, details: Details) -> int:
     """Columns of the shared experts."""
-    n_shared = meta.integer("expert_shared_feed_forward_length", 0)
+    n_shared = meta.integer("expert_shared_feed_forward_length", 0) if details.may_share else 0
     return meta.sole("feed_forward_length") if details.has_shared and not n_shared else n_shared
