@@ -6,11 +6,12 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from bench.growth import measure_grammars, measure_graphs, measure_mask
+from tests.cluster.commands import LONG_FORM
 from tpi.engine.grammar import memory_bytes
 from tpi.runtime import graphs, passarrays
 
 
-@pytest.mark.parametrize("shape", ["", "llama-3.1-8b"])
+@pytest.mark.parametrize("shape", ["", pytest.param("llama-3.1-8b", marks=LONG_FORM)])
 def test_grammars(shape: str) -> None:
     """Of small and of large vocabularies; a process of its own begins without any."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -9,6 +9,7 @@ from bench import paper
 from bench.shapes import SHAPES, Shape
 from bench.sums import SumKind, measure_sums
 from bench.testbed.testbed import Device, Testbed, can_emulate
+from tests.cluster.commands import LONG_FORM
 from tpi.errors import UsageError
 
 SMALL = Shape("small", 2, 512, 8, 4, 768, 3000, 512)
@@ -23,7 +24,7 @@ def few_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @real
-@pytest.mark.parametrize("way", ["--real", "--one-rank"])
+@pytest.mark.parametrize("way", ["--real", pytest.param("--one-rank", marks=LONG_FORM)])
 def test_a_row_has_all_that_the_paper_has(few_devices: None, tmp_path: Path, way: str) -> None:
     options = [
         "--rows",
