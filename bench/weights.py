@@ -5,7 +5,6 @@ repeated from a place that its name gives. So a rank's slices can be made withou
 would be cut from the whole file. One thread at a time.
 """
 
-import ctypes
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +15,7 @@ from bench.shapes import Shape, TensorShape, rope_divisors
 from tpi.errors import ModelFileError
 from tpi.gguf.types import TensorType
 from tpi.model.spans import Span
-from tpi.native.libraries import load_ggml
+from tpi.runtime.ggml.binding import ggml
 from tpi.weights.patches import Patch
 
 Bytes = npt.NDArray[np.uint8]
@@ -107,16 +106,7 @@ def make_pool(kind: TensorType, deviation: float, seed: int) -> Bytes:
 
 def quantise(values: npt.NDArray[np.float32], kind: TensorType) -> Bytes:
     """``values`` [n_rows, n_columns] as bytes of the type, uint8 [n_rows, bytes], by ggml's own quantiser."""
-    lib = load_ggml().base
-    floats = ctypes.POINTER(ctypes.c_float)
-    lib.ggml_quantize_init.argtypes = [ctypes.c_int]
-    lib.ggml_quantize_init.restype = None
-    lib.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
-    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    lib.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, floats,
-    ]  # fmt: skip
-    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib = ggml().base
     n_rows, n_columns = values.shape
     source, out = np.ascontiguousarray(values), np.empty((n_rows, kind.row_bytes(n_columns)), np.uint8)
     importance = np.ones(n_columns, np.float32)
@@ -124,12 +114,12 @@ def quantise(values: npt.NDArray[np.float32], kind: TensorType) -> Bytes:
     lib.ggml_quantize_init(kind.id)
     written = lib.ggml_quantize_chunk(
         kind.id,
-        source.ctypes.data_as(floats),
+        source.ctypes.data,
         out.ctypes.data,
         0,
         n_rows,
         n_columns,
-        importance.ctypes.data_as(floats) if needs_importance else None,
+        importance.ctypes.data if needs_importance else None,
     )
     assert written == out.nbytes, f"{kind.name}: ggml wrote {written} bytes instead of {out.nbytes}"
     return out

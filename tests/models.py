@@ -3,7 +3,6 @@
 Quantises through the ``gguf`` package where that can, otherwise through libggml-base. Called by tests only.
 """
 
-import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy.typing as npt
 from gguf.quants import quantize as quantize_in_python
 
 from tpi.gguf.types import TYPES_BY_NAME
-from tpi.native.libraries import load_ggml
+from tpi.runtime.ggml.binding import ggml
 from tpi.runtime.ggml.dequantize import to_float
 
 Types = str | Mapping[str, str] | Callable[[str], str]
@@ -179,20 +178,13 @@ def quantize(values: npt.NDArray[np.float32], type_name: str) -> npt.NDArray[np.
         result: npt.NDArray[np.generic] = quantize_in_python(values, gguf.GGMLQuantizationType[type_name])
         return result
     kind, (n_rows, n_columns) = TYPES_BY_NAME[type_name], values.shape
-    lib = load_ggml().base
-    floats = ctypes.POINTER(ctypes.c_float)
-    lib.ggml_quantize_init.argtypes = [ctypes.c_int]
-    lib.ggml_quantize_init.restype = None
-    lib.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int, floats, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, floats,
-    ]  # fmt: skip
-    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib = ggml().base
     lib.ggml_quantize_init(kind.id)
     source = np.ascontiguousarray(values)
     importance = np.random.default_rng(_SEED).uniform(0.5, 1.5, (n_columns,)).astype(np.float32)
     out = np.empty((n_rows, kind.row_bytes(n_columns)), np.uint8)
     written = lib.ggml_quantize_chunk(
-        kind.id, source.ctypes.data_as(floats), out.ctypes.data, 0, n_rows, n_columns, importance.ctypes.data_as(floats)
+        kind.id, source.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, importance.ctypes.data
     )
     assert written == out.nbytes, f"{type_name}: ggml wrote {written} bytes instead of {out.nbytes}"
     return out

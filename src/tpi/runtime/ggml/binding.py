@@ -99,6 +99,9 @@ class CpuTypeTraits(ctypes.Structure):
 
 _T = c_void_p
 _BASE = {
+    "ggml_quantize_init": (None, [c_int]),
+    "ggml_quantize_requires_imatrix": (c_bool, [c_int]),
+    "ggml_quantize_chunk": (c_size_t, [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p]),
     "ggml_init": (c_void_p, [InitParams]),
     "ggml_free": (None, [c_void_p]),
     "ggml_tensor_overhead": (c_size_t, []),

@@ -4,13 +4,10 @@ Blocks of a type do not depend on one another, so a slice that is cut between bl
 tensor's. Holds some MB while it works, without the interpreter, in two threads where there are two cores. Any thread.
 """
 
-import ctypes
-import functools
 import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_int, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -119,17 +116,9 @@ def _quantize(kind: TensorType, values: npt.NDArray[np.float32], out: _Bytes) ->
     n_rows, n_columns = values.shape
     assert out.flags.c_contiguous
     if values.size:
-        written = _quantizer()(kind.id, values.ctypes.data, out.ctypes.data, 0, n_rows, n_columns, None)
+        source, target = values.ctypes.data, out.ctypes.data
+        written = ggml().base.ggml_quantize_chunk(kind.id, source, target, 0, n_rows, n_columns, None)
         assert written == out.nbytes, f"ggml wrote {written} bytes of {kind.name} in place of {out.nbytes}"
-
-
-@functools.cache
-def _quantizer() -> "ctypes._NamedFuncPointer":
-    """ggml's function, with its types declared."""
-    function = ggml().base.ggml_quantize_chunk
-    function.argtypes = [c_int, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_void_p]
-    function.restype = c_size_t
-    return function
 
 
 def _n_threads() -> int:
