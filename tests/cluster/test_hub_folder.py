@@ -11,6 +11,7 @@ import pytest
 from tests.cluster.commands import Home, find_key
 from tests.hubfolders import write_folder
 from tests.parity.hubtwins import RESULT
+from tests.variants.made import add_entry
 from tpi.gguf.types import F32
 from tpi.hub.reader import read_model
 from tpi.hub.vocabulary import vocabulary_entries
@@ -32,18 +33,8 @@ def _twin_of(folder: Path) -> Path:
     writer = gguf.GGUFWriter(str(path), "llama")
     entries: dict[str, Any] = {**model.metadata, **vocabulary}
     for name, value in entries.items():
-        if name == "general.architecture":
-            continue
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        elif isinstance(value, str):
-            writer.add_string(name, value)
-        else:
-            writer.add_array(name, value.tolist() if isinstance(value, np.ndarray) else list(value))
+        if name != "general.architecture":
+            add_entry(writer, name, value)
     with ModelFiles(model) as files:
         for tensor in model.tensors.values():
             data = np.empty((tensor.n_rows, tensor.n_bytes // tensor.n_rows), np.uint8)

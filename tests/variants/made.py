@@ -196,7 +196,7 @@ def _begin(path: Path, made: Made) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(str(path), made.architecture)
     writer.add_name("random weights")  # by some names llama.cpp expects tokens that are not there
     for key, value in made.entries.items():
-        _add_entry(writer, key if key.startswith("xielu.") else f"{made.architecture}.{key}", value)
+        add_entry(writer, key if key.startswith("xielu.") else f"{made.architecture}.{key}", value)
     add_tokenizer(writer, N_VOCAB)
     return writer
 
@@ -223,7 +223,8 @@ def _type_of(name: str, tensor: Tensor, kind: str) -> str:
     return "F16"
 
 
-def _add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+def add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
+    """Of the type that the value has; integers are u32."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -233,4 +234,4 @@ def _add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     elif isinstance(value, str):
         writer.add_string(key, value)
     else:
-        writer.add_array(key, list(value))
+        writer.add_array(key, value.tolist() if isinstance(value, np.ndarray) else list(value))

@@ -102,11 +102,10 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of ``source`` in the order of ``axes``."""
+class Derived:
+    """What is made of ``source``: of its kind and size, where a class does not say otherwise."""
 
     source: Values
-    axes: Axes
 
     @property
     def kind(self) -> str:
@@ -114,11 +113,22 @@ class Rows:
 
     @property
     def n_rows(self) -> int:
-        return self.axes.size
+        return self.source.n_rows
 
     @property
     def n_columns(self) -> int:
         return self.source.n_columns
+
+
+@dataclass(frozen=True)
+class Rows(Derived):
+    """Rows of ``source`` in the order of ``axes``."""
+
+    axes: Axes
+
+    @property
+    def n_rows(self) -> int:
+        return self.axes.size
 
     def rows(self, read: ReadBytes, start: int, stop: int) -> Array:
         numbers = self.axes.numbers(start, stop)
@@ -133,19 +143,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Columns:
+class Columns(Derived):
     """Columns of ``source`` in the order of ``axes``."""
 
-    source: Values
     axes: Axes
-
-    @property
-    def kind(self) -> str:
-        return self.source.kind
-
-    @property
-    def n_rows(self) -> int:
-        return self.source.n_rows
 
     @property
     def n_columns(self) -> int:
@@ -214,24 +215,17 @@ class Transposed:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Derived):
     """Values times scales, f32: matrices of ``n_inner`` rows one after the other, in each a scale for every block of
     ``block`` rows and columns, blocks at the end perhaps smaller. ``scales`` has a row for each row of blocks."""
 
-    source: Values
     scales: Values
     n_inner: int
     block: tuple[int, int]
 
-    kind = "F32"
-
     @property
-    def n_rows(self) -> int:
-        return self.source.n_rows
-
-    @property
-    def n_columns(self) -> int:
-        return self.source.n_columns
+    def kind(self) -> str:
+        return "F32"
 
     def rows(self, read: ReadBytes, start: int, stop: int) -> Array:
         if start == stop:
@@ -248,21 +242,14 @@ class Scaled:
 
 
 @dataclass(frozen=True)
-class Changed:
+class Changed(Derived):
     """f32, of what ``source`` has, after ``change``: ``plus 1``, or ``minus exp``, the nearest to it."""
 
-    source: Values
     change: str
 
-    kind = "F32"
-
     @property
-    def n_rows(self) -> int:
-        return self.source.n_rows
-
-    @property
-    def n_columns(self) -> int:
-        return self.source.n_columns
+    def kind(self) -> str:
+        return "F32"
 
     def rows(self, read: ReadBytes, start: int, stop: int) -> Array:
         found = to_f32(self.source.kind, self.source.rows(read, start, stop))

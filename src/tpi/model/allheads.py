@@ -9,7 +9,7 @@ from tpi.model.heads import Heads
 from tpi.model.numbers import inverse_root
 from tpi.model.states import FULL, KvState
 from tpi.model.steps import Rope, Steps, V
-from tpi.model.tensors import Tensors, bias_of
+from tpi.model.tensors import Tensors
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,11 @@ def attention_blocks(
         tensors.columns("o", at + "attn_output.weight", (heads.n * dim, n_embd), dim),
     )
     measures = (heads.measure(o),)
-    has_biases = at + "attn_qkv.bias" in tensors or at + "attn_q.bias" in tensors
-    biases = {slot.role: slot for slot in (heads.qkv_biases(tensors, at) if has_biases else ())}
-    slots = [*(norm_slots(tensors, "attn_norm", at + norm, n_embd, graph.norm) if norm else ())]
-    for slot in heads.qkv(tensors, at, n_embd):
-        slots += [slot, *((biases[bias_of(slot.role)],) if has_biases else ())]
+    before = norm_slots(tensors, "attn_norm", at + norm, n_embd, graph.norm) if norm else ()
+    slots = (*before, *heads.products(tensors, at, n_embd))
     leavings = Leavings(2, ((dim, 1), (dim, heads.group), (dim, heads.group)))
     made = AllHeads(graph.norm, state)
     return (
-        Block(index, "heads", layer, measures, tuple(slots), made, is_kept=True, leaves=leavings),
+        Block(index, "heads", layer, measures, slots, made, is_kept=True, leaves=leavings),
         Block(index + 1, "attention", layer, measures, o, graph, state, is_kept=is_kept),
     )

@@ -9,7 +9,7 @@ from tpi.model.heads import Heads
 from tpi.model.rope import factors_role
 from tpi.model.states import FULL
 from tpi.model.steps import Activation, Rope, Steps, Temperature, Unary, V
-from tpi.model.tensors import Tensors
+from tpi.model.tensors import Tensors, bias_of
 
 _COLUMNS = 1
 """Number of the measure of a network that is summed with attention; heads are the first."""
@@ -58,7 +58,7 @@ class Attention:
         q, scale = (g.scale(q, self.scale), 1.0) if self.is_query_scaled else (q, self.scale)
         v, sinks = g.biased("v", x), "sinks" if g.has("sinks") else None
         made = g.biased("o", g.rows(g.attention(q, k, v, scale, sinks, self.softcap)))
-        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
+        return g.scale(made, self.out_scale)
 
     def _heads(self, g: Steps[V], role: str, x: V) -> V:
         made = g.heads(g.biased(role, x), self.head_dim)
@@ -85,12 +85,12 @@ def attention_block(
     head_norms: HeadNorms = HeadNorms.NONE,
     factors: tuple[Slot, ...] = (),
     norm: str | None = "attn_norm",
-    has_out_bias: bool = False,
+    may_have_out_bias: bool = False,
     has_sinks: bool = False,
     is_kept: bool = False,
 ) -> Block:
     """The block of ``graph``. Biases of queries, keys and values are taken where the file has them, as llama.cpp does
-    for all architectures; ``has_out_bias``: that of the output, too. ``norm``: what the file calls the norm before;
+    for all architectures; ``may_have_out_bias``: that of the output, too. ``norm``: what files call the norm before;
     ``factors``: of the rotary embedding.
 
     Raises:
@@ -100,7 +100,7 @@ def attention_block(
     slots = (
         *(norm_slots(tensors, "attn_norm", f"{at}{norm}", n_embd, graph.norm) if norm else ()),
         *attention_slots(at, heads, n_embd, tensors, head_norms=head_norms, factors=factors, has_sinks=has_sinks),
-        *out_slots(at, heads, n_embd, tensors, has_bias=has_out_bias),
+        *out_slots(at, heads, n_embd, tensors, may_have_bias=may_have_out_bias),
     )
     state = replace(heads.state_of(window), has_sinks=has_sinks)
     return Block(index, "attention", layer, (heads.measure(slots),), slots, graph, state, is_kept=is_kept)
@@ -117,12 +117,10 @@ def attention_slots(
     has_sinks: bool = False,
 ) -> tuple[Slot, ...]:
     """What attention needs between the norm before it and its output; see :func:`attention_block`."""
-    slots = dict(zip("qkv", heads.qkv(tensors, at, n_embd), strict=True))
-    has_biases = at + "attn_qkv.bias" in tensors or at + "attn_q.bias" in tensors
-    biases = dict(zip("qkv", heads.qkv_biases(tensors, at), strict=True)) if has_biases else {}
+    slots = {slot.role: slot for slot in heads.products(tensors, at, n_embd)}
     found = list[Slot]()
     for role, n_heads, group in (("q", heads.n, 1), ("k", heads.n_kv, heads.group), ("v", heads.n_kv, heads.group)):
-        found += [slots[role], *((biases[role],) if has_biases else ())]
+        found += [slots[of] for of in (role, bias_of(role)) if of in slots]
         name = f"{at}attn_{role}_norm.weight"
         if role != "v" and head_norms is HeadNorms.ALIKE:
             found.append(tensors.copy(f"{role}_norm", name, heads.dim))
@@ -135,10 +133,11 @@ def attention_slots(
     return tuple(found)
 
 
-def out_slots(at: str, heads: Heads, n_embd: int, tensors: Tensors, *, has_bias: bool = False) -> tuple[Slot, ...]:
+def out_slots(at: str, heads: Heads, n_embd: int, tensors: Tensors, *, may_have_bias: bool = False) -> tuple[Slot, ...]:
     """The matrix of attention's output, and its bias."""
     o = tensors.columns("o", at + "attn_output.weight", (heads.n * heads.dim, n_embd), heads.dim)
-    bias = (tensors.first("o_bias", at + "attn_output.bias", (n_embd, 1)),) if has_bias else ()
+    name = at + "attn_output.bias"
+    bias = (tensors.first("o_bias", name, (n_embd, 1)),) if may_have_bias and name in tensors else ()
     return (o, *bias)
 
 

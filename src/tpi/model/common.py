@@ -71,7 +71,7 @@ class Ffn:
 
     def build(self, g: Steps[V]) -> V:
         made = feed_forward(g, self.norm.build(g, g.residual(), "ffn_norm"), self.activation)
-        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
+        return g.scale(made, self.out_scale)
 
 
 def ffn_block(
@@ -166,9 +166,7 @@ class Head:
     cap: float = 0.0
 
     def build(self, g: Steps[V]) -> V:
-        logits = g.biased("head", self.norm.build(g, g.residual(), "head_norm"))
-        if self.scale != 1.0:
-            logits = g.scale(logits, self.scale)
+        logits = g.scale(g.biased("head", self.norm.build(g, g.residual(), "head_norm")), self.scale)
         if not self.cap:
             return logits
         return g.scale(g.apply(Unary.TANH, g.scale(logits, inverse(self.cap))), self.cap)

@@ -63,6 +63,14 @@ class Heads:
         q, k, v = found
         return q, k, v
 
+    def products(self, tensors: Tensors, at: str, n_embd: int) -> tuple[Slot, ...]:
+        """The three matrices, each with its bias behind it where the file has biases; raises as :meth:`qkv`."""
+        matrices = self.qkv(tensors, at, n_embd)
+        if at + "attn_qkv.bias" not in tensors and at + "attn_q.bias" not in tensors:
+            return matrices
+        biases = self.qkv_biases(tensors, at)
+        return tuple(slot for pair in zip(matrices, biases, strict=True) for slot in pair)
+
     def _rows(self, n_each: int) -> tuple[tuple[str, int, int, int], ...]:
         """Role, rows, rows of a head, and how many query heads share it."""
         dim, kv_rows = self.dim, self.n_kv * self.dim

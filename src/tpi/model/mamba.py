@@ -173,7 +173,7 @@ class Out:
     def build(self, g: Steps[V]) -> V:
         normed = g.rms_scaled(g.left(0), g.some(g.left_sums(), 0, 1), self.n, self.eps, "out_norm")
         made = g.matmul("out", normed)
-        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
+        return g.scale(made, self.out_scale)
 
 
 @dataclass(frozen=True)
@@ -189,4 +189,4 @@ class Groups:
         if g.has("out_norm"):
             made = g.rows(g.rms_norm(g.heads(made, mamba.group * mamba.dim), "out_norm", self.scan.norm.eps))
         made = g.matmul("out", made)
-        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
+        return g.scale(made, self.out_scale)

@@ -88,9 +88,9 @@ class Metadata:
         return isinstance(value, tuple) and any(value)
 
     def windows(self, n_layers: int, pattern: int, usual: int | None = None) -> tuple[int, ...]:
-        """How many positions attention of every layer sees, 0: all; ``usual``: if the entry
-        is missing. By ``attention.sliding_window_pattern``: whether
-        each layer is one with a window, or of how many layers the last is without.
+        """How many positions attention of every layer sees, 0: all; ``usual``: if the file does not say. By
+        ``attention.sliding_window_pattern``: whether each layer is one with a window, or of how many layers the last is
+        without.
 
         Raises:
             ModelFileError: an entry is missing or impossible.

@@ -1,5 +1,6 @@
 """Rotary embeddings as the metadata of most architectures describe them."""
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -67,6 +68,17 @@ def read_rope(
         attention_factor=attention_factor,
         original_context=meta.integer("rope.scaling.original_context_length", n_context_train),
     )
+
+
+def read_near(meta: Metadata, rope: Rope) -> Rope:
+    """``rope`` as layers with a window have it, where it differs by its base alone.
+
+    Raises:
+        ModelFileError: the base is impossible.
+    """
+    base = meta.number("rope.freq_base_swa", rope.base)
+    meta.require(base > 0, "rope.freq_base_swa", base)
+    return replace(rope, base=base)
 
 
 def factors_slots(tensors: Tensors, rope: Rope) -> tuple[Slot, ...]:

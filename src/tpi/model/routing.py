@@ -93,7 +93,7 @@ class ExpertFfn:
             if g.has("shared_gate"):
                 shared = g.multiply(shared, g.apply(Unary.SIGMOID, g.matmul("shared_gate", x)))
             made = g.add(made, shared)
-        return made if self.out_scale == 1.0 else g.scale(made, self.out_scale)
+        return g.scale(made, self.out_scale)
 
 
 @dataclass(frozen=True)

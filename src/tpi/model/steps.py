@@ -152,7 +152,7 @@ class Steps(Protocol[V]):
         ...
 
     def scale(self, x: V, factor: float) -> V:
-        """``factor * x``."""
+        """``factor * x``; ``x`` itself if that is 1."""
         ...
 
     def apply(self, function: Ungated, x: V) -> V:

@@ -34,7 +34,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         found.append(
             attention_block(
                 len(found), layer, heads, n_embd, tensors, attention, head_norms=HeadNorms.ALIKE,
-                factors=factors, has_out_bias=f"blk.{layer}.attn_output.bias" in tensors,
+                factors=factors, may_have_out_bias=True,
             )
         )  # fmt: skip
         ffn = Ffn(norm, Xielu(alpha_n, alpha_p, beta, eps))

@@ -58,7 +58,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         found.append(
             attention_block(
                 len(found), layer, heads, n_embd, tensors, attention,
-                head_norms=head_norms, has_out_bias=details.has_biases and at + "attn_output.bias" in tensors,
+                head_norms=head_norms, may_have_out_bias=details.has_biases,
             )
         )  # fmt: skip
         found.append(ffn_block(len(found), layer, n_embd, n_ff, tensors, ffn, has_biases=details.has_biases))

@@ -10,7 +10,7 @@ from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
-from tpi.model.rope import factors_slots, inputs_with_factors, read_rope
+from tpi.model.rope import factors_slots, inputs_with_factors, read_near, read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import RopeStyle
 from tpi.model.tensors import Tensors
@@ -35,9 +35,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     windows, factors = (0,) * dimensions.n_layers, factors_slots(tensors, rope)
     if has_windows:
         windows = meta.windows(dimensions.n_layers, _PATTERN, _WINDOW)
-        base = meta.number("rope.freq_base_swa", rope.base)
-        meta.require(base > 0, "rope.freq_base_swa", base)
-        rope = replace(rope, base=base)
+        rope = read_near(meta, rope)
     attention, ffn, post_norm = Attention(heads.dim, norm, rope, inverse_root(heads.dim)), Ffn(norm), PostNorm(norm)
     for layer, window in enumerate(windows):
         is_turned = window > 0 or not has_windows

@@ -10,7 +10,7 @@ from tpi.model.heads import Heads, read_heads
 from tpi.model.inputs import Model, ModelInputs
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root, root
-from tpi.model.rope import read_rope
+from tpi.model.rope import read_near, read_rope
 from tpi.model.spec import Dimensions
 from tpi.model.steps import Activation, Rope, RopeStyle
 from tpi.model.tensors import Tensors
@@ -85,6 +85,4 @@ def _read_near(meta: Metadata, dimensions: Dimensions, heads: Heads, rope: Rope)
     """Of layers with a window: Gemma 3 does not stretch positions there."""
     if meta.architecture == "gemma3":
         return read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX, suffix="_swa")
-    base = meta.number("rope.freq_base_swa", rope.base)
-    meta.require(base > 0, "rope.freq_base_swa", base)
-    return replace(rope, base=base)
+    return read_near(meta, rope)

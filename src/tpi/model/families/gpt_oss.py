@@ -32,11 +32,12 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     attention = Attention(heads.dim, norm, rope, inverse_root(heads.dim))
     ffn = ExpertFfn(norm, Routing(Gating.LATER, False, 1.0, *read_groups(meta)))
     for layer, window in enumerate(meta.windows(dimensions.n_layers, _PATTERN)):
-        meta.require_tensor(f"blk.{layer}.attn_q.bias" in tensors, f"blk.{layer}.attn_q.bias")
+        for name in (f"blk.{layer}.attn_q.bias", f"blk.{layer}.attn_output.bias"):
+            meta.require_tensor(name in tensors, name)
         found.append(
             attention_block(
                 len(found), layer, heads, n_embd, tensors, attention,
-                window=window, has_out_bias=True, has_sinks=True,
+                window=window, may_have_out_bias=True, has_sinks=True,
             )
         )  # fmt: skip
         found.append(

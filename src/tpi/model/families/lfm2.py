@@ -7,7 +7,7 @@ from tpi.errors import UnsupportedModelError
 from tpi.model.attention import Attention, HeadNorms, attention_block
 from tpi.model.blocks import Block, measure_of
 from tpi.model.common import FFN_UNIT_COLUMNS, Ffn, Head, Norm, ffn_block, output_head, read_norm
-from tpi.model.heads import Heads
+from tpi.model.heads import read_heads
 from tpi.model.inputs import Model
 from tpi.model.metadata import Metadata
 from tpi.model.numbers import inverse_root
@@ -35,7 +35,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     meta.require(2 <= n_kernel <= 64, "shortconv.l_cache", n_kernel)
     for layer, n_kv in enumerate(meta.each("attention.head_count_kv", n_layers)):
         if n_kv:
-            heads = _read_heads(meta, n_embd, n_kv)
+            heads = read_heads(meta, dimensions, n_kv)
             rope = read_rope(meta, heads.dim, dimensions.n_context_train, RopeStyle.NEOX)
             attention = Attention(heads.dim, norm, rope, inverse_root(heads.dim))
             found.append(
@@ -53,13 +53,6 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
             found.append(expert_block(len(found), layer, n_embd, read_sizes(meta), tensors, ffn, has_choice_bias=True))
     found.append(output_head(len(found), dimensions, tensors, Head(norm), norm="token_embd_norm"))
     return Model(tuple(found))
-
-
-def _read_heads(meta: Metadata, n_embd: int, n_kv: int) -> Heads:
-    n = meta.sole("attention.head_count")
-    meta.require(n % n_kv == 0, "attention.head_count_kv", n_kv)
-    meta.require(n_embd % (2 * n) == 0, "attention.head_count", n)
-    return Heads(n, n_kv, n_embd // n)
 
 
 def _read_routing(meta: Metadata) -> Routing:

@@ -35,8 +35,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
         elif n_kv[layer]:
             heads = read_heads(meta, dimensions, n_kv[layer])
             attention = Attention(heads.dim, norm, None, inverse_root(heads.dim))
-            has_bias = f"blk.{layer}.attn_output.bias" in tensors
-            found.append(attention_block(len(found), layer, heads, n_embd, tensors, attention, has_out_bias=has_bias))
+            found.append(attention_block(len(found), layer, heads, n_embd, tensors, attention, may_have_out_bias=True))
         else:
             found += mamba_blocks(len(found), layer, n_embd, mamba, tensors, norm)
     found.append(output_head(len(found), dimensions, tensors, Head(norm)))

@@ -32,9 +32,11 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
     attention = Attention(heads.dim, norm, rope, inverse_root(heads.dim), is_query_scaled=True)
     ffn = ExpertFfn(norm, Routing(Gating.SOFTMAX, True, 1.0, *read_groups(meta)))
     for layer in range(dimensions.n_layers):
+        bias = f"blk.{layer}.attn_output.bias"
+        meta.require_tensor(bias in tensors, bias)
         found.append(
             attention_block(
-                len(found), layer, heads, n_embd, tensors, attention, factors=factors, has_out_bias=True
+                len(found), layer, heads, n_embd, tensors, attention, factors=factors, may_have_out_bias=True
             )
         )  # fmt: skip
         found.append(expert_block(len(found), layer, n_embd, sizes, tensors, ffn))

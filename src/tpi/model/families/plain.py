@@ -41,7 +41,9 @@ class Details:
     has_factors: bool = False
     """There may be factors of the rotary embedding."""
     has_out_bias: bool = False
-    """Attention's output may have one, and the head."""
+    """Attention's output may have one."""
+    has_head_bias: bool = False
+    """The head may."""
     has_ffn_biases: bool = False
     """The network's matrices may have some."""
     ffn_norm: str = "ffn_norm"
@@ -79,7 +81,7 @@ _DETAILS: Mapping[str, Details] = {
     "internlm2": Details(_NORMAL),
     "llama": _LLAMA,
     "mistral3": replace(_LLAMA, is_tempered=True),
-    "qwen2": Details(_NEOX),
+    "qwen2": Details(_NEOX, has_head_bias=True),
     "qwen2moe": Details(_NEOX, experts=Width.MAY_BE_TOLD, may_share=True, has_shared=True, is_normalised=False),
     "qwen3": Details(_NEOX, _ALIKE),
     "qwen3moe": Details(_NEOX, _ALIKE, experts=Width.MAY_BE_TOLD),
@@ -121,7 +123,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
                 attention_block(
                     len(found), layer, heads, n_embd, tensors, graph,
                     head_norms=details.head_norms, factors=factors,
-                    has_out_bias=details.has_out_bias and f"blk.{layer}.attn_output.bias" in tensors,
+                    may_have_out_bias=details.has_out_bias,
                 )
             )  # fmt: skip
         if layer >= n_dense and sizes is not None:
@@ -140,7 +142,7 @@ def model(meta: Metadata, dimensions: Dimensions, tensors: Tensors) -> Model:
                 )
             )  # fmt: skip
     head = Head(norm, inverse(factor.logits))
-    found.append(output_head(len(found), dimensions, tensors, head, has_bias=meta.architecture == "qwen2"))
+    found.append(output_head(len(found), dimensions, tensors, head, has_bias=details.has_head_bias))
     temperatures = () if attention.temperature is None else (attention.temperature,)
     inputs = inputs_with_factors(factors, attention.rope) if attention.rope else ModelInputs()
     return Model(tuple(found), replace(inputs, embedding_scale=factor.embeddings, temperatures=temperatures))

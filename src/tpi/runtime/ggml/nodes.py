@@ -164,7 +164,7 @@ class NodeBuilder:
         return self._append(self._base.ggml_mul(self._context, x, y))
 
     def scale(self, x: int, factor: float) -> int:
-        return self._append(self._base.ggml_scale(self._context, x, factor))
+        return x if factor == 1.0 else self._append(self._base.ggml_scale(self._context, x, factor))
 
     def apply(self, function: Ungated, x: int) -> int:
         if isinstance(function, Xielu):
